@@ -1,0 +1,1 @@
+"""The contract on disk: video decoding, time grid, annotations, store and shards, samples."""

@@ -1,0 +1,51 @@
+"""The errors that reach a user. Each message says what was wrong, what was given, what is allowed
+and what to do next.
+
+StorylineError
+├── UsageError      wrong command, option, configuration or annotation file     exit code 2
+├── StoreError      a store or shard that cannot be trusted or read             exit code 1
+└── InputError      one input (video, query) that cannot be processed           quarantine
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = ["InputError", "StoreError", "StorylineError", "UsageError", "nearest"]
+
+
+class StorylineError(Exception):
+    """Base of every error that Storyline raises on purpose."""
+
+
+class UsageError(StorylineError):
+    """The user asked for something that cannot be done; nothing was started."""
+
+
+class StoreError(StorylineError):
+    """A store, shard or recipe that cannot be read or trusted."""
+
+
+class InputError(StorylineError):
+    """One input cannot be processed; it goes to quarantine and stops nothing else.
+
+    Args:
+        reason: short machine-readable code, e.g. `no-video-stream`, `undecodable`.
+        message: a sentence for a person.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
+        return type(self), (self.reason, str(self))
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """A half sentence that names the nearest allowed word and all of them."""
+    allowed = sorted(allowed)
+    close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}allowed: {', '.join(allowed) or 'nothing'}"

@@ -1,0 +1,64 @@
+"""Ids, content hashes and recipe ids: how the store knows what is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data.errors import UsageError
+
+__all__ = ["canonical_json", "check_id", "digest", "file_sha256", "query_id", "short_digest", "state_sha256"]
+
+_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+def check_id(value: str, *, what: str = "video id") -> str:
+    """`value` if it is a safe id (`[A-Za-z0-9._-]{1,128}`, no path meaning), else UsageError."""
+    if not _ID.fullmatch(value) or value in {".", ".."} or value.startswith("."):
+        raise UsageError(
+            f"{what} {value!r} is not allowed: 1 to 128 letters, digits, '.', '_' or '-', "
+            "not starting with '.', and no path in it; rename it in the list of inputs"
+        )
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """The one JSON text of `value`: sorted keys, no blanks, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+
+
+def digest(value: Any) -> str:
+    """sha256 (64 hex) of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def short_digest(value: Any) -> str:
+    """First 16 hex of `digest`: recipe ids."""
+    return digest(value)[:16]
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 (64 hex) of the bytes of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def query_id(text: str) -> str:
+    """Store id of a query: the same sentence is encoded once, whatever its qid or dataset."""
+    return "q-" + hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def state_sha256(arrays: Mapping[str, Any]) -> str:
+    """sha256 of a mapping of numpy arrays: names, dtypes, shapes and bytes, in name order."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = arrays[name]
+        sha.update(f"{name}|{array.dtype.str}|{array.shape}|".encode())
+        sha.update(array.tobytes())
+    return sha.hexdigest()

@@ -1,0 +1,135 @@
+"""What the rest of Storyline says to a video decoder, and what it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.grid import Grid
+
+__all__ = ["Decoder", "FrameRequest", "Video", "VideoFacts", "View", "Window"]
+
+
+@dataclass(frozen=True)
+class Video:
+    """One media file, or the `[start_s, end_s)` part of one, under an id.
+
+    Args:
+        id: `video_id`, checked by `data.identity.check_id`.
+        path: the media file.
+        start_s: start of the part in seconds from the first frame of the file.
+        end_s: end of the part in seconds; None means the end of the file.
+    """
+
+    id: str
+    path: Path
+    start_s: float = 0.0
+    end_s: float | None = None
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What probing found. Times are from decoded timestamps, never from the header.
+
+    `duration_s` is the end of the last decodable frame minus the start of the part.
+    `width` and `height` are those of the upright picture (rotation applied).
+    `damaged` counts packets that the decoder refused; a video with some is *partial*.
+    """
+
+    duration_s: float
+    fps: float
+    frames: int
+    width: int
+    height: int
+    rotation: int
+    codec: str
+    pix_fmt: str
+    size_bytes: int
+    has_audio: bool
+    damaged: int
+
+    def grid(self, clip_len_s: float) -> Grid:
+        """The canonical clips of this video."""
+        return Grid(self.duration_s, clip_len_s)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON; `VideoFacts(**json)` is the inverse."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class View:
+    """How a frame becomes pixels: upright, short side scaled to `short_side` (long side
+    `int(long * short_side / short)`, bicubic, as ffmpeg's swscale does it), then a centre square
+    crop if `crop`. Two requests with equal views share the conversion of a frame.
+    """
+
+    short_side: int
+    crop: bool = True
+
+
+@dataclass(frozen=True)
+class FrameRequest:
+    """The frames that one consumer wants: `k` frames for each of `u` units (clips, timestamps).
+
+    The frame for a time is the last one whose timestamp is before it (`inclusive=False`, the
+    rule of ffmpeg's `fps` filter when asked with `(i + 1/2) / F`) or not after it
+    (`inclusive=True`, "the picture on the screen at t"); the first frame if there is none.
+    Times are compared with a tolerance of one microsecond.
+
+    Args:
+        name: who asks; windows carry it.
+        times_s: shape (u, k), seconds from the start of the (part of the) video. Units are
+            delivered in order; within a unit any order is allowed.
+        view: how the frames become pixels.
+        inclusive: whether a frame exactly at the time counts.
+    """
+
+    name: str
+    times_s: NDArray[np.float64]
+    view: View
+    inclusive: bool = False
+
+
+@dataclass(frozen=True)
+class Window:
+    """The frames of one unit of one request.
+
+    Args:
+        request: name of the request.
+        unit: index of the unit, 0..u-1.
+        frames: uint8 RGB, shape (k, H, W, 3).
+        times_s: timestamps of the frames that were really used, shape (k,).
+    """
+
+    request: str
+    unit: int
+    frames: NDArray[np.uint8]
+    times_s: NDArray[np.float64]
+
+
+class Decoder(Protocol):
+    """A way to decode: PyAV, decord, ... Chosen by name from `data.video.DECODERS`.
+
+    Both methods raise InputError with a reason from the documented list
+    (`missing`, `empty`, `not-media`, `no-video-stream`, `no-frames`, `damaged`, `undecodable`).
+    """
+
+    name: str
+
+    def probe(self, video: Video) -> VideoFacts:
+        """Decode the whole (part of the) video without keeping pictures."""
+        ...
+
+    def windows(self, video: Video, requests: Sequence[FrameRequest]) -> Iterator[Window]:
+        """Serve all requests from one sequential pass.
+
+        Windows of one request come in unit order; windows of different requests are interleaved
+        as the frames arrive. Memory is bounded by the widest window, not by the video.
+        """
+        ...

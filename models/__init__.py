@@ -1,0 +1,1 @@
+"""Networks only: backbones, captioners, text encoders and the retrieval family."""

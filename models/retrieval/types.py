@@ -1,0 +1,127 @@
+"""What flows through a retrieval model. B videos-with-query, L clips, T text tokens, Q moment
+queries, G ground-truth moments. Masks are True where something is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "Predictions", "Side", "StepContext", "Targets"]
+
+
+@dataclass(frozen=True)
+class Side:
+    """A named side stream on the clip grid, e.g. the narrative.
+
+    Args:
+        x: (B, L, Ds) float.
+        mask: (B, L) bool; False where the stream has nothing to say about a clip.
+    """
+
+    x: Tensor
+    mask: Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground truth of a batch; all padded, no lists, so that losses need no host loop.
+
+    Args:
+        spans: (B, G, 2) moments as (centre, width) in [0, 1] of the grid (`L * clip_len`).
+        span_mask: (B, G) bool.
+        saliency: (B, L) summed saliency label of each clip, 0 where not annotated.
+        positive: (B, P) int64 clip indices for the margin loss.
+        negative: (B, P) int64 clip indices for the margin loss, paired with `positive`.
+        pair_mask: (B, P) bool; False where a sample has no such pair.
+        in_moment: (B, L) bool, whether a clip lies in a ground-truth moment.
+    """
+
+    spans: Tensor
+    span_mask: Tensor
+    saliency: Tensor
+    positive: Tensor
+    negative: Tensor
+    pair_mask: Tensor
+    in_moment: Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Input of every retrieval model.
+
+    Args:
+        video: (B, L, Dv) float; normalised streams and, as last two columns, the clip's
+            `[i/L, (i+1)/L]` (TEF) of the sample's own length.
+        video_mask: (B, L) bool.
+        text: (B, T, Dt) float, normalised token states of the query.
+        text_mask: (B, T) bool.
+        side: side streams by name.
+        events: (B, E, 3) pseudo-events as (start, end, depth), start and end in [0, 1] of the
+            grid; None if not asked for.
+        event_mask: (B, E) bool.
+        video_ids: (B,) int64, equal for samples on the same video (false negatives).
+        targets: ground truth; None at inference.
+    """
+
+    video: Tensor
+    video_mask: Tensor
+    text: Tensor
+    text_mask: Tensor
+    side: Mapping[str, Side] = field(default_factory=dict)
+    events: Tensor | None = None
+    event_mask: Tensor | None = None
+    video_ids: Tensor | None = None
+    targets: Targets | None = None
+
+    def __len__(self) -> int:
+        return int(self.video.shape[0])
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """The same batch with every tensor on `device`."""
+
+        def move(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value.to(device, non_blocking=non_blocking)
+            if isinstance(value, Mapping):
+                return {key: move(each) for key, each in value.items()}
+            if isinstance(value, Side | Targets):
+                return replace(
+                    value, **{f.name: move(getattr(value, f.name)) for f in fields(value)}
+                )
+            return value
+
+        return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self)})
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Output of every retrieval model.
+
+    Args:
+        logits: (B, Q, 2), index 0 is foreground.
+        spans: (B, Q, 2) as (centre, width) in [0, 1] of the grid.
+        saliency: (B, L) unbounded scores; padded clips are meaningless.
+        layers: predictions of the earlier decoder layers, first layer first, without saliency.
+        extras: what plug-ins and losses need beside (`saliency_negative`, `memory`, ...),
+            documented by the part that provides it.
+    """
+
+    logits: Tensor
+    spans: Tensor
+    saliency: Tensor
+    layers: tuple[tuple[Tensor, Tensor], ...] = ()
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """Where training stands, for losses and plug-ins that depend on it."""
+
+    epoch: int = 0
+    step: int = 0
+    steps_per_epoch: int = 1

@@ -1,0 +1,70 @@
+"""The one seam between the loop and everything that knows about moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from data.grid import Grid
+from models.retrieval.types import Batch, StepContext
+
+__all__ = ["MomentBatch", "MomentTask", "Prediction", "QueryInfo"]
+
+
+@dataclass(frozen=True)
+class QueryInfo:
+    """What a prediction must know about its query and video."""
+
+    qid: int | str
+    query: str
+    video_id: str
+    grid: Grid
+
+
+@dataclass(frozen=True)
+class MomentBatch:
+    """Tensors for the model and, in the same order, facts for the predictions."""
+
+    tensors: Batch
+    queries: tuple[QueryInfo, ...]
+
+    def to(self, device: torch.device | str) -> MomentBatch:
+        """The same batch with its tensors on `device`."""
+        return MomentBatch(self.tensors.to(device, non_blocking=True), self.queries)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says about one query: a row of the QVHighlights submission format.
+
+    Args:
+        qid: id of the query as in the annotations.
+        query: the sentence.
+        video_id: the video.
+        windows: `(start_s, end_s, score)`, best first.
+        saliency: one score per clip of the grid; None for moment-retrieval-only models.
+    """
+
+    qid: int | str
+    query: str
+    video_id: str
+    windows: tuple[tuple[float, float, float], ...]
+    saliency: tuple[float, ...] | None = None
+
+
+class MomentTask(Protocol):
+    """What the loop sees of a model. It never names a model, a loss or a dataset."""
+
+    model: nn.Module
+
+    def losses(self, batch: MomentBatch, context: StepContext) -> Mapping[str, Tensor]:
+        """Weighted scalar loss terms; their sum is minimised. Keys are the names in the log."""
+        ...
+
+    def predict(self, batch: MomentBatch) -> Sequence[Prediction]:
+        """One prediction per query of the batch, in order."""
+        ...
