@@ -11,7 +11,15 @@ from typing import Any
 
 from data.errors import UsageError
 
-__all__ = ["canonical_json", "check_id", "digest", "file_sha256", "query_id", "short_digest", "state_sha256"]
+__all__ = [
+    "canonical_json",
+    "check_id",
+    "digest",
+    "file_sha256",
+    "query_id",
+    "short_digest",
+    "state_sha256",
+]
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 

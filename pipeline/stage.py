@@ -133,6 +133,9 @@ class Stage(ABC):
     def setup(self) -> None:
         """Build networks, open tables: once per worker, before the first item."""
 
+    def close(self) -> None:
+        """Release what `setup` took: once per worker, after the last item, if it ends in peace."""
+
     def recipe(self, upstream: Mapping[str, str]) -> Recipe:
         """The recipe of this stage on top of the recipe ids of what it reads."""
         return Recipe(self.name, self.version, self.params(), upstream, self.schema)

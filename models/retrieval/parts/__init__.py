@@ -1,0 +1,1 @@
+"""The parts that retrieval models are composed of, each once."""

@@ -1,0 +1,1 @@
+"""Components that compose with several bases: one file each."""

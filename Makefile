@@ -1,0 +1,43 @@
+# One word per task; CI runs `check` and `test`.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info[:2] <= (3,12))' 2>/dev/null && echo $$p && break; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+OUT ?= demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test check fix bench clean
+
+help:  ## list the tasks
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(READY)  ## create the environment and install both programs
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "Storyline needs Python 3.11 or 3.12; none was found. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,trainer,dev]'
+	@touch $(READY)
+
+demo: $(READY)  ## the whole road on a synthetic corpus: videos, shards, training, report
+	$(BIN)/pipeline demo --out $(OUT)
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/python -m pytest -q
+
+check: $(READY)  ## lint, format, types, import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fix: $(READY)  ## repair what ruff can repair
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## every script of benchmarks/: figures beside targets; CHECK=1 fails on a missed one
+	@status=0; for script in $(filter-out benchmarks/harness.py,$(sort $(wildcard benchmarks/*.py))); do \
+	    echo; echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script $(if $(CHECK),--check) || status=1; \
+	done; exit $$status
+
+clean:  ## remove what make demo wrote (the environment stays)
+	rm -rf demo

@@ -1,0 +1,228 @@
+"""Rows of JSON, one query per line, in the shape of QVHighlights.
+
+    {"qid": 9769, "query": "…", "duration": 150, "vid": "…", "relevant_windows": [[72, 82]],
+     "relevant_clip_ids": [36, 37], "saliency_scores": [[4, 3, 2], [4, 1, 3]], …}
+
+Every dataset is kept in a store in this shape; other fields of a row go to `Annotation.extra`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from data.annotations.types import Annotation
+from data.errors import UsageError
+from data.identity import canonical_json, check_id
+
+__all__ = ["Fields", "jsonl_bytes", "read_fields", "read_jsonl", "save_jsonl"]
+
+_KNOWN = {
+    "qid",
+    "query",
+    "duration",
+    "vid",
+    "relevant_windows",
+    "relevant_clip_ids",
+    "saliency_scores",
+}
+
+
+def read_jsonl(path: Path) -> list[Annotation]:
+    """Rows in normal form; UsageError naming file and line for a wrong one."""
+    return [fields.annotation() for fields in read_fields(path)]
+
+
+def save_jsonl(rows: Iterable[Annotation], path: Path) -> None:
+    """Write rows in normal form; the file is replaced at once."""
+    # The store keeps annotations, so it imports this module; this way round only on use.
+    from data.store.files import atomic_write
+
+    atomic_write(path, jsonl_bytes(rows))
+
+
+def jsonl_bytes(rows: Iterable[Annotation]) -> bytes:
+    """Rows in normal form; `read_jsonl` gives equal rows back."""
+    return b"".join(canonical_json(_to_json(row)).encode() + b"\n" for row in rows)
+
+
+def _to_json(row: Annotation) -> dict[str, Any]:
+    optional = {
+        "duration": row.duration_s,
+        "relevant_windows": row.windows,
+        "relevant_clip_ids": row.clip_ids,
+        "saliency_scores": row.saliency,
+    }
+    given = {name: value for name, value in optional.items() if value is not None}
+    return row.extra | {"qid": row.qid, "query": row.query, "vid": row.video_id} | given
+
+
+def read_fields(path: Path) -> Iterator[Fields]:
+    """The rows of a file, unchecked but for what they are: JSON objects with different qids.
+
+    Raises:
+        UsageError: no such file, not text, no rows, a line that is not a whole JSON object, a
+            number that is not finite, a qid that came before.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise UsageError(
+            f"cannot read the annotations {path}: {error.strerror}; name an existing JSONL file"
+        ) from None
+    first: dict[tuple[type, int | str], int] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        fields = Fields(path, number, _object(line, path, number))
+        qid = fields.qid()
+        before = first.setdefault((type(qid), qid), number)
+        if before != number:
+            fields.refuse(f"qid {qid!r} came before, in line {before}; every query needs its own")
+        yield fields
+    if not first:
+        raise UsageError(f"the annotations {path} hold no rows")
+
+
+def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+    where = f"{path}, line {number}"
+    try:
+        value = json.loads(line, parse_constant=_not_finite)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not a whole row of JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} is not a JSON object but {type(value).__name__}")
+    return value
+
+
+def _not_finite(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number that can be used")
+
+
+@dataclass(frozen=True)
+class Fields:
+    """One row of a file, from which fields are taken with their types checked.
+
+    Args:
+        path: the file.
+        line: number of the line, from 1.
+        row: the JSON object.
+    """
+
+    path: Path
+    line: int
+    row: dict[str, Any]
+
+    def refuse(self, problem: str) -> NoReturn:
+        """UsageError that names file and line."""
+        raise UsageError(f"{self.path}, line {self.line}: {problem}")
+
+    def demand(self, names: Iterable[str]) -> None:
+        """UsageError if a field is missing."""
+        missing = [name for name in names if self.row.get(name) is None]
+        if missing:
+            self.refuse(f"lacks {', '.join(map(repr, missing))}; it has {sorted(self.row)}")
+
+    def annotation(self) -> Annotation:
+        """The row in normal form, all its fields checked."""
+        self.demand(["qid", "query", "vid"])
+        clip_ids, saliency = self._saliency()
+        return Annotation(
+            qid=self.qid(),
+            query=self._query(),
+            video_id=self._video_id(),
+            duration_s=self._duration_s(),
+            windows=self._windows(),
+            clip_ids=clip_ids,
+            saliency=saliency,
+            extra={name: value for name, value in self.row.items() if name not in _KNOWN},
+        )
+
+    def qid(self) -> int | str:
+        """The id of the query."""
+        self.demand(["qid"])
+        qid = self.row["qid"]
+        if isinstance(qid, bool) or not isinstance(qid, int | str) or qid == "":
+            self.refuse(f"'qid' must be a whole number or a string, got {qid!r}")
+        return qid
+
+    def _query(self) -> str:
+        query = self.row["query"]
+        if not isinstance(query, str) or not query.strip():
+            self.refuse(f"'query' must be a sentence, got {query!r}")
+        return query
+
+    def _video_id(self) -> str:
+        video_id = self.row["vid"]
+        if not isinstance(video_id, str):
+            self.refuse(f"'vid' must be a string, got {video_id!r}")
+        try:
+            return check_id(video_id)
+        except UsageError as error:
+            self.refuse(str(error))
+
+    def _duration_s(self) -> float | None:
+        value = self.row.get("duration")
+        if value is None:
+            return None
+        duration_s = self._number(value, "duration")
+        if duration_s <= 0:
+            self.refuse(f"'duration' must be above 0 seconds, got {value}")
+        return duration_s
+
+    def _windows(self) -> tuple[tuple[float, float], ...] | None:
+        value = self.row.get("relevant_windows")
+        if value is None:
+            return None
+        windows = []
+        for each in self._list(value, "relevant_windows"):
+            if not isinstance(each, list) or len(each) != 2:
+                self.refuse(f"'relevant_windows' holds {each!r}, not [start, end]")
+            start, end = (self._number(edge, "relevant_windows") for edge in each)
+            if not 0 <= start < end:
+                self.refuse(f"window {each} must start at 0 s or later and before its end")
+            windows.append((start, end))
+        return tuple(windows)
+
+    def _saliency(
+        self,
+    ) -> tuple[tuple[int, ...] | None, tuple[tuple[float, ...], ...] | None]:
+        ids, scores = self.row.get("relevant_clip_ids"), self.row.get("saliency_scores")
+        if ids is None and scores is None:
+            return None, None
+        self.demand(["relevant_clip_ids", "saliency_scores"])
+        ids = self._list(ids, "relevant_clip_ids")
+        scores = self._list(scores, "saliency_scores")
+        if not all(type(each) is int and each >= 0 for each in ids) or len(set(ids)) < len(ids):
+            self.refuse("'relevant_clip_ids' must be different whole numbers from 0")
+        rows = tuple(
+            tuple(self._number(each, "saliency_scores") for each in self._list(row, "scores"))
+            for row in scores
+        )
+        widths = sorted(set(map(len, rows)))
+        if len(rows) != len(ids) or len(widths) > 1 or 0 in widths:
+            self.refuse(
+                f"'saliency_scores' must hold the same number of scores for each of the {len(ids)} "
+                f"clips of 'relevant_clip_ids', got {len(rows)} rows of {widths}"
+            )
+        return tuple(ids), rows
+
+    def _list(self, value: Any, name: str) -> list[Any]:
+        if not isinstance(value, list):
+            self.refuse(f"'{name}' must be a list, got {value!r}")
+        return value
+
+    def _number(self, value: Any, name: str) -> float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.refuse(f"'{name}' must hold numbers, got {value!r}")
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if not math.isfinite(number):
+            self.refuse(f"'{name}' must hold finite numbers, got {value!r}")
+        return number

@@ -1,0 +1,52 @@
+"""The rendered corpus of `data.synthetic`: rows as QVHighlights, clip length in `dataset.json`."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from data.annotations.formats import DATASETS, PostProcessing
+from data.annotations.qvhighlights import load_rows
+from data.annotations.types import Annotation
+from data.errors import UsageError
+
+__all__ = ["Synthetic"]
+
+
+class Synthetic:
+    """Nothing is done to predictions: its moments are not bound to the grid."""
+
+    name = "synthetic"
+    clip_len_s: float | None = None
+    post = PostProcessing()
+
+    def load(self, path: Path) -> list[Annotation]:
+        """The rows of a file; UsageError naming file and line for a wrong one."""
+        return load_rows(path)
+
+    def clip_len_at(self, path: Path) -> float:
+        """`clip_len_s` of the nearest `dataset.json`: in the folder of the file, or above it.
+
+        Raises:
+            UsageError: there is none, or it does not say.
+        """
+        folders = [path, *path.parents][:3]
+        found = [
+            folder / "dataset.json" for folder in folders if (folder / "dataset.json").is_file()
+        ]
+        if not found:
+            raise UsageError(
+                f"no dataset.json at {path} or in the two folders above; "
+                "a synthetic corpus is rendered with one"
+            )
+        try:
+            clip_len_s = float(json.loads(found[0].read_bytes())["clip_len_s"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise UsageError(f"{found[0]} has no usable 'clip_len_s': {error!r}") from None
+        if not (math.isfinite(clip_len_s) and clip_len_s > 0):
+            raise UsageError(f"{found[0]}: 'clip_len_s' must be above 0, got {clip_len_s}")
+        return clip_len_s
+
+
+DATASETS.register(Synthetic.name)(Synthetic())

@@ -1,0 +1,66 @@
+"""The child process of `IsolatedDecoder`: `python -m data.video.child`, jobs in, answers out."""
+
+from __future__ import annotations
+
+import os
+import queue
+import signal
+import sys
+import threading
+import traceback
+from typing import BinaryIO
+
+from data.errors import InputError, UsageError
+from data.video import open_decoder, wire
+
+__all__ = ["main"]
+
+
+def main() -> None:
+    """Answer jobs from standard input until it closes."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    # Libraries that print must not write between two messages.
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    jobs: queue.Queue[wire.Job] = queue.Queue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    while True:
+        try:
+            _answer(jobs.get(), answers)
+        except BrokenPipeError:
+            os._exit(0)
+
+
+def _listen(jobs: queue.Queue[wire.Job]) -> None:
+    """Read jobs. A decoder that hangs must not outlive the parent, so its end ends the process."""
+    while (message := wire.read(sys.stdin.buffer)) is not None:
+        jobs.put(wire.Job.unpack(message))
+    os._exit(0)
+
+
+def _answer(job: wire.Job, answers: BinaryIO) -> None:
+    try:
+        _work(job, answers)
+    except BrokenPipeError:
+        raise
+    except InputError as error:
+        header = {"kind": "input-error", "reason": error.reason, "message": str(error)}
+        wire.write(answers, header)
+    except UsageError as error:
+        wire.write(answers, {"kind": "usage-error", "message": str(error)})
+    except Exception:
+        wire.write(answers, {"kind": "failure", "message": traceback.format_exc()})
+
+
+def _work(job: wire.Job, answers: BinaryIO) -> None:
+    decoder = open_decoder(job.decoder)
+    if job.task == "probe":
+        wire.write(answers, {"kind": "facts", "facts": decoder.probe(job.video).to_json()})
+        return
+    for window in decoder.windows(job.video, job.requests):
+        wire.write(answers, *wire.pack_window(window))
+    wire.write(answers, {"kind": "done", "damaged": getattr(decoder, "damaged", 0)})
+
+
+if __name__ == "__main__":
+    main()

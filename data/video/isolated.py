@@ -1,0 +1,230 @@
+"""Decoding in a child process: a decoder that crashes or hangs costs one attempt, not a worker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Literal
+
+from data.errors import InputError, UsageError
+from data.video import wire
+from data.video.types import FrameRequest, Video, VideoFacts, Window
+from data.video.worker import Child, Work
+
+__all__ = ["IsolatedDecoder"]
+
+_FALL_BACK_ON = {"undecodable", "decoder-crashed", "decoder-timeout"}
+"""Failures that another decoder may not have. A missing file is missing for all of them."""
+
+_JOBS_PER_CHILD = 200
+"""A child is replaced after this many videos, so that leaks of a decoder stay small."""
+
+
+class IsolatedDecoder:
+    """A `Decoder` whose work is done in child processes, with fallbacks and prefetch.
+
+    Use it as a context manager or `close` it. One thread at a time; one iteration of `windows`
+    at a time. After each `probe` or first window, `used` is the name of the decoder that served.
+
+    A decoder that failed on a file is not tried on it again by this object, so the engine's next
+    attempt starts with the fallback. A failure after the first window is raised, never patched
+    up by another decoder, so that all frames of a row come from one.
+
+    Args:
+        decoder: name for `data.video.open_decoder`.
+        fallbacks: names that are tried in order when it crashes, hangs or cannot decode.
+        damaged: "quarantine" raises InputError(`damaged`) when packets were refused: after `probe`,
+            and at the end of `windows`.
+        timeout_s: longest silence of a child, in seconds, while the next answer is waited for.
+        buffer_bytes: decoded windows that may wait, per video (current and prefetched).
+    """
+
+    def __init__(
+        self,
+        decoder: str = "pyav",
+        fallbacks: Sequence[str] = ("decord",),
+        damaged: Literal["keep", "quarantine"] = "keep",
+        timeout_s: float = 300.0,
+        buffer_bytes: int = 128 * 2**20,
+    ) -> None:
+        self.name = decoder
+        self.used = decoder
+        self._decoders = tuple(dict.fromkeys((decoder, *fallbacks)))
+        self._damaged = damaged
+        self._timeout_s = timeout_s
+        self._buffer_bytes = buffer_bytes
+        self._idle: list[Child] = []
+        self._running: list[Work] = []
+        self._prefetched: Work | None = None
+        self._failed: set[tuple[str, str]] = set()
+
+    def __enter__(self) -> IsolatedDecoder:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def probe(self, video: Video) -> VideoFacts:
+        """Decode the whole (part of the) video without keeping pictures."""
+        for message in self._serve("probe", video, ()):
+            facts = VideoFacts(**message.header["facts"])
+            self._judge(video, facts.damaged)
+        return facts
+
+    def windows(self, video: Video, requests: Sequence[FrameRequest]) -> Iterator[Window]:
+        """Serve all requests from one sequential pass, ahead of the consumer within the buffer."""
+        for message in self._serve("windows", video, requests):
+            if message.header["kind"] == "window":
+                yield wire.unpack_window(message)
+            else:
+                self._judge(video, message.header["damaged"])
+
+    def prefetch(self, video: Video, requests: Sequence[FrameRequest]) -> None:
+        """Start decoding now for a later `windows` with the same video and requests.
+
+        It replaces an earlier prefetch that was not used.
+        """
+        job = self._job(self._order(video)[0], "windows", video, requests)
+        if self._prefetched is not None and self._prefetched.job.pack() == job.pack():
+            return
+        self._drop_prefetched()
+        self._prefetched = self._start(job)
+
+    def close(self) -> None:
+        """End all children; open iterations end with InputError(`decoder-crashed`)."""
+        self._drop_prefetched()
+        for work in list(self._running):
+            self._abandon(work)
+        for child in self._idle:
+            child.stop()
+            child.close()
+        self._idle.clear()
+
+    def _serve(
+        self, task: str, video: Video, requests: Sequence[FrameRequest]
+    ) -> Iterator[wire.Message]:
+        """Answers of the first decoder that gives one."""
+        failures: list[tuple[str, InputError]] = []
+        for name in self._order(video):
+            answered = False
+            try:
+                for message in self._answers(self._job(name, task, video, requests)):
+                    self.used, answered = name, True
+                    yield message
+                return
+            except InputError as error:
+                if error.reason not in _FALL_BACK_ON:
+                    raise
+                self._failed.add((name, str(video.path)))
+                failures.append((name, error))
+                if answered:
+                    break
+        raise _combined(failures) from failures[0][1]
+
+    def _answers(self, job: wire.Job) -> Iterator[wire.Message]:
+        work = self._started(job)
+        try:
+            while not work.finished:
+                yield self._next(work)
+        finally:
+            self._release(work)
+
+    def _next(self, work: Work) -> wire.Message:
+        """The next good answer of a child; everything else is an error."""
+        path = work.job.video.path
+        try:
+            message = work.take(self._timeout_s)
+        except TimeoutError:
+            self._abandon(work)
+            raise InputError(
+                "decoder-timeout",
+                f"{path}: decoder '{work.job.decoder}' gave nothing for {self._timeout_s:g} s and "
+                "was ended; encode the file again, or raise the time limit if it is very long",
+            ) from None
+        if message is None:
+            raise InputError(
+                "decoder-crashed",
+                f"{path}: decoder '{work.job.decoder}' died ({self._abandon(work)}); "
+                "encode the file again or leave it out",
+            )
+        _raise_error(work.job, message)
+        return message
+
+    def _order(self, video: Video) -> list[str]:
+        path = str(video.path)
+        left = [name for name in self._decoders if (name, path) not in self._failed]
+        return left or list(self._decoders)
+
+    def _job(
+        self, decoder: str, task: str, video: Video, requests: Sequence[FrameRequest]
+    ) -> wire.Job:
+        return wire.Job(task, decoder, video, tuple(requests))
+
+    def _started(self, job: wire.Job) -> Work:
+        prefetched = self._prefetched
+        if prefetched is not None and prefetched.job.pack() == job.pack():
+            self._prefetched = None
+            return prefetched
+        return self._start(job)
+
+    def _start(self, job: wire.Job) -> Work:
+        while self._idle and not self._idle[-1].alive:
+            self._idle.pop().close()
+        child = self._idle.pop() if self._idle else Child()
+        work = Work(child, job, self._buffer_bytes)
+        self._running.append(work)
+        return work
+
+    def _release(self, work: Work) -> None:
+        """Keep the child of a finished job for the next one; end any other."""
+        if work not in self._running:
+            return
+        if work.finished and work.child.jobs < _JOBS_PER_CHILD:
+            self._running.remove(work)
+            self._idle.append(work.child)
+        else:
+            self._abandon(work)
+
+    def _abandon(self, work: Work) -> str:
+        if work in self._running:
+            self._running.remove(work)
+        return work.abandon()
+
+    def _drop_prefetched(self) -> None:
+        if self._prefetched is not None:
+            self._abandon(self._prefetched)
+            self._prefetched = None
+
+    def _judge(self, video: Video, damaged: int) -> None:
+        if damaged and self._damaged == "quarantine":
+            raise InputError(
+                "damaged",
+                f"{video.path}: {damaged} packets could not be decoded and the policy is "
+                "'quarantine'; repair the file, or set damaged: keep to use the frames that decode",
+            )
+
+
+def _raise_error(job: wire.Job, message: wire.Message) -> None:
+    header = message.header
+    if header["kind"] == "input-error":
+        raise InputError(header["reason"], header["message"])
+    if header["kind"] == "usage-error":
+        raise UsageError(header["message"])
+    if header["kind"] == "failure":
+        raise InputError(
+            "decoder-crashed",
+            f"{job.video.path}: decoder '{job.decoder}' failed in an unforeseen way:\n"
+            f"{header['message']}",
+        )
+
+
+def _combined(failures: Sequence[tuple[str, InputError]]) -> InputError:
+    """The first failure, with what the fallbacks said."""
+    _, first = failures[0]
+    others = [f"fallback '{name}': {error}" for name, error in failures[1:]]
+    return InputError(first.reason, "; ".join([str(first), *others]))

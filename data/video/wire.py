@@ -1,0 +1,143 @@
+"""What the decoding child and its parent say to each other over pipes.
+
+A message is a little-endian `<header bytes: u32><payload bytes: u64>`, the header as JSON, and
+the payload as raw bytes. Nothing is pickled, so a child that was taken over by a crafted video
+can hand back wrong pixels but no code.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.video.types import FrameRequest, Video, View, Window
+
+__all__ = ["Job", "Message", "pack_window", "read", "unpack_window", "write"]
+
+_PREFIX = struct.Struct("<IQ")
+
+
+@dataclass(frozen=True)
+class Message:
+    """A header and its payload."""
+
+    header: dict[str, Any]
+    payload: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task for a child.
+
+    Args:
+        task: "probe" or "windows".
+        decoder: name for `open_decoder`.
+        video: the part to decode.
+        requests: for "windows".
+    """
+
+    task: str
+    decoder: str
+    video: Video
+    requests: tuple[FrameRequest, ...] = ()
+
+    def pack(self) -> tuple[dict[str, Any], bytes]:
+        """Header and payload; equal jobs give equal ones."""
+        times = [np.ascontiguousarray(each.times_s, dtype="<f8") for each in self.requests]
+        requests = [
+            {
+                "name": each.name,
+                "shape": list(array.shape),
+                "short_side": each.view.short_side,
+                "crop": each.view.crop,
+                "inclusive": each.inclusive,
+            }
+            for each, array in zip(self.requests, times, strict=True)
+        ]
+        video = self.video
+        header = {
+            "task": self.task,
+            "decoder": self.decoder,
+            "video": [video.id, str(video.path), video.start_s, video.end_s],
+            "requests": requests,
+        }
+        return header, b"".join(array.tobytes() for array in times)
+
+    @classmethod
+    def unpack(cls, message: Message) -> Job:
+        """The inverse of `pack`."""
+        header = message.header
+        times = message.payload.view("<f8")
+        requests, used = [], 0
+        for each in header["requests"]:
+            size = int(np.prod(each["shape"]))
+            array = times[used : used + size].reshape(each["shape"])
+            view = View(each["short_side"], each["crop"])
+            requests.append(FrameRequest(each["name"], array, view, each["inclusive"]))
+            used += size
+        video_id, path, start_s, end_s = header["video"]
+        video = Video(video_id, Path(path), start_s, end_s)
+        return cls(header["task"], header["decoder"], video, tuple(requests))
+
+
+def write(file: BinaryIO, header: dict[str, Any], *payload: bytes | memoryview) -> None:
+    """Send one message."""
+    text = json.dumps(header).encode()
+    file.write(_PREFIX.pack(len(text), sum(len(part) for part in payload)) + text)
+    for part in payload:
+        file.write(part)
+    file.flush()
+
+
+def read(file: BinaryIO) -> Message | None:
+    """Receive one message; None when the other side is gone."""
+    prefix = _exactly(file, _PREFIX.size)
+    if prefix is None:
+        return None
+    header_size, payload_size = _PREFIX.unpack(prefix.data)
+    header = _exactly(file, header_size)
+    payload = _exactly(file, payload_size)
+    if header is None or payload is None:
+        return None
+    return Message(json.loads(header.tobytes()), payload)
+
+
+def pack_window(window: Window) -> tuple[dict[str, Any], memoryview, memoryview]:
+    """A window as message: header, pixels, times."""
+    header = {
+        "kind": "window",
+        "request": window.request,
+        "unit": window.unit,
+        "shape": list(window.frames.shape),
+    }
+    frames = np.ascontiguousarray(window.frames).reshape(-1)
+    times = np.ascontiguousarray(window.times_s, dtype="<f8").view(np.uint8)
+    return header, frames.data, times.data
+
+
+def unpack_window(message: Message) -> Window:
+    """The inverse of `pack_window`; the pixels are a view of the payload."""
+    shape: Sequence[int] = message.header["shape"]
+    size = int(np.prod(shape))
+    times = np.frombuffer(message.payload[size:].tobytes(), dtype="<f8")
+    frames = message.payload[:size].reshape(shape)
+    return Window(message.header["request"], message.header["unit"], frames, times)
+
+
+def _exactly(file: BinaryIO, size: int) -> NDArray[np.uint8] | None:
+    buffer = np.empty(size, dtype=np.uint8)
+    view = buffer.data
+    done = 0
+    while done < size:
+        got = file.readinto(view[done:])  # type: ignore[attr-defined]
+        if not got:
+            return None
+        done += got
+    return buffer

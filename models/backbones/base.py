@@ -1,0 +1,197 @@
+"""What a backbone is: frames of a clip in, one feature vector out."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from data.registry import Registry
+from models.calibration import Standardise, moving_shapes
+from models.weights import (
+    Checkpoint,
+    Layout,
+    Weights,
+    fill_seeded,
+    load_strictly,
+    tensors_sha256,
+)
+
+__all__ = ["BACKBONES", "Backbone", "channels_first", "he_uniform"]
+
+BACKBONES: Registry[type[Backbone]] = Registry("backbone")
+"""All backbones by name. A module adds its class with `@BACKBONES.register("name")`."""
+
+_CALIBRATION_CLIPS = 48
+
+
+class Backbone(nn.Module, ABC):
+    """A frozen network that turns the frames of a clip into one vector.
+
+    Random weights may be *calibrated*: the features of an untrained network differ far less between
+    pictures than between dimensions, so the outputs are standardised per dimension by constants
+    that are measured once, in the constructor, on seeded drawings (DESIGN §8). The constants are
+    weights: buffers of the module, part of `weights.sha256`.
+
+    Attributes:
+        dim: D, length of the feature vector.
+        frames: k, frames per clip; where the window grows with the clip (I3D), the smallest.
+        size: edge in pixels of the square pictures that the network sees.
+        short_side: pixels that the short side of a frame is scaled to before the centre crop.
+        weights: where the weights come from.
+    """
+
+    name: ClassVar[str]
+    PRESETS: ClassVar[dict[str, dict[str, Any]]]
+    """Named sets of constructor options; `full` is the published architecture."""
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        *,
+        dim: int,
+        frames: int,
+        size: int,
+        short_side: int | None = None,
+    ) -> None:
+        super().__init__()
+        # torch's own initialisation would move the caller's random state.
+        with torch.random.fork_rng(devices=[]):
+            self.net = build()
+        self.dim, self.frames, self.size = dim, frames, size
+        self.short_side = size if short_side is None else short_side
+        self.output = nn.Identity()
+        self.weights = Weights("random", "", "")
+
+    def _settle(
+        self,
+        checkpoint: Checkpoint | None,
+        layouts: Sequence[Layout],
+        seed: int,
+        scale: Callable[[str, Tensor], tuple[float, float]],
+        calibrated: bool,
+    ) -> None:
+        """Give the network its weights, for good."""
+        if checkpoint is not None:
+            self.weights = load_strictly(self.net, checkpoint, layouts, f"{self.name} {self._shape}")
+        else:
+            fill_seeded(self.net, seed, scale)
+        self.eval().requires_grad_(False)
+        if checkpoint is None:
+            if calibrated:
+                self.output = Standardise.measured(self._on_drawings(seed))
+            self.weights = Weights("random", tensors_sha256(self), f"seed {seed}")
+
+    @property
+    def _shape(self) -> str:
+        return f"with {self.dim}-d features"
+
+    def _on_drawings(self, seed: int) -> Tensor:
+        """Raw features (n, dim) of seeded drawings, in float64 so that they round alike anywhere."""
+        drawings = moving_shapes(seed, _CALIBRATION_CLIPS, self.frames, self.size)
+        self.double()
+        with torch.no_grad():
+            out = self.features(self.preprocess(torch.from_numpy(drawings)).double())
+        self.float()
+        return out
+
+    @abstractmethod
+    def clip_times(
+        self,
+        starts_s: NDArray[np.float64],
+        clip_len_s: float,
+        *,
+        native_fps: float | None = None,
+        duration_s: float | None = None,
+    ) -> NDArray[np.float64]:
+        """When to look for the frames of each clip.
+
+        Args:
+            starts_s: start of each clip in seconds, shape (N,).
+            clip_len_s: length of a clip in seconds.
+            native_fps: average frame rate of the file; only some sampling rules need it.
+            duration_s: length of the video in seconds; only some sampling rules need it.
+
+        Returns:
+            Seconds, shape (N, k). The frame wanted is the last one *before* the time
+            (`FrameRequest(inclusive=False)`), or the first of the video if there is none: frame j of
+            ffmpeg's `fps=F` filter is the one for `(j + 1/2) / F`.
+        """
+
+    @abstractmethod
+    def preprocess(self, frames: Tensor) -> Tensor:
+        """uint8 (B, k, H, W, 3) RGB to the float batch that `forward` takes, on the same device.
+
+        Frames larger than `size` are cropped at the centre; smaller ones are a ValueError.
+        """
+
+    @abstractmethod
+    def features(self, batch: Tensor) -> Tensor:
+        """Preprocessed batch to (B, dim), before the output affine."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Preprocessed float batch, (B, 3, H, W) or (B, 3, T, H, W), to features (B, dim)."""
+        out: Tensor = self.output(self.features(batch))
+        return out
+
+    @torch.inference_mode()
+    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """uint8 frames (B, k, H, W, 3) to features (B, dim), on the device of the weights."""
+        device = next(self.net.parameters()).device
+        batch = self.preprocess(torch.from_numpy(np.ascontiguousarray(frames)).to(device))
+        out: NDArray[np.float32] = self(batch).float().cpu().numpy()
+        return out
+
+    def params(self) -> dict[str, Any]:
+        """Plain JSON that determines the features of given frames, and which frames: the recipe."""
+        return {
+            "backbone": self.name,
+            "dim": self.dim,
+            "size": self.size,
+            "short_side": self.short_side,
+            "weights": self.weights.recipe(),
+            "calibrated": isinstance(self.output, Standardise),
+        }
+
+    @staticmethod
+    def _centred_times(
+        starts_s: NDArray[np.float64],
+        clip_len_s: float,
+        rate_fps: float,
+        count: int,
+        stride: int = 1,
+    ) -> NDArray[np.float64]:
+        """Times (N, count) of every `stride`-th of `count * stride` frames around clip centres."""
+        centre = (np.asarray(starts_s, dtype=np.float64) + clip_len_s / 2) * rate_fps
+        first = np.floor(centre - count * stride / 2 + 0.5)
+        index = first[:, None] + stride * np.arange(count)
+        return (np.maximum(index, 0) + 0.5) / rate_fps
+
+    def _cropped(self, frames: Tensor) -> Tensor:
+        height, width = frames.shape[-3:-1]
+        if min(height, width) < self.size:
+            raise ValueError(
+                f"{self.name} needs frames of at least {self.size} pixels, got {height}x{width}"
+            )
+        top, left = (height - self.size) // 2, (width - self.size) // 2
+        return frames[..., top : top + self.size, left : left + self.size, :]
+
+
+def channels_first(frames: Tensor) -> Tensor:
+    """uint8 (B, T, H, W, 3) to contiguous float32 (B, 3, T, H, W)."""
+    return frames.permute(0, 4, 1, 2, 3).contiguous().float()
+
+
+def he_uniform(name: str, tensor: Tensor) -> tuple[float, float]:
+    """Offset and amplitude for random convolutional networks with ReLU (He et al. 2015)."""
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf == "running_var" or (leaf == "weight" and tensor.ndim < 2):
+        return 1.0, 0.0
+    if tensor.ndim < 2:
+        return 0.0, 0.0
+    return 0.0, float((6 / tensor[0].numel()) ** 0.5)

@@ -1,0 +1,230 @@
+"""Models and plug-ins by name, and how they are put together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from data.errors import UsageError, nearest
+from data.registry import Registry
+from models.retrieval.criterion import Criterion
+from models.retrieval.decode import Decoding
+from models.retrieval.model import RetrievalModel
+from models.retrieval.official import OfficialLayout, fill, read_checkpoint
+from models.retrieval.stages import Parts
+
+__all__ = [
+    "MODELS",
+    "PLUGINS",
+    "PRESETS",
+    "Blueprint",
+    "Dims",
+    "ModelFamily",
+    "Options",
+    "Plugin",
+    "Preset",
+    "create_model",
+    "list_models",
+    "load_official",
+    "read_options",
+]
+
+Preset = Literal["fixed", "release", "paper"]
+PRESETS: tuple[Preset, ...] = ("fixed", "release", "paper")
+
+
+class Options(BaseModel):
+    """Options of a model or plug-in: unknown ones are errors, values are checked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+O = TypeVar("O", bound=Options)  # noqa: E741
+
+
+@dataclass(frozen=True)
+class Dims:
+    """Widths of what comes in.
+
+    Args:
+        video: features of a clip, with the two TEF columns.
+        text: features of a word.
+        sides: features of each side stream.
+    """
+
+    video: int
+    text: int
+    sides: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Blueprint:
+    """A model before it is composed; plug-ins change `parts` and the criterion's terms there.
+
+    Args:
+        parts: along the path; `parts.terms` are the loss terms.
+        criterion: makes the criterion of the final terms.
+        decoding: how spans become windows.
+        width: features between the parts.
+    """
+
+    parts: Parts
+    criterion: Callable[[Parts], Criterion]
+    decoding: Decoding
+    width: int
+
+
+@dataclass(frozen=True)
+class ModelFamily(Generic[O]):
+    """One base model: what a file of this package registers.
+
+    Args:
+        options: its options with the defaults of the `fixed` preset.
+        presets: what `release` and `paper` change.
+        build: makes the blueprint.
+        official: its public checkpoint layout.
+        inert: regular expressions of parameters that the public layout has and that cannot
+            influence the output.
+    """
+
+    options: type[O]
+    presets: Mapping[Preset, Mapping[str, Any]]
+    build: Callable[[Dims, O], Blueprint]
+    official: OfficialLayout
+    inert: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plugin(Generic[O]):
+    """A component that composes with several bases: what a file of `plugins` registers.
+
+    Args:
+        stage: where on the path it acts.
+        requires: what the path must provide there, e.g. `side.narrative`.
+        options: its options.
+        apply: changes a blueprint.
+    """
+
+    stage: str
+    requires: frozenset[str]
+    options: type[O]
+    apply: Callable[[Blueprint, Dims, O], Blueprint]
+
+
+MODELS: Registry[ModelFamily[Any]] = Registry("model")
+PLUGINS: Registry[Plugin[Any]] = Registry("plug-in")
+
+
+def list_models() -> list[str]:
+    """Names that `create_model` takes."""
+    return MODELS.names()
+
+
+def create_model(
+    name: str,
+    *,
+    video_dim: int,
+    text_dim: int,
+    preset: Preset = "fixed",
+    plugins: Mapping[str, Mapping[str, Any]] | None = None,
+    side_dims: Mapping[str, int] | None = None,
+    **options: Any,
+) -> RetrievalModel:
+    """Build a retrieval model.
+
+    The base is initialised before its plug-ins, so that under one seed it has the same weights
+    with and without them.
+
+    Args:
+        name: one of `list_models()`.
+        video_dim: features of a clip, with the two TEF columns.
+        text_dim: features of a word.
+        preset: `fixed` is the paper with the defects of its code mended, `release` what the
+            public code does, `paper` what the paper says.
+        plugins: options of each plug-in by its name, in the order in which they act.
+        side_dims: features of each side stream that the batches carry.
+        options: options of the model; they win over the preset's.
+
+    Raises:
+        UsageError: an unknown name, preset, plug-in or option, a value that is not allowed, or
+            parts that do not fit.
+    """
+    family = MODELS.get(name)
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset '{preset}'; {nearest(preset, PRESETS)}")
+    dims = Dims(video_dim, text_dim, dict(side_dims or {}))
+    merged = {**family.presets.get(preset, {}), **options}
+    chosen = read_options(f"model '{name}'", family.options, merged)
+    blueprint = family.build(dims, chosen)
+    settings: dict[str, Options] = {}
+    for key, values in (plugins or {}).items():
+        plugin = PLUGINS.get(key)
+        settings[key] = read_options(f"plug-in '{key}'", plugin.options, values)
+        blueprint = plugin.apply(blueprint, dims, settings[key])
+    recipe = {
+        "name": name,
+        "video_dim": video_dim,
+        "text_dim": text_dim,
+        "preset": preset,
+        "plugins": {key: each.model_dump() for key, each in settings.items()},
+        "side_dims": dict(dims.sides),
+        **chosen.model_dump(),
+    }
+    return RetrievalModel(
+        blueprint.parts,
+        blueprint.criterion(blueprint.parts),
+        decoding=blueprint.decoding,
+        recipe=recipe,
+        sides=tuple(dims.sides),
+    )
+
+
+def load_official(name: str, checkpoint: Path | str | Mapping[str, Any]) -> RetrievalModel:
+    """A model with the weights of a public checkpoint, built with the `release` preset.
+
+    Args:
+        name: one of `list_models()`.
+        checkpoint: a file of the public code, or a mapping with `model` (state dict in the public
+            layout) and `opt` (options under their public names).
+
+    Returns:
+        The model in eval mode.
+
+    Raises:
+        UsageError: the file cannot be read safely, an option is not supported, or a tensor is
+            missing, unexpected or of another shape; all of them are named.
+    """
+    layout = MODELS.get(name).official
+    weights, public = read_checkpoint(checkpoint)
+    model = create_model(name, preset="release", **layout.options(public, weights))
+    fill(model, layout, weights)
+    return model.eval()
+
+
+def read_options(owner: str, options: type[O], values: Mapping[str, Any]) -> O:
+    """Check options.
+
+    Args:
+        owner: whose options they are, for the error message.
+        options: their model.
+        values: what was given.
+
+    Raises:
+        UsageError: an option that does not exist, with the nearest that does, or a value that is
+            not allowed.
+    """
+    for key in values:
+        if key not in options.model_fields:
+            raise UsageError(f"{owner} has no option '{key}'; {nearest(key, options.model_fields)}")
+    try:
+        return options(**values)
+    except ValidationError as error:
+        reasons = "; ".join(
+            f"{'.'.join(map(str, each['loc'])) or 'options'}: {each['msg']}, got {each['input']!r}"
+            for each in error.errors()
+        )
+        raise UsageError(f"{owner} cannot be built: {reasons}") from error

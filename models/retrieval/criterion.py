@@ -1,0 +1,266 @@
+"""Loss terms and their sum: what is optimised is exactly what the terms return."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from data.errors import UsageError
+from models.retrieval.parts import losses
+from models.retrieval.parts.matcher import Matcher
+from models.retrieval.types import Batch, Predictions, StepContext, Targets
+
+__all__ = [
+    "Criterion",
+    "LabelTerm",
+    "LossTerm",
+    "MarginTerm",
+    "NegativePairTerm",
+    "Outcome",
+    "RankTerm",
+    "SpanGIoUTerm",
+    "SpanL1Term",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a loss term may read. ℓ decoder layers, first layer first.
+
+    Args:
+        logits: (ℓ, B, Q, 2).
+        spans: (ℓ, B, Q, 2).
+        matched: (ℓ, B, G) query of every moment, meaningless where `targets.span_mask` is False.
+        predictions: of the last layer, with saliency and extras.
+        batch: what the model was given.
+        targets: its ground truth.
+        context: where training stands.
+    """
+
+    logits: Tensor
+    spans: Tensor
+    matched: Tensor
+    predictions: Predictions
+    batch: Batch
+    targets: Targets
+    context: StepContext
+
+    def matched_spans(self) -> Tensor:
+        """(ℓ, B, G, 2) predicted span of every moment."""
+        index = self.matched.unsqueeze(-1).expand(*self.matched.shape, 2)
+        return self.spans.gather(-2, index)
+
+    def is_matched(self) -> Tensor:
+        """(ℓ, B, Q) bool, whether a query answers for a moment."""
+        count = self.matched.new_zeros(self.logits.shape[:-1])
+        real = self.targets.span_mask.expand_as(self.matched).to(count.dtype)
+        return count.scatter_add(-1, self.matched, real) > 0
+
+
+class LossTerm:
+    """One named loss.
+
+    Args:
+        weight: factor in the sum; a term with weight 0 is left out of a criterion.
+    """
+
+    name: str
+    requires: frozenset[str] = frozenset()
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, outcome: Outcome) -> Tensor:
+        """Unweighted loss: a scalar, or (ℓ,) with one value for every decoder layer."""
+        raise NotImplementedError
+
+
+class SpanL1Term(LossTerm):
+    """L1 of matched (centre, width)."""
+
+    name = "span"
+    requires = frozenset({"logits", "spans"})
+
+    def __call__(self, outcome: Outcome) -> Tensor:
+        """(ℓ,)."""
+        targets = outcome.targets
+        return losses.span_l1(outcome.matched_spans(), targets.spans, targets.span_mask)
+
+
+class SpanGIoUTerm(LossTerm):
+    """1 − gIoU of matched moments."""
+
+    name = "giou"
+    requires = frozenset({"logits", "spans"})
+
+    def __call__(self, outcome: Outcome) -> Tensor:
+        """(ℓ,)."""
+        targets = outcome.targets
+        return losses.span_giou(outcome.matched_spans(), targets.spans, targets.span_mask)
+
+
+class LabelTerm(LossTerm):
+    """Foreground against background.
+
+    Args:
+        weight: factor in the sum.
+        background: weight of queries without a moment.
+    """
+
+    name = "label"
+    requires = frozenset({"logits", "spans"})
+
+    def __init__(self, weight: float, *, background: float) -> None:
+        super().__init__(weight)
+        self.background = background
+
+    def __call__(self, outcome: Outcome) -> Tensor:
+        """(ℓ,)."""
+        return losses.label_cross_entropy(
+            outcome.logits, outcome.is_matched(), background=self.background
+        )
+
+
+class MarginTerm(LossTerm):
+    """Hinge between the saliency of paired clips.
+
+    Args:
+        weight: factor in the sum.
+        margin: Δ.
+    """
+
+    name = "margin"
+    requires = frozenset({"saliency"})
+
+    def __init__(self, weight: float, *, margin: float) -> None:
+        super().__init__(weight)
+        self.margin = margin
+
+    def __call__(self, outcome: Outcome) -> Tensor:
+        """Scalar."""
+        targets = outcome.targets
+        return losses.margin_loss(
+            outcome.predictions.saliency,
+            targets.positive,
+            targets.negative,
+            targets.pair_mask,
+            margin=self.margin,
+        )
+
+
+class RankTerm(LossTerm):
+    """Rank-aware contrast of the clips under the right text, and under a wrong one if a pass
+    provides it.
+
+    Args:
+        weight: factor in the sum.
+        against_negative: whether the clips under the wrong text join the contrast.
+    """
+
+    name = "rank"
+
+    def __init__(self, weight: float, *, against_negative: bool) -> None:
+        super().__init__(weight)
+        self.against_negative = against_negative
+        wrong = {"saliency_negative", "negative_mask"} if against_negative else set()
+        self.requires = frozenset({"saliency"} | wrong)
+
+    def __call__(self, outcome: Outcome) -> Tensor:
+        """Scalar."""
+        scores, labels = outcome.predictions.saliency, outcome.targets.saliency
+        mask = outcome.batch.video_mask
+        if self.against_negative:
+            wrong = outcome.predictions.extras["saliency_negative"]
+            scores = torch.cat([scores, wrong], dim=1)
+            labels = torch.cat([labels, torch.zeros_like(labels)], dim=1)
+            mask = torch.cat([mask, _negative_clips(outcome)], dim=1)
+        return losses.rank_loss(scores, labels, mask)
+
+
+class NegativePairTerm(LossTerm):
+    """No clip is salient under a wrong text.
+
+    Args:
+        weight: factor in the sum.
+        log: as `negative_pair_loss`.
+    """
+
+    name = "negative_pair"
+    requires = frozenset({"saliency_negative", "negative_mask"})
+
+    def __init__(self, weight: float, *, log: Literal["softplus", "log"]) -> None:
+        super().__init__(weight)
+        self.log: Literal["softplus", "log"] = log
+
+    def __call__(self, outcome: Outcome) -> Tensor:
+        """Scalar."""
+        scores = outcome.predictions.extras["saliency_negative"]
+        return losses.negative_pair_loss(scores, _negative_clips(outcome), log=self.log)
+
+
+def _negative_clips(outcome: Outcome) -> Tensor:
+    """(B, L) bool, real clips of samples for which a wrong text was found."""
+    return outcome.batch.video_mask & outcome.predictions.extras["negative_mask"].unsqueeze(1)
+
+
+class Criterion:
+    """The weighted terms of a model; their sum is minimised.
+
+    Args:
+        terms: loss terms; those of weight 0 are left out.
+        matcher: gives every moment its query.
+        every_layer: whether the moment terms also count for the earlier decoder layers.
+
+    Raises:
+        UsageError: two terms of one name, or none that counts.
+    """
+
+    def __init__(
+        self, terms: Iterable[LossTerm], matcher: Matcher, *, every_layer: bool = True
+    ) -> None:
+        self.terms = tuple(term for term in terms if term.weight != 0)
+        self.matcher = matcher
+        self.every_layer = every_layer
+        names = [term.name for term in self.terms]
+        if not names or len(set(names)) < len(names):
+            raise UsageError(
+                f"a criterion needs at least one loss term with a weight other than 0, and each "
+                f"name once; got {names or 'none'}"
+            )
+
+    def __call__(
+        self, predictions: Predictions, batch: Batch, context: StepContext
+    ) -> dict[str, Tensor]:
+        """Weighted scalar terms by name; those of earlier decoder layers end in `_<layer>`.
+
+        Raises:
+            UsageError: the batch has no targets.
+        """
+        if batch.targets is None:
+            raise UsageError(
+                "losses need the ground truth, and this batch has no targets; "
+                "train on a split whose annotations have moments"
+            )
+        outcome = self._outcome(predictions, batch, batch.targets, context)
+        weighted: dict[str, Tensor] = {}
+        for term in self.terms:
+            value = term(outcome) * term.weight
+            *earlier, last = value.unbind() if value.dim() else (value,)
+            weighted[term.name] = last
+            weighted.update({f"{term.name}_{i}": each for i, each in enumerate(earlier)})
+        return weighted
+
+    def _outcome(
+        self, predictions: Predictions, batch: Batch, targets: Targets, context: StepContext
+    ) -> Outcome:
+        layers = (predictions.layers if self.every_layer else ()) + (
+            (predictions.logits, predictions.spans),
+        )
+        logits = torch.stack([each[0] for each in layers]).float()
+        spans = torch.stack([each[1] for each in layers]).float()
+        matched = self.matcher(logits, spans, targets.spans, targets.span_mask)
+        return Outcome(logits, spans, matched, predictions, batch, targets, context)

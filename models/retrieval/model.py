@@ -1,0 +1,160 @@
+"""One model of the family: its parts along the path, and its criterion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from models.retrieval.criterion import Criterion
+from models.retrieval.decode import Decoding
+from models.retrieval.stages import (
+    Decoded,
+    Head,
+    Memory,
+    Parts,
+    Pass,
+    Tokens,
+    cat_samples,
+    check_path,
+    split_samples,
+)
+from models.retrieval.types import Batch, Predictions, StepContext
+
+__all__ = ["RetrievalModel", "Trace"]
+
+_LAYERED = ("logits", "spans")
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Everything between a batch and its predictions, for inspection and comparison."""
+
+    tokens: Tokens
+    memory: Memory
+    decoded: Decoded | None
+    predictions: Predictions
+
+
+class RetrievalModel(nn.Module):
+    """A retrieval model composed of parts; built by `create_model`.
+
+    Args:
+        parts: the parts in the order of the path.
+        criterion: the loss.
+        decoding: how its spans become windows.
+        recipe: keyword arguments of `create_model` that build this model again.
+        sides: names of the side streams that its batches carry.
+
+    Raises:
+        UsageError: the parts do not fit.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        criterion: Criterion,
+        *,
+        decoding: Decoding | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        sides: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        check_path(parts, sides)
+        self.encoders = parts.encoders
+        self.merges = nn.ModuleList(parts.merges)
+        self.fuser = parts.fuser
+        self.refiners = nn.ModuleList(parts.refiners)
+        self.decoder = parts.decoder
+        self.heads = nn.ModuleList(parts.heads)
+        self.passes = nn.ModuleList(parts.passes)
+        self.criterion = criterion
+        self.decoding = decoding or Decoding()
+        self.recipe = dict(recipe or {})
+
+    def forward(self, batch: Batch) -> Predictions:
+        """Predictions of a batch; in training also what the losses need beside.
+
+        Args:
+            batch: `video` (B, L, Dv), `video_mask`, `text` (B, T, Dt), `text_mask`, and the side
+                streams that its plug-ins read.
+
+        Returns:
+            `logits` (B, Q, 2) with index 0 foreground, `spans` (B, Q, 2) as (centre, width) in
+            [0, 1], `saliency` (B, L), `layers`; in training `extras` holds the outputs of the
+            extra passes, e.g. `saliency_negative` (B, L) and `negative_mask` (B,).
+        """
+        return self.trace(batch, passes=self.training).predictions
+
+    def losses(self, batch: Batch, context: StepContext | None = None) -> dict[str, Tensor]:
+        """Weighted scalar loss terms by name; their sum is what training minimises.
+
+        Args:
+            batch: with targets.
+            context: where training stands.
+        """
+        predictions = self.trace(batch, passes=True).predictions
+        return self.criterion(predictions, batch, context or StepContext())
+
+    def trace(self, batch: Batch, *, passes: bool) -> Trace:
+        """Walk the path and keep what was made on the way.
+
+        Args:
+            batch: as `forward`.
+            passes: whether to run the extra passes.
+        """
+        tokens = self.encoders(batch)
+        for merge in self.merges:
+            tokens = merge(tokens, batch, self.encoders)
+        memory, extra = self._remember(tokens, batch, passes=passes)
+        decoded = self.decoder(memory) if self.decoder is not None else None
+        outputs: dict[str, Tensor] = {}
+        for head in self.heads:
+            outputs.update(head(memory, decoded))
+        return Trace(tokens, memory, decoded, _predictions(outputs, extra))
+
+    def _remember(
+        self, tokens: Tokens, batch: Batch, *, passes: bool
+    ) -> tuple[Memory, dict[str, Tensor]]:
+        """Memory of the batch, and the outputs of the extra passes.
+
+        All passes go through fuser and refiners as one larger batch, which halves the number of
+        kernels, unless the fuser lets samples see each other.
+        """
+        active = list(cast("Iterable[Pass]", self.passes)) if passes else []
+        versions, extra = [tokens], {}
+        for each in active:
+            changed, facts = each.change(tokens, batch)
+            versions.append(changed)
+            extra.update(facts)
+        if self.fuser.mixes_samples:
+            memories = [self._fuse(version) for version in versions]
+        else:
+            joint = cat_samples(versions) if len(versions) > 1 else tokens
+            memories = split_samples(self._fuse(joint), len(versions))
+        for each, memory in zip(active, memories[1:], strict=True):
+            for head in cast("Iterable[Head]", self.heads):
+                if head.provides <= each.outputs:
+                    found = head(memory, None)
+                    extra.update({f"{key}_{each.suffix}": x for key, x in found.items()})
+        return memories[0], extra
+
+    def _fuse(self, tokens: Tokens) -> Memory:
+        memory: Memory = self.fuser(tokens)
+        for refiner in self.refiners:
+            memory = refiner(memory)
+        return memory
+
+
+def _predictions(outputs: Mapping[str, Tensor], extra: Mapping[str, Tensor]) -> Predictions:
+    logits, spans = outputs["logits"], outputs["spans"]
+    named = {*_LAYERED, "saliency"}
+    return Predictions(
+        logits=logits[-1],
+        spans=spans[-1],
+        saliency=outputs["saliency"],
+        layers=tuple(zip(logits[:-1].unbind(), spans[:-1].unbind(), strict=True)),
+        extras={key: x for key, x in outputs.items() if key not in named} | dict(extra),
+    )

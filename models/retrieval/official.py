@@ -1,0 +1,268 @@
+"""Checkpoints in the layout of the public code: read strictly, written back.
+
+Nothing is unpickled but tensors, plain containers and `argparse.Namespace`, in which the public
+code keeps its options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.errors import UsageError
+from models.retrieval.model import RetrievalModel
+
+__all__ = [
+    "LINEAGE_NAMES",
+    "OfficialLayout",
+    "Weights",
+    "dab_names",
+    "encoder_names",
+    "fill",
+    "mlp_shapes",
+    "official_state_dict",
+    "projected_width",
+    "read_checkpoint",
+    "supported",
+]
+
+Weights = Mapping[str, Tensor]
+Name = tuple[str, str | Callable[[re.Match[str]], str]]
+"""(regular expression of our name, replacement as `re.sub` takes it)."""
+
+
+@dataclass(frozen=True)
+class OfficialLayout:
+    """How a model of ours and the public one name the same thing.
+
+    Args:
+        names: rules for names; the first that matches counts, and a parameter that none matches
+            has no public name.
+        options: our option names and values from the public options and tensors; it also gives
+            `video_dim` and `text_dim`.
+        unused: shapes of the tensors that the public layout has and its code never reads, by
+            public name, from the recipe of a model of ours.
+    """
+
+    names: tuple[Name, ...]
+    options: Callable[[Mapping[str, Any], Weights], dict[str, Any]]
+    unused: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]]
+
+    def public_name(self, name: str) -> str | None:
+        """The public name of our parameter, None if it has none."""
+        for pattern, replacement in self.names:
+            if re.fullmatch(pattern, name):
+                return re.sub(pattern, replacement, name)
+        return None
+
+
+def official_state_dict(model: RetrievalModel, layout: OfficialLayout) -> dict[str, Tensor]:
+    """The weights of a model under their public names; tensors that the public code never reads
+    are zero.
+
+    Raises:
+        UsageError: the model has parameters that the public layout has no place for.
+    """
+    ours = model.state_dict()
+    names = {key: layout.public_name(key) for key in ours}
+    homeless = sorted(key for key, public in names.items() if public is None)
+    if homeless:
+        raise UsageError(
+            f"the public layout of '{model.recipe['name']}' has no place for "
+            f"{', '.join(homeless)}; export a model without plug-ins"
+        )
+    unused = {key: torch.zeros(shape) for key, shape in layout.unused(model.recipe).items()}
+    return {str(names[key]): value for key, value in ours.items()} | unused
+
+
+def read_checkpoint(
+    checkpoint: Path | str | Mapping[str, Any],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Weights (without the `module.` of DDP) and options of a public checkpoint.
+
+    Args:
+        checkpoint: a file of the public code, or a mapping with `model` (state dict) and `opt`.
+
+    Raises:
+        UsageError: the file is not there, cannot be read safely, or lacks one of the two.
+    """
+    content = _load(Path(checkpoint)) if isinstance(checkpoint, Path | str) else checkpoint
+    missing = [key for key in ("model", "opt") if key not in content]
+    if missing:
+        raise UsageError(
+            f"a public checkpoint holds 'model' and 'opt'; this has no "
+            f"{' and no '.join(missing)}, only {', '.join(sorted(map(str, content))) or 'nothing'}"
+        )
+    options = content["opt"]
+    options = vars(options) if isinstance(options, argparse.Namespace) else dict(options)
+    return {key.removeprefix("module."): x for key, x in content["model"].items()}, options
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise UsageError(f"no checkpoint at {path}; give the path of a file of the public code")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise UsageError(
+            f"{path} cannot be read safely: {str(error).splitlines()[0]}. Only tensors, plain "
+            "containers and argparse.Namespace are read; save it again with these alone"
+        ) from error
+    if not isinstance(content, Mapping):
+        raise UsageError(f"{path} holds a {type(content).__name__}, not a mapping with 'model'")
+    return content
+
+
+@torch.no_grad()
+def fill(model: RetrievalModel, layout: OfficialLayout, weights: Weights) -> None:
+    """Copy every tensor of a public state dict into a model.
+
+    Raises:
+        UsageError: a tensor is missing, unexpected or of another shape; all of them are named.
+    """
+    homes = {layout.public_name(key): value for key, value in model.state_dict().items()}
+    shapes = {key: tuple(value.shape) for key, value in homes.items() if key is not None}
+    expected = shapes | dict(layout.unused(model.recipe))
+    missing = sorted(expected.keys() - weights.keys())
+    unexpected = sorted(weights.keys() - expected.keys())
+    misshaped = [
+        f"{key} is {tuple(weights[key].shape)} and should be {expected[key]}"
+        for key in sorted(expected.keys() & weights.keys())
+        if tuple(weights[key].shape) != tuple(expected[key])
+    ]
+    faults = [
+        f"{len(found)} {what}: {', '.join(found)}"
+        for what, found in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("of another shape", misshaped),
+        )
+        if found
+    ]
+    if faults:
+        raise UsageError(
+            "the checkpoint does not fit the model that its options describe; tensors "
+            + "; ".join(faults)
+        )
+    for key in shapes:
+        homes[key].copy_(weights[key])
+
+
+def supported(options: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]) -> None:
+    """Refuse public options whose values this project has no part for.
+
+    Args:
+        options: public options.
+        allowed: values that are supported, by public name; an absent option is supported.
+
+    Raises:
+        UsageError: with the option, its value and what is supported.
+    """
+    for key, values in allowed.items():
+        if key in options and options[key] not in values:
+            raise UsageError(
+                f"the checkpoint was trained with {key}={options[key]!r}, which is not "
+                f"supported; supported: {', '.join(map(repr, values))}"
+            )
+
+
+LINEAGE_NAMES: tuple[Name, ...] = (
+    (r"encoders\.video\.norms\.(\d)\.(.*)", r"input_vid_proj.\1.LayerNorm.\2"),
+    (r"encoders\.video\.linears\.(\d)\.(.*)", r"input_vid_proj.\1.net.1.\2"),
+    (r"encoders\.text\.norms\.(\d)\.(.*)", r"input_txt_proj.\1.LayerNorm.\2"),
+    (r"encoders\.text\.linears\.(\d)\.(.*)", r"input_txt_proj.\1.net.1.\2"),
+    (r"encoders\.text_position\.table\.weight", "txt_position_embed.position_embeddings.weight"),
+    (r"encoders\.text_position\.norm\.(.*)", r"txt_position_embed.LayerNorm.\1"),
+    (r"decoder\.anchors\.weight", "query_embed.weight"),
+    (r"heads\.0\.label\.(.*)", r"class_embed.\1"),
+    (r"heads\.0\.span\.(.*)", r"span_embed.\1"),
+)
+"""What the Moment-DETR lineage has in common: projections, queries, moment head."""
+
+
+def encoder_names(ours: str, theirs: str) -> tuple[Name, ...]:
+    """Names of a list of encoder layers, from our prefix to the public one."""
+    layer = rf"{re.escape(ours)}\.(\d+)\."
+    return (
+        (layer + r"attention\.(.*)", rf"{theirs}.\1.self_attn.\2"),
+        (layer + r"feedforward\.(.*)", rf"{theirs}.\1.\2"),
+        (layer + r"(norm\d\..*)", rf"{theirs}.\1.\2"),
+    )
+
+
+_DAB_LAYER = {
+    "self_query": "sa_qcontent_proj",
+    "self_query_pos": "sa_qpos_proj",
+    "self_key": "sa_kcontent_proj",
+    "self_key_pos": "sa_kpos_proj",
+    "self_value": "sa_v_proj",
+    "self_out": "self_attn.out_proj",
+    "cross_query": "ca_qcontent_proj",
+    "cross_query_pos": "ca_qpos_proj",
+    "cross_query_sine": "ca_qpos_sine_proj",
+    "cross_key": "ca_kcontent_proj",
+    "cross_key_pos": "ca_kpos_proj",
+    "cross_value": "ca_v_proj",
+    "cross_out": "cross_attn.out_proj",
+}
+_DAB = {
+    "sine_scale": "query_scale",
+    "place": "ref_point_head",
+    "anchor_width": "ref_anchor_head",
+    "refine": "bbox_embed",
+}
+
+
+def dab_names(ours: str, theirs: str) -> tuple[Name, ...]:
+    """Names of a DAB decoder without its anchors, from our prefix to the public one."""
+    head = re.escape(ours)
+    layer = rf"{head}\.layers\.(\d+)\."
+    return (
+        (
+            layer + r"((?:self|cross)_\w+)\.(.*)",
+            lambda m: f"{theirs}.layers.{m[1]}.{_DAB_LAYER[m[2]]}.{m[3]}",
+        ),
+        (layer + r"feedforward\.(.*)", rf"{theirs}.layers.\1.\2"),
+        (layer + r"(norm\d\..*)", rf"{theirs}.layers.\1.\2"),
+        (rf"{head}\.(norm\..*)", rf"{theirs}.\1"),
+        (
+            rf"{head}\.({'|'.join(_DAB)})\.(.*)",
+            lambda m: f"{theirs}.{_DAB[m[1]]}.{m[2]}",
+        ),
+    )
+
+
+def mlp_shapes(
+    prefix: str, inputs: int, hidden: int, outputs: int, *, depth: int
+) -> dict[str, tuple[int, ...]]:
+    """Public names and shapes of an MLP."""
+    widths = [inputs] + [hidden] * (depth - 1) + [outputs]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(depth):
+        shapes[f"{prefix}.layers.{i}.weight"] = (widths[i + 1], widths[i])
+        shapes[f"{prefix}.layers.{i}.bias"] = (widths[i + 1],)
+    return shapes
+
+
+def projected_width(weights: Weights, projection: str) -> int:
+    """Features that a public projection takes.
+
+    Raises:
+        UsageError: the checkpoint has no such projection.
+    """
+    key = f"{projection}.0.LayerNorm.weight"
+    if key not in weights:
+        raise UsageError(
+            f"the checkpoint has no '{key}', from which the width of the features is read; "
+            "it is not of this model, or 'model' is not its state dict"
+        )
+    return int(weights[key].shape[0])

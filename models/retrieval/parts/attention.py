@@ -1,0 +1,138 @@
+"""Attention and the encoder layers."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+__all__ = ["Attention", "EncoderLayer", "TextToVideoLayer", "attend"]
+
+
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    heads: int,
+    allowed: Tensor,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention over `heads` heads.
+
+    A query that may look at nothing gets zeros (an empty text is not a NaN).
+
+    Args:
+        query: (B, N, h·a).
+        key: (B, M, h·a).
+        value: (B, M, h·c).
+        heads: h.
+        allowed: bool, (B, M) for all queries alike, or (B, h or 1, N, M).
+        dropout: on the attention weights.
+
+    Returns:
+        (B, N, h·c).
+    """
+    mask = allowed[:, None, None] if allowed.dim() == 2 else allowed
+    some = mask.any(-1, keepdim=True)
+    q, k, v = (x.view(*x.shape[:2], heads, -1).transpose(1, 2) for x in (query, key, value))
+    out = functional.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask | ~some, dropout_p=dropout
+    )
+    return (out * some).transpose(1, 2).flatten(-2)
+
+
+class Attention(nn.Module):
+    """Multi-head attention with the parameter layout of `nn.MultiheadAttention`.
+
+    Args:
+        width: features.
+        heads: heads.
+        dropout: on the attention weights.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+        nn.init.zeros_(self.out_proj.bias)
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
+        """(B, N, d) from queries (B, N, d), keys and values (B, M, d); `allowed` as `attend`."""
+        weights = self.in_proj_weight.chunk(3)
+        biases = self.in_proj_bias.chunk(3)
+        q, k, v = map(functional.linear, (query, key, value), weights, biases)
+        dropout = self.dropout if self.training else 0.0
+        out = attend(q, k, v, heads=self.heads, allowed=allowed, dropout=dropout)
+        return self.out_proj(out)  # type: ignore[no-any-return]
+
+
+class FeedForward(nn.Module):
+    """Linear, PReLU with one learned slope, dropout, Linear.
+
+    Args:
+        width: features outside.
+        hidden: features inside.
+        dropout: after the activation.
+    """
+
+    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.linear1 = nn.Linear(width, hidden)
+        self.activation = nn.PReLU()
+        self.linear2 = nn.Linear(hidden, width)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, width) as (…, width), without the residual."""
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))  # type: ignore[no-any-return]
+
+
+class _Layer(nn.Module):
+    """The parameters of an encoder layer; subclasses say what attends to what.
+
+    Args:
+        width: features.
+        heads: attention heads.
+        hidden: features inside the feed-forward.
+        dropout: everywhere.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, dropout)
+        self.feedforward = FeedForward(width, hidden, dropout)
+        self.norm1 = nn.LayerNorm(width)
+        self.norm2 = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(dropout)
+
+
+class EncoderLayer(_Layer):
+    """DETR's encoder layer with the norm after the residual; positions go to query and key."""
+
+    def forward(self, x: Tensor, pos: Tensor, mask: Tensor) -> Tensor:
+        """(B, N, d) from (B, N, d), its positions, and its (B, N) bool mask."""
+        placed = x + pos
+        x = self.norm1(x + self.dropout(self.attention(placed, placed, x, mask)))
+        return self.norm2(x + self.dropout(self.feedforward(x)))  # type: ignore[no-any-return]
+
+
+class TextToVideoLayer(_Layer):
+    """Clips attend to words (QD-DETR §3.2), same parameters as an encoder layer.
+
+    The feed-forward's residual adds the un-normalised input of the norm before it, as released.
+    """
+
+    def forward(
+        self, clips: Tensor, clip_pos: Tensor, words: Tensor, word_pos: Tensor, allowed: Tensor
+    ) -> Tensor:
+        """(B, L, d) clips from (B, L, d) clips and (B, T, d) words; `allowed` as `attend`."""
+        found = self.attention(clips + clip_pos, words + word_pos, words, allowed)
+        clips = clips + self.dropout(found)
+        return self.norm2(  # type: ignore[no-any-return]
+            clips + self.dropout(self.feedforward(self.norm1(clips)))
+        )

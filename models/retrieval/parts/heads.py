@@ -1,0 +1,60 @@
+"""From memory and decoder states to spans, foreground and saliency."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from models.retrieval.parts.projection import MLP
+from models.retrieval.parts.spans import inverse_sigmoid
+from models.retrieval.stages import Decoded, Head, Memory
+
+__all__ = ["AnchorMomentHead", "GlobalDotSaliency"]
+
+
+class AnchorMomentHead(Head):
+    """A moment for every query: foreground or not, and a span relative to its anchor.
+
+    Args:
+        width: features.
+    """
+
+    requires = frozenset({"states", "references"})
+    provides = frozenset({"logits", "spans"})
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.label = nn.Linear(width, 2)
+        self.span = MLP(width, width, 2, 3)
+
+    def forward(self, memory: Memory, decoded: Decoded | None) -> dict[str, Tensor]:
+        """`logits` (ℓ, B, Q, 2), index 0 foreground; `spans` (ℓ, B, Q, 2) in [0, 1]."""
+        assert decoded is not None
+        assert decoded.references is not None
+        offset = inverse_sigmoid(decoded.references)
+        spans = (self.span(decoded.states) + offset).sigmoid()
+        return {"logits": self.label(decoded.states), "spans": spans}
+
+
+class GlobalDotSaliency(Head):
+    """Saliency of a clip: scaled dot product of the projected clip and global token.
+
+    Args:
+        width: features.
+    """
+
+    requires = frozenset({"clip", "global_token"})
+    provides = frozenset({"saliency"})
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.clip = nn.Linear(width, width)
+        self.whole = nn.Linear(width, width)
+
+    def forward(self, memory: Memory, decoded: Decoded | None) -> dict[str, Tensor]:
+        """`saliency` (B, L), unbounded."""
+        assert memory.global_token is not None
+        whole = self.whole(memory.global_token).unsqueeze(1)
+        score = (self.clip(memory.clip) * whole).sum(-1)
+        return {"saliency": score / math.sqrt(whole.shape[-1])}

@@ -1,0 +1,298 @@
+"""The path that every retrieval model is a preset of, and the words its parts speak.
+
+    Batch → encoders → merges → fuser → refiners → decoder → heads → Predictions → criterion
+            Tokens     Tokens   Memory  Memory     Decoded   dict
+
+B samples, L clips, T words, S memory rows, Q queries, ℓ decoder layers, d features. Batch first
+everywhere. Masks are True where something is.
+
+Each part says what it `requires` of the parts before it and what it `provides` to those after
+it, as names of the fields below or of tensors in `extras`; `check_path` compares them when a
+model is built, so that a combination that does not fit is explained before the first step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from data.errors import UsageError
+from models.retrieval.types import Batch
+
+__all__ = [
+    "Decoded",
+    "Decoder",
+    "Encoders",
+    "Fuser",
+    "Head",
+    "Memory",
+    "Merge",
+    "Part",
+    "Parts",
+    "Pass",
+    "Refiner",
+    "Tokens",
+    "cat_samples",
+    "check_path",
+    "split_samples",
+]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What the encoders make of a batch.
+
+    Args:
+        video: (B, L, d).
+        video_mask: (B, L) bool.
+        video_pos: (B, L, d) position code of the clips.
+        text: (B, T, d).
+        text_mask: (B, T) bool.
+        text_pos: (B, T, d) position code of the words, zero if the model has none.
+        extras: what later parts need beside, each documented by the part that provides it.
+    """
+
+    video: Tensor
+    video_mask: Tensor
+    video_pos: Tensor
+    text: Tensor
+    text_mask: Tensor
+    text_pos: Tensor
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the fuser makes of video and text.
+
+    Args:
+        clip: (B, L, d), always on the clip axis.
+        clip_mask: (B, L) bool.
+        clip_pos: (B, L, d).
+        kv: (B, S, d), what the decoder attends to; often `clip` itself.
+        kv_mask: (B, S) bool.
+        kv_pos: (B, S, d).
+        global_token: (B, d) summary of the whole video under the query, if the fuser has one.
+        extras: what later parts need beside, each documented by the part that provides it.
+    """
+
+    clip: Tensor
+    clip_mask: Tensor
+    clip_pos: Tensor
+    kv: Tensor
+    kv_mask: Tensor
+    kv_pos: Tensor
+    global_token: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What the decoder makes of the memory.
+
+    Args:
+        states: (ℓ, B, Q, d) normalised output of every layer.
+        references: (ℓ, B, Q, 2) anchors (centre, width) in [0, 1] that each layer started from.
+        extras: what heads need beside.
+    """
+
+    states: Tensor
+    references: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Part(nn.Module):
+    """One replaceable part of the path; subclasses set what they need and give."""
+
+    requires: frozenset[str] = frozenset()
+    provides: frozenset[str] = frozenset()
+
+
+class Encoders(Part):
+    """Batch → Tokens."""
+
+    provides = frozenset({"video", "text"})
+
+    def forward(self, batch: Batch) -> Tokens:
+        """Tokens of a batch."""
+        raise NotImplementedError
+
+    def encode_text(self, x: Tensor) -> Tensor:
+        """(…, Dt) text features as (…, d) in the space of `Tokens.text`, for parts to share."""
+        raise NotImplementedError
+
+
+class Merge(Part):
+    """Tokens, Batch → Tokens: brings a side stream into the tokens."""
+
+    requires = frozenset({"video"})
+
+    def forward(self, tokens: Tokens, batch: Batch, encoders: Encoders) -> Tokens:
+        """Tokens with the side stream in them."""
+        raise NotImplementedError
+
+
+class Fuser(Part):
+    """Tokens → Memory."""
+
+    requires = frozenset({"video", "text"})
+    provides = frozenset({"clip", "kv"})
+    #: True if one sample's memory depends on the others (batch statistics, released defects):
+    #: extra passes then run by themselves instead of in one larger batch.
+    mixes_samples: bool = False
+
+    def forward(self, tokens: Tokens) -> Memory:
+        """Memory of the tokens."""
+        raise NotImplementedError
+
+
+class Refiner(Part):
+    """Memory → Memory of the same length."""
+
+    requires = frozenset({"clip", "kv"})
+
+    def forward(self, memory: Memory) -> Memory:
+        """The memory, refined."""
+        raise NotImplementedError
+
+
+class Decoder(Part):
+    """Memory → Decoded."""
+
+    requires = frozenset({"kv"})
+    provides = frozenset({"states"})
+
+    def forward(self, memory: Memory) -> Decoded:
+        """States of the moment queries after every layer."""
+        raise NotImplementedError
+
+
+class Head(Part):
+    """Memory, Decoded → named outputs.
+
+    The names are those of `Predictions` (`logits` (ℓ, B, Q, 2) and `spans` (ℓ, B, Q, 2) of all
+    layers, `saliency` (B, L)); every other name becomes an entry of its `extras`.
+    """
+
+    def forward(self, memory: Memory, decoded: Decoded | None) -> dict[str, Tensor]:
+        """Outputs by name."""
+        raise NotImplementedError
+
+
+class Pass(Part):
+    """A second way of changed tokens through fuser and refiners, for losses only.
+
+    Heads whose outputs are all among `outputs` also run on the changed memory; what they find
+    becomes an extra called `<name>_<suffix>`. The decoder does not run.
+    """
+
+    suffix: str
+    outputs: frozenset[str]
+
+    def change(self, tokens: Tokens, batch: Batch) -> tuple[Tokens, dict[str, Tensor]]:
+        """Changed tokens of the same shapes, and further extras by name."""
+        raise NotImplementedError
+
+
+class Term(Protocol):
+    """What `check_path` needs to know of a loss term."""
+
+    requires: frozenset[str]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one model in the order of the path. Plug-ins return a changed copy."""
+
+    encoders: Encoders
+    fuser: Fuser
+    heads: tuple[Head, ...]
+    decoder: Decoder | None = None
+    merges: tuple[Merge, ...] = ()
+    refiners: tuple[Refiner, ...] = ()
+    passes: tuple[Pass, ...] = ()
+    terms: tuple[Any, ...] = ()
+
+    def in_order(self) -> Iterator[tuple[str, Any]]:
+        """(stage, part) along the path."""
+        stages: tuple[tuple[str, Sequence[Any]], ...] = (
+            ("encoders", (self.encoders,)),
+            ("merge", self.merges),
+            ("fuser", (self.fuser,)),
+            ("refiner", self.refiners),
+            ("decoder", (self.decoder,) if self.decoder is not None else ()),
+            ("head", self.heads),
+            ("pass", self.passes),
+            ("criterion", self.terms),
+        )
+        for stage, parts in stages:
+            for part in parts:
+                yield stage, part
+
+
+def check_path(parts: Parts, sides: Sequence[str] = ()) -> None:
+    """Refuse parts that do not fit, with the reason.
+
+    Args:
+        parts: the parts of a model.
+        sides: names of the side streams that batches will carry; a part asks for one as
+            `side.<name>`.
+
+    Raises:
+        UsageError: a part requires what no part before it provides.
+    """
+    given = {f"side.{name}": "the batch" for name in sides}
+    for stage, part in parts.in_order():
+        name = type(part).__name__
+        for need in sorted(part.requires - given.keys()):
+            have = ", ".join(f"{key} ({by})" for key, by in sorted(given.items())) or "nothing"
+            raise UsageError(
+                f"{stage} {name} needs '{need}', and no part before it provides that; "
+                f"provided so far: {have}. Choose an earlier part that provides '{need}', "
+                f"or a {stage} that does without"
+            )
+        given.update(dict.fromkeys(getattr(part, "provides", frozenset()), name))
+    missing = {"logits", "spans", "saliency"} - given.keys()
+    if missing:
+        raise UsageError(
+            f"the heads must give logits, spans and saliency; nothing here gives "
+            f"{', '.join(sorted(missing))}. Add a head that does"
+        )
+
+
+State = TypeVar("State", Tokens, Memory)
+
+
+def cat_samples(states: Sequence[State]) -> State:
+    """Several states of equal lengths as one with the samples of all."""
+    first = states[0]
+    return type(first)(
+        **{f.name: _cat([getattr(each, f.name) for each in states]) for f in fields(first)}
+    )
+
+
+def split_samples(state: State, count: int) -> list[State]:
+    """The inverse of `cat_samples` for `count` states of equal batch size."""
+    pieces = {f.name: _split(getattr(state, f.name), count) for f in fields(state)}
+    return [type(state)(**{name: piece[i] for name, piece in pieces.items()}) for i in range(count)]
+
+
+def _cat(values: Sequence[Any]) -> Any:
+    if isinstance(values[0], Tensor):
+        return torch.cat(list(values))
+    if values[0] is None:
+        return None
+    return {key: torch.cat([each[key] for each in values]) for key in values[0]}
+
+
+def _split(value: Any, count: int) -> Sequence[Any]:
+    if isinstance(value, Tensor):
+        return value.chunk(count)
+    if value is None:
+        return [None] * count
+    chunks = {key: each.chunk(count) for key, each in value.items()}
+    return [{key: chunk[i] for key, chunk in chunks.items()} for i in range(count)]

@@ -1,0 +1,298 @@
+"""The `pipeline` command.
+
+Exit codes: 0 everything asked for is in the store; 3 finished, some inputs are in quarantine; 75
+interrupted, run again to continue; 2 wrong usage or config; any other: failure.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from data.errors import StorylineError, UsageError
+from data.store import Store
+from pipeline.config import PipelineConfig, load_pipeline_config
+from pipeline.engine.stop import StopFlag
+from pipeline.plan import Ledger, Plan, make_plan, survey
+from pipeline.progress import Progress
+from pipeline.run import Result, Run, View, look, ray_or_inline
+
+__all__ = ["app", "main"]
+
+INTERRUPTED = 75
+
+app = typer.Typer(
+    name="pipeline",
+    help="Turn videos and queries into features, captions, narratives and events.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+F = TypeVar("F", bound=Callable[..., None])
+
+ConfigOption = Annotated[
+    Path, typer.Option("--config", "-c", help="The YAML file, or a shipped config by name.")
+]
+StageOption = Annotated[
+    list[str] | None,
+    typer.Option("--stage", "-s", help="A stage, or `features`; may be repeated. Default: all."),
+]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="a.b=value; replaces a value of the config.")
+]
+StoreOption = Annotated[
+    Path | None, typer.Option("--store", help="Folder of the store, instead of the config's.")
+]
+LimitOption = Annotated[
+    int | None, typer.Option("--limit", min=1, help="Only the first N videos and N queries.")
+]
+RetryOption = Annotated[
+    bool, typer.Option("--retry-failed", help="Work on what is in quarantine again, too.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_DEFAULT_CONFIG = Path("pipeline.yaml")
+
+
+def reported(command: F) -> F:
+    """Errors that are meant for the user become one sentence on stderr and an exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except StorylineError as error:
+            typer.echo(f"pipeline: {error}", err=True)
+            raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+@app.command()
+@reported
+def run(
+    config: ConfigOption = _DEFAULT_CONFIG,
+    stage: StageOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    limit: LimitOption = None,
+    retry_failed: RetryOption = False,
+    executor: Annotated[
+        Literal["ray", "inline"] | None,
+        typer.Option(help="Who works: Ray's workers, or this process (for debugging)."),
+    ] = None,
+) -> None:
+    """Do everything that is asked for and not in the store yet. Run it again to continue."""
+    overrides = [*(set_ or []), *_overrides(store)]
+    overrides += [f"engine.executor={executor}"] if executor else []
+    loaded = load_pipeline_config(config, overrides)
+    view = look(loaded, stage or [], limit)
+    console = _console()
+    again = _command_line(config, stage or [], overrides, limit)
+    with StopFlag() as stop:
+        try:
+            with Progress(console) as progress:
+                maker = ray_or_inline(loaded)
+                result = Run(loaded, view, maker, progress, stop).run(retry_failed=retry_failed)
+        except KeyboardInterrupt:
+            typer.echo(f"pipeline: interrupted; to continue:\n  {again}", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+    _summarise(result, console, again, loaded)
+    raise typer.Exit(result.exit_code)
+
+
+@app.command()
+@reported
+def plan(
+    config: ConfigOption = _DEFAULT_CONFIG,
+    stage: StageOption = None,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    limit: LimitOption = None,
+    retry_failed: RetryOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what `run` would do and why; changes nothing."""
+    loaded = load_pipeline_config(config, [*(set_ or []), *_overrides(store)])
+    view = look(loaded, stage or [], limit)
+    made = _plan(loaded, view, retry_failed)
+    if as_json:
+        typer.echo(json.dumps(made.to_json(), indent=2))
+        return
+    console = _console()
+    console.print(made.table())
+    for damage in made.damage:
+        console.print(f"damaged: {damage}", markup=False)
+
+
+@app.command()
+@reported
+def status(
+    config: ConfigOption = _DEFAULT_CONFIG,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in the store, stage by stage."""
+    from pipeline.status import read_status, status_table
+
+    made: Plan | None = None
+    if store is None:
+        loaded = load_pipeline_config(config, set_ or [])
+        opened = _open(loaded)
+        made = _plan(loaded, look(loaded, [], None), False) if loaded.videos.root else None
+    else:
+        # Names of stages tell which inputs a stage works on.
+        import pipeline.stages  # noqa: F401
+
+        opened = Store.open(store)
+    lines = read_status(opened, made)
+    if as_json:
+        stages = [line.to_json() for line in lines]
+        head = {"store": str(opened.path), "dataset": opened.dataset}
+        typer.echo(json.dumps({**head, "clip_len_s": opened.clip_len_s, "stages": stages}, indent=2))
+        return
+    _console().print(status_table(lines, f"{opened.path} ({opened.dataset})"))
+
+
+@app.command()
+@reported
+def verify(
+    config: ConfigOption = _DEFAULT_CONFIG,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    shallow: Annotated[
+        bool, typer.Option("--shallow", help="Do not read all bytes: names, sizes, tables only.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Check every shard, record and file of the store; exit code 1 if something is wrong."""
+    opened = _open(load_pipeline_config(config, set_ or [])) if store is None else Store.open(store)
+    problems = opened.verify(deep=not shallow)
+    if as_json:
+        rows = [{"kind": p.kind, "where": str(p.where), "message": p.message} for p in problems]
+        typer.echo(json.dumps({"store": str(opened.path), "problems": rows}, indent=2))
+    else:
+        for problem in problems:
+            typer.echo(f"{problem.kind}: {problem.where}: {problem.message}")
+        found = f"{len(problems)} problems" if problems else "everything is right"
+        typer.echo(f"{opened.path}: {found}")
+    raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+@reported
+def doctor(as_json: JsonOption = False) -> None:
+    """Check this environment; exit code 1 if something needed is missing."""
+    from pipeline.doctor import doctor_table, examine
+
+    checks = examine()
+    if as_json:
+        typer.echo(json.dumps([check.to_json() for check in checks], indent=2))
+    else:
+        _console().print(doctor_table(checks))
+    raise typer.Exit(1 if any(check.state == "fail" for check in checks) else 0)
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()
+
+
+# --- parts of commands
+
+
+def _console() -> Console:
+    """Files and pipes have no width; tables are not cut for them."""
+    return Console() if sys.stdout.isatty() else Console(width=160)
+
+
+def _overrides(store: Path | None) -> list[str]:
+    return [] if store is None else [f"store={store}"]
+
+
+def _open(config: PipelineConfig) -> Store:
+    if config.store is None:
+        raise UsageError("no store is given; add `store: FOLDER` to the config, or use --store")
+    return Store.open(config.store)
+
+
+def _plan(config: PipelineConfig, view: View, retry_failed: bool) -> Plan:
+    there = (view.store / "store.json").exists()
+    ledger = Ledger(Store.open(view.store) if there else None)
+    names = frozenset(view.program.recipes) if retry_failed else frozenset()
+    return make_plan(survey(view.program, view.corpus, ledger, retry=names), ledger)
+
+
+def _command_line(
+    config: Path, stages: list[str], overrides: list[str], limit: int | None
+) -> str:
+    words = ["pipeline", "run"]
+    words += ["--config", str(config)] if config != _DEFAULT_CONFIG else []
+    for name in stages:
+        words += ["--stage", name]
+    for override in overrides:
+        words += ["--set", override]
+    words += ["--limit", str(limit)] if limit is not None else []
+    return shlex.join(words)
+
+
+def _summarise(result: Result, console: Console, again: str, config: PipelineConfig) -> None:
+    """What a person wants to know at the end."""
+    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    if not result.worked:
+        say("nothing to do")
+    console.print(_result_table(result))
+    if result.partial:
+        shown = [f"{id_} ({count} packets)" for id_, count in list(result.partial.items())[:10]]
+        more = "" if len(result.partial) <= 10 else f" and {len(result.partial) - 10} more"
+        say(
+            f"{len(result.partial)} damaged videos were kept with the frames that decode "
+            f"(decode.damaged is '{config.decode.damaged}'): {', '.join(shown)}{more}"
+        )
+    if result.failures:
+        console.print(_failure_table(result))
+        say(f"to try the inputs in quarantine again:\n  {again} --retry-failed")
+    for name, sentence in result.broken.items():
+        typer.echo(f"pipeline: stage '{name}' was left out: {sentence}", err=True)
+    if result.exit_code == INTERRUPTED:
+        typer.echo(f"pipeline: interrupted; to continue:\n  {again}", err=True)
+
+
+def _result_table(result: Result) -> Table:
+    table = Table(title="In the store", title_justify="left")
+    table.add_column("stage")
+    for name in ("wanted", "stored", "missing", "quarantined", "blocked"):
+        table.add_column(name, justify="right")
+    table.add_column("recipe")
+    for line in result.plan.lines:
+        counts = (line.wanted, line.present, line.missing, line.quarantined, line.blocked)
+        table.add_row(line.stage, *(f"{each:,}" for each in counts), line.recipe)
+    return table
+
+
+def _failure_table(result: Result) -> Table:
+    title = f"In quarantine: {len(result.failures)}"
+    table = Table(title=title, title_justify="left")
+    for name in ("stage", "reason", "inputs", "attempts", "for example"):
+        table.add_column(name, justify="right" if name in ("inputs", "attempts") else "left")
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for failure in result.failures:
+        groups.setdefault((failure.stage, failure.reason), []).append(failure)
+    for (stage, reason), failures in groups.items():
+        examples = "\n".join(f"{each.key.id}: {escape(each.message[:160])}" for each in failures[:3])
+        attempts = max(each.attempts for each in failures)
+        table.add_row(stage, reason, str(len(failures)), str(attempts), examples)
+    return table

@@ -1,0 +1,253 @@
+"""What a pipeline.yaml may say.
+
+    extends: tiny                 # a shipped config, or the path of another file
+    videos: {root: videos}        # a folder, or a JSONL list
+    store: store
+    annotations: {train: train.jsonl}
+    stages:
+      clip: {batch_size: 64}      # the options of each stage: its own model
+
+Paths are relative to the file that names them, paths of `--set` to the current folder. A section
+`stages` names what runs when no `--stage` is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from data.config import Group, load_config, parse_config
+from data.errors import UsageError
+from pipeline.stage import STAGES, StageContext
+
+__all__ = [
+    "SHIPPED",
+    "Decode",
+    "Engine",
+    "PipelineConfig",
+    "Videos",
+    "load_pipeline_config",
+    "shipped_configs",
+]
+
+SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "pipeline"
+"""Where the configs that `extends` knows by name are."""
+
+_STARTER = "extends: tiny\nvideos: {root: FOLDER OF VIDEOS}\nstore: FOLDER FOR THE RESULTS"
+
+
+class Videos(Group):
+    """Which videos."""
+
+    root: Path | None = Field(None, description="A folder of media files, or a JSONL list.")
+
+
+class Decode(Group):
+    """How videos are decoded."""
+
+    backend: str = Field("pyav", description="Name of the decoder.")
+    fallbacks: tuple[str, ...] = Field(("decord",), description="Decoders to try when it fails.")
+    damaged: Literal["keep", "quarantine"] = Field(
+        "keep", description="Videos with undecodable packets: keep what decodes, or refuse them."
+    )
+    timeout_s: float = Field(300.0, gt=0, description="Longest silence of the decoder.")
+
+
+class Engine(Group):
+    """Who does the work, and how patiently."""
+
+    executor: Literal["ray", "inline"] = Field("ray", description="inline: in this process.")
+    workers: Literal["auto"] | int = Field(
+        "auto", description="Workers per stage; auto: as many as fit."
+    )
+    address: str | None = Field(None, description="Ray cluster; null starts a local Ray.")
+    cpus: Literal["auto"] | int = Field("auto", description="Logical CPUs of a local Ray.")
+    timeout_s: float = Field(1800.0, gt=0, description="Longest time for one item.")
+    setup_timeout_s: float = Field(1800.0, gt=0, description="Longest time to start a worker.")
+    attempts: int = Field(
+        3, ge=1, description="Tries of an input that crashes its worker or runs out of time."
+    )
+    commit_every_s: float = Field(60.0, ge=0, description="Age at which rows are written.")
+    shard_mb: float = Field(128.0, gt=0, description="Size at which rows are written, in MiB.")
+
+
+class PipelineConfig(Group):
+    """The whole pipeline.yaml. `stages` holds one group of options per configured stage."""
+
+    dataset: str = Field("videos", description="Name of the dataset; goes into the store.")
+    videos: Videos = Videos()
+    store: Path | None = Field(None, description="Folder of the store.")
+    annotations: dict[str, Path] = Field(
+        default_factory=dict, description="Annotation file of each split."
+    )
+    annotations_format: str | None = Field(
+        None, description="Format of the annotation files; null: that of `dataset`."
+    )
+    clip_len_s: float = Field(2.0, gt=0, description="Clip length of the grid in seconds.")
+    device: str = Field("auto", description="Device of networks: auto, cpu, cuda.")
+    decode: Decode = Decode()
+    stages: Any = Field(default_factory=dict, description="Options of each stage.")
+    engine: Engine = Engine()
+
+    @property
+    def stage_options(self) -> dict[str, BaseModel]:
+        """Options of the configured stages, by name."""
+        return dict(_given(self.stages)) if isinstance(self.stages, BaseModel) else {}
+
+    @property
+    def context(self) -> StageContext:
+        """What every stage is constructed with."""
+        return StageContext(
+            clip_len_s=self.clip_len_s,
+            decoder=self.decode.backend,
+            fallbacks=self.decode.fallbacks,
+            damaged=self.decode.damaged,
+            device=_device(self.device),
+        )
+
+
+def load_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> PipelineConfig:
+    """Read a config file, or a shipped config by its name, with what it extends.
+
+    Args:
+        path: the file, or the name of a shipped config ("tiny").
+        overrides: `a.b=value`.
+
+    Raises:
+        UsageError: no such file, unknown key (names the nearest), wrong value.
+    """
+    import pipeline.stages  # noqa: F401 - registers the stages whose options are read
+
+    # Overrides go last, but their paths mean the current folder: they are read on their own first.
+    given = parse_config(_Anything, {}, overrides, source="--set").model_dump()
+    values = _merge(_read(_find(path), ()), _anchored(given, Path.cwd()))
+    if "stages" in values:
+        values["stages"] = _without_nulls(values["stages"])
+    source = str(path) + "".join(f" --set {each}" for each in overrides)
+    return parse_config(_model(), values, source=source)
+
+
+def shipped_configs() -> dict[str, Path]:
+    """The configs that come with Storyline, by name."""
+    return {file.stem: file for file in sorted(SHIPPED.glob("*.yaml"))}
+
+
+class _Anything(BaseModel):
+    """Any mapping: what a file says before it is merged and checked."""
+
+    model_config = ConfigDict(extra="allow")
+
+
+def _find(path: Path) -> Path:
+    if path.is_file():
+        return path
+    named = shipped_configs().get(str(path))
+    if named is not None:
+        return named
+    raise UsageError(
+        f"there is no config file '{path}'; write one, e.g. these three lines:\n{_STARTER}\n"
+        f"or name one with --config (shipped: {', '.join(shipped_configs())})"
+    )
+
+
+def _read(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
+    if path in before:
+        circle = " -> ".join(str(each) for each in (*before, path))
+        raise UsageError(f"config files extend each other in a circle: {circle}")
+    values = load_config(_Anything, path).model_dump()
+    base = values.pop("extends", None)
+    values = _anchored(values, path.parent.resolve())
+    if base is None:
+        return values
+    return _merge(_read(_base(str(base), path), (*before, path)), values)
+
+
+def _base(base: str, path: Path) -> Path:
+    beside = path.parent / base
+    named = shipped_configs().get(base)
+    if named is None and not beside.is_file():
+        raise UsageError(
+            f"{path} extends '{base}', which is no file beside it and no shipped config "
+            f"({', '.join(shipped_configs())})"
+        )
+    return named or beside
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """`over` on top of `base`, mapping by mapping; other values replace."""
+    merged = dict(base)
+    for key, value in over.items():
+        inner = merged.get(key)
+        both = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        merged[key] = _merge(inner, value) if both else value
+    return merged
+
+
+def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`values` with the paths in them made absolute."""
+    values = dict(values)
+    if isinstance(values.get("store"), str):
+        values["store"] = str(folder / values["store"])
+    if isinstance(videos := values.get("videos"), Mapping) and isinstance(videos.get("root"), str):
+        values["videos"] = {**videos, "root": str(folder / videos["root"])}
+    if isinstance(splits := values.get("annotations"), Mapping):
+        values["annotations"] = {
+            split: str(folder / file) if isinstance(file, str) else file
+            for split, file in splits.items()
+        }
+    if isinstance(stages := values.get("stages"), Mapping):
+        values["stages"] = {
+            name: _anchor_options(str(name), section, folder) for name, section in stages.items()
+        }
+    return values
+
+
+def _anchor_options(name: str, section: Any, folder: Path) -> Any:
+    """Options that the stage declares as paths are relative to the file, too."""
+    if name not in STAGES or not isinstance(section, Mapping):
+        return section
+    fields = STAGES.get(name).Options.model_fields
+    paths = {key for key, field in fields.items() if "Path" in str(field.annotation)}
+    return {
+        key: str(folder / value) if key in paths and isinstance(value, str) else value
+        for key, value in section.items()
+    }
+
+
+def _without_nulls(stages: Any) -> Any:
+    """`clip:` with nothing behind it asks for the stage with its default options."""
+    if not isinstance(stages, Mapping):
+        return stages
+    return {name: {} if section is None else section for name, section in stages.items()}
+
+
+def _model() -> type[PipelineConfig]:
+    """PipelineConfig with one optional group per registered stage.
+
+    One model for the whole file, so that every error names the full key (`stages.clip.width`).
+    """
+    groups: dict[str, Any] = {name: (STAGES.get(name).Options | None, None) for name in STAGES}
+    stages = create_model("Stages", __base__=Group, **groups)
+    fields: dict[str, Any] = {"stages": (stages, stages())}
+    return create_model("PipelineConfig", __base__=PipelineConfig, **fields)
+
+
+def _given(stages: BaseModel) -> Iterator[tuple[str, BaseModel]]:
+    for name in type(stages).model_fields:
+        options = getattr(stages, name)
+        if options is not None:
+            yield name, options
+
+
+def _device(wanted: str) -> str:
+    """`auto` is cuda where the driver of this machine is and torch can use it."""
+    if wanted != "auto":
+        return wanted
+    if not Path("/dev/nvidiactl").exists():
+        return "cpu"
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,189 @@
+"""`pipeline doctor`: is this environment able to do the work, and if not, what to do."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.table import Table
+
+__all__ = ["Check", "doctor_table", "examine"]
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("pipeline", "models", "data", "training")
+
+# Distribution, what it is needed for, oldest version that is safe (specs/pipeline_and_shards §5.5).
+LIBRARIES = (
+    ("numpy", "everything", "1.26"),
+    ("h5py", "the store", "3.13"),
+    ("pydantic", "configuration", "2.7"),
+    ("torch", "features, text encoders, training", "2.11"),
+    ("ray", "stages on several processes or machines", "2.52"),
+    ("av", "decoding", "14"),
+    ("decord", "decoding, as a fallback", "0.6"),
+    ("open_clip_torch", "stages clip, narratives and queries", "3.3"),
+    ("transformers", "captioners", "5.0"),
+    ("spacy", "linguistic checks", "3.8"),
+)
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Args:
+        name: what.
+        state: "ok", "warn" (something less will work) or "fail".
+        found: what there is.
+        advice: what to do; "" if nothing.
+    """
+
+    name: str
+    state: Literal["ok", "warn", "fail"]
+    found: str
+    advice: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def examine() -> list[Check]:
+    """Look at everything; no network, nothing is started."""
+    parts: tuple[Callable[[], Iterator[Check]], ...] = (
+        _python,
+        _packages,
+        _libraries,
+        _torch,
+        _decoders,
+        _stages,
+        _weights,
+        _ray,
+    )
+    return [check for part in parts for check in part()]
+
+
+def doctor_table(checks: list[Check]) -> Table:
+    """For a terminal."""
+    table = Table(title="Environment", title_justify="left")
+    for name in ("", "what", "found", "what to do"):
+        table.add_column(name)
+    colours = {"ok": "green", "warn": "yellow", "fail": "red"}
+    for each in checks:
+        state = f"[{colours[each.state]}]{each.state}[/]"
+        table.add_row(state, each.name, each.found, each.advice)
+    return table
+
+
+def _python() -> Iterator[Check]:
+    fits = (3, 11) <= sys.version_info[:2] <= (3, 12)
+    advice = "" if fits else "use Python 3.11 or 3.12"
+    yield Check("Python", "ok" if fits else "fail", platform.python_version(), advice)
+
+
+def _packages() -> Iterator[Check]:
+    """The names are generic: another `data` or `models` on the path would be imported instead."""
+    for name in PACKAGES:
+        found = Path(importlib.import_module(name).__file__ or "").resolve()
+        ours = found == ROOT / name / "__init__.py"
+        advice = "" if ours else f"another package hides ours: remove it from PYTHONPATH ({ROOT})"
+        yield Check(f"package {name}", "ok" if ours else "fail", str(found.parent), advice)
+
+
+def _libraries() -> Iterator[Check]:
+    for name, purpose, oldest in LIBRARIES:
+        try:
+            version = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            yield Check(name, "warn", "not installed", f"needed for {purpose}: pip install {name}")
+            continue
+        new_enough = _numbers(version) >= _numbers(oldest)
+        advice = "" if new_enough else f"{oldest} or newer is needed for {purpose}"
+        yield Check(name, "ok" if new_enough else "fail", version, advice)
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    digits = ("".join(c for c in part if c.isdigit()) for part in version.split("+")[0].split("."))
+    return tuple(int(each or 0) for each in digits)[:3]
+
+
+def _torch() -> Iterator[Check]:
+    try:
+        import torch
+
+        from models.compat import ensure_torchvision
+    except ImportError as error:
+        yield Check("torch", "fail", f"cannot be imported: {error}", "install the pipeline extra")
+        return
+    gpus = torch.cuda.device_count()
+    names = ", ".join(torch.cuda.get_device_name(index) for index in range(gpus))
+    advice = "" if gpus else "networks run on the CPU: slow, but the same results"
+    yield Check("GPU", "ok" if gpus else "warn", names or "none", advice)
+    state = ensure_torchvision()
+    advices = {"absent": "needed by open_clip and transformers: pip install torchvision"}
+    told = {"stubbed": "present, its C library does not load beside this torch; not needed"}
+    yield Check(
+        "torchvision",
+        "warn" if state == "absent" else "ok",
+        told.get(state, state),
+        advices.get(state, ""),
+    )
+
+
+def _decoders() -> Iterator[Check]:
+    for name, role in (("av", "fail"), ("decord", "warn")):
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:
+            state: Literal["fail", "warn"] = "fail" if role == "fail" else "warn"
+            yield Check(f"decoder {name}", state, str(error), f"pip install {name}")
+        else:
+            yield Check(f"decoder {name}", "ok", f"imports, {module.__version__}")
+
+
+def _stages() -> Iterator[Check]:
+    from pipeline.stage import STAGES
+
+    try:
+        importlib.import_module("pipeline.stages")
+    except Exception as error:
+        yield Check("stages", "fail", f"{type(error).__name__}: {error}", "a package is missing")
+    else:
+        yield Check("stages", "ok", ", ".join(STAGES))
+
+
+def _weights() -> Iterator[Check]:
+    """Folders where libraries keep downloaded weights; nothing is downloaded here."""
+    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
+    models = sorted(each.name for each in cache.glob("models--*"))
+    shown = ", ".join(name.removeprefix("models--").replace("--", "/") for name in models)
+    advice = "" if models else "random weights work; name checkpoints in the options of the stages"
+    yield Check("downloaded weights", "ok", shown or f"none in {cache}", advice)
+
+
+def _ray() -> Iterator[Check]:
+    try:
+        importlib.import_module("ray")
+    except Exception as error:
+        advice = "pip install 'ray>=2.52', or run with --executor inline"
+        yield Check("Ray", "warn", f"{type(error).__name__}: {error}", advice)
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    if address is None:
+        yield Check("Ray cluster", "ok", "local, on loopback, without dashboard")
+    elif os.environ.get("RAY_AUTH_MODE") == "token":
+        yield Check("Ray cluster", "ok", f"RAY_ADDRESS={address}, with token")
+    else:
+        yield Check(
+            "Ray cluster",
+            "warn",
+            f"RAY_ADDRESS={address}, RAY_AUTH_MODE is not 'token'",
+            "anyone who reaches the cluster can run code on it: set RAY_AUTH_MODE=token",
+        )

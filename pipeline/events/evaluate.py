@@ -1,0 +1,219 @@
+"""Scores of detected boundaries: the F1 of generic event boundary detection, beside baselines.
+
+The matching is that of the Kinetics-GEBD challenge script (specs/llmepet_and_pseudo_events.md §5):
+true boundaries in order, each takes the nearest prediction that is left; the best rater of a video
+counts; counts are summed over videos (micro); a video without predictions counts as missed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data.errors import UsageError
+from data.store import Store
+
+__all__ = [
+    "BASELINES",
+    "BoundaryScore",
+    "Truth",
+    "boundary_score",
+    "matches",
+    "read_truth",
+    "score_store",
+    "stored_boundaries",
+    "typical_count",
+]
+
+
+@dataclass(frozen=True)
+class Truth:
+    """True boundaries of one video.
+
+    Args:
+        duration_s: length of the video.
+        raters: boundaries in seconds, ascending, one list per annotator.
+    """
+
+    duration_s: float
+    raters: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class BoundaryScore:
+    """Micro scores over all videos.
+
+    Args:
+        matched: true boundaries that were found.
+        true: true boundaries, of the rater that fits best in each video.
+        predicted: predicted boundaries.
+    """
+
+    matched: int
+    true: int
+    predicted: int
+
+    @property
+    def precision(self) -> float:
+        """Share of predictions that are right; 0 where there is none."""
+        return self.matched / self.predicted if self.predicted else 0.0
+
+    @property
+    def recall(self) -> float:
+        """Share of true boundaries that were found; 1 where there is none, as in the challenge."""
+        return self.matched / self.true if self.true else 1.0
+
+    @property
+    def f1(self) -> float:
+        """Harmonic mean of precision and recall."""
+        both = self.precision + self.recall
+        return 2 * self.precision * self.recall / both if both else 0.0
+
+    @property
+    def ratio(self) -> float:
+        """Predicted per true boundary: 1 is right, above it the parser cuts too often."""
+        return self.predicted / max(self.true, 1)
+
+    def __add__(self, other: BoundaryScore) -> BoundaryScore:
+        return BoundaryScore(
+            self.matched + other.matched,
+            self.true + other.true,
+            self.predicted + other.predicted,
+        )
+
+
+Boundaries = Mapping[str, Sequence[float]]
+"""Predicted boundaries in seconds by video id."""
+
+
+def read_truth(path: Path) -> dict[str, Truth]:
+    """True boundaries by video id from JSONL `{vid, duration, boundaries[, raters]}`.
+
+    Raises:
+        UsageError: no such file, or a line that is not of this form; the line is named.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UsageError(f"cannot read true boundaries from '{path}': {error.strerror}") from None
+    truth = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            raters = record.get("raters") or [record["boundaries"]]
+            sorted_raters = tuple(tuple(sorted(map(float, rater))) for rater in raters)
+            truth[str(record["vid"])] = Truth(float(record["duration"]), sorted_raters)
+        except (ValueError, TypeError, KeyError, AttributeError):
+            raise UsageError(
+                f"{path}, line {number}: expected a JSON object with 'vid', 'duration' in seconds "
+                f"and 'boundaries' as a list of seconds, got {line[:80]!r}"
+            ) from None
+    return truth
+
+
+def matches(true: Sequence[float], predicted: Sequence[float], tolerance_s: float) -> int:
+    """How many true boundaries find a prediction within `tolerance_s` (inclusive)."""
+    left = list(predicted)
+    found = 0
+    for boundary in true:
+        nearest = min(left, key=lambda time: abs(time - boundary), default=None)
+        if nearest is not None and abs(nearest - boundary) <= tolerance_s:
+            left.remove(nearest)
+            found += 1
+    return found
+
+
+def boundary_score(
+    predictions: Boundaries,
+    truth: Mapping[str, Truth],
+    *,
+    tolerance: float,
+    relative: bool = False,
+) -> BoundaryScore:
+    """Score the predictions for all videos of `truth`; other videos are ignored.
+
+    Args:
+        predictions: by video id; a video that is missing counts as one without boundaries.
+        truth: by video id.
+        tolerance: seconds, or with `relative` a part of the video's duration (0.05 in papers).
+    """
+    total = BoundaryScore(0, 0, 0)
+    for video_id, true in truth.items():
+        within = tolerance * true.duration_s if relative else tolerance
+        predicted = predictions.get(video_id, ())
+        per_rater = (
+            BoundaryScore(matches(rater, predicted, within), len(rater), len(predicted))
+            for rater in true.raters
+        )
+        total += max(per_rater, key=lambda score: score.f1)
+    return total
+
+
+def typical_count(truth: Mapping[str, Truth]) -> int:
+    """Mean number of true boundaries of a video, rounded; what the baselines predict."""
+    counts = [len(rater) for each in truth.values() for rater in each.raters]
+    return round(sum(counts) / max(len(counts), 1))
+
+
+def _uniform_grid(truth: Mapping[str, Truth], seed: int) -> Boundaries:
+    del seed
+    k = typical_count(truth)
+    return {
+        video_id: [each.duration_s * i / (k + 1) for i in range(1, k + 1)]
+        for video_id, each in truth.items()
+    }
+
+
+def _random(truth: Mapping[str, Truth], seed: int) -> Boundaries:
+    rng, k = np.random.default_rng(seed), typical_count(truth)
+    return {
+        video_id: sorted(rng.uniform(0, truth[video_id].duration_s, k).tolist())
+        for video_id in sorted(truth)
+    }
+
+
+def _none(truth: Mapping[str, Truth], seed: int) -> Boundaries:
+    del truth, seed
+    return {}
+
+
+BASELINES: Mapping[str, Callable[[Mapping[str, Truth], int], Boundaries]] = {
+    "uniform grid": _uniform_grid,
+    "random": _random,
+    "no boundary": _none,
+}
+"""Predictions without looking, by name: `(truth, seed) -> boundaries`."""
+
+
+def stored_boundaries(store: Store) -> dict[str, list[float]]:
+    """Boundaries of the current `events` rows of a store, by video id."""
+    reader = store.reader("events")
+    return {video_id: reader.array(video_id, "boundaries_s").tolist() for video_id in reader.ids()}
+
+
+def score_store(store: Store, boundaries: Path, *, seed: int = 0) -> dict[str, dict[str, float]]:
+    """Scores of the stored pseudo-events and of the baselines, by name.
+
+    Args:
+        store: a store with `events`.
+        boundaries: JSONL of true boundaries (`read_truth`).
+        seed: of the random baseline.
+
+    Returns:
+        for each name `f1_half` and `f1_one` (F1 in [0, 1] within 0.5 s and 1 s) and `ratio`.
+    """
+    truth = read_truth(boundaries)
+    method = store.recipe("events").params.get("method", "")
+    predictions: dict[str, Boundaries] = {f"events ({method})": stored_boundaries(store)}
+    predictions |= {name: predict(truth, seed) for name, predict in BASELINES.items()}
+    return {name: _figures(each, truth) for name, each in predictions.items()}
+
+
+def _figures(predictions: Boundaries, truth: Mapping[str, Truth]) -> dict[str, float]:
+    half = boundary_score(predictions, truth, tolerance=0.5)
+    one = boundary_score(predictions, truth, tolerance=1.0)
+    return {"f1_half": half.f1, "f1_one": one.f1, "ratio": one.ratio}

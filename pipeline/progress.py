@@ -1,0 +1,149 @@
+"""What a person sees while the pipeline works: a live table, or plain lines where no terminal is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from types import TracebackType
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+__all__ = ["Progress", "StageProgress", "duration"]
+
+_PLAIN_EVERY_S = 5.0
+
+
+@dataclass
+class StageProgress:
+    """How far one stage is. `total` counts what was to do when the stage began.
+
+    Args:
+        name: the stage.
+        total: units to work on in this run.
+        before: units that were there already.
+    """
+
+    name: str
+    total: int
+    before: int
+    clock: Callable[[], float] = time.monotonic
+    done: int = 0
+    failed: int = 0
+    began: float = field(init=False)
+    ended: float | None = None
+
+    def __post_init__(self) -> None:
+        self.began = self.clock()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the stage began, until it ended."""
+        return (self.ended if self.ended is not None else self.clock()) - self.began
+
+    @property
+    def rate_hz(self) -> float:
+        """Units per second so far; 0 before the first."""
+        return (self.done + self.failed) / max(self.seconds, 1e-6)
+
+    @property
+    def eta_s(self) -> float | None:
+        """Seconds that the rest takes at this rate; None while nobody can know."""
+        left = self.total - self.done - self.failed
+        if left <= 0:
+            return 0.0
+        return left / self.rate_hz if self.done + self.failed > 0 else None
+
+    @property
+    def text(self) -> str:
+        """One line."""
+        failures = f", {self.failed} failed" if self.failed else ""
+        head = f"{self.name}: {self.done}/{self.total}{failures}, {self.rate_hz:.3g}/s"
+        if self.ended is not None:
+            return f"{head}, took {duration(self.seconds)}"
+        return f"{head}, {duration(self.eta_s)} left"
+
+
+class Progress:
+    """Follows the stages of a run.
+
+    Args:
+        console: where to print; a live table if it is a terminal, else plain lines.
+        every_s: seconds between plain lines.
+    """
+
+    def __init__(self, console: Console, every_s: float = _PLAIN_EVERY_S) -> None:
+        self.console = console
+        self.every_s = every_s
+        self.stages: dict[str, StageProgress] = {}
+        self._live: Live | None = None
+        self._printed = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        if self.console.is_terminal:
+            self._live = Live(
+                get_renderable=self.table, console=self.console, refresh_per_second=4
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def begin(self, stage: str, total: int, before: int) -> None:
+        """A stage begins; beginning again after a part of its set was dropped starts anew."""
+        self.stages[stage] = StageProgress(stage, total, before)
+        self._line(f"{stage}: {total} to do, {before} there already")
+
+    def end(self, stage: str) -> None:
+        """A stage ended."""
+        one = self.stages[stage]
+        one.ended = one.clock()
+        self._line(one.text)
+
+    def advance(self, stage: str, *, done: int = 0, failed: int = 0) -> None:
+        """Units were computed (negative: lost again) or given up."""
+        one = self.stages[stage]
+        one.done += done
+        one.failed += failed
+        if self._live is None and time.monotonic() - self._printed >= self.every_s:
+            self._line(one.text)
+
+    def note(self, text: str) -> None:
+        """Something that a person should know."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def table(self) -> Table:
+        """All stages so far."""
+        table = Table()
+        table.add_column("stage")
+        for name in ("there", "done", "of", "failed", "per s", "left"):
+            table.add_column(name, justify="right")
+        for one in self.stages.values():
+            left = f"took {duration(one.seconds)}" if one.ended else duration(one.eta_s)
+            counts = (one.before, one.done, one.total, one.failed)
+            table.add_row(one.name, *map(str, counts), f"{one.rate_hz:.3g}", left)
+        return table
+
+    def _line(self, text: str) -> None:
+        if self._live is None:
+            self._printed = time.monotonic()
+            self.note(text)
+
+
+def duration(seconds: float | None) -> str:
+    """A length of time for a person."""
+    if seconds is None:
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+    minutes = seconds / 60
+    return f"{minutes:.0f} min" if minutes < 90 else f"{minutes / 60:.1f} h"

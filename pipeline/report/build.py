@@ -1,0 +1,139 @@
+"""Puts the report together: one self-contained HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from data.annotations.types import Annotation
+from data.store import Store
+from data.store.files import atomic_write
+from data.video.types import Video
+from pipeline.report.charts import line_chart, timeline
+from pipeline.report.collect import (
+    BRIEF,
+    MetricRow,
+    collect_timeline,
+    history_lines,
+    read_predictions,
+)
+from pipeline.status import stage_counts
+
+__all__ = ["EventScore", "ReportInputs", "write_report"]
+
+
+@dataclass(frozen=True)
+class EventScore:
+    """Boundary detection beside a baseline: F1 at absolute tolerances, and the count ratio."""
+
+    name: str
+    f1_half: float
+    f1_one: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class ReportInputs:
+    """What a report is made of.
+
+    Args:
+        title: heading of the page.
+        lead: one sentence below it.
+        store: the store of shards.
+        runs: run directories of the trainer by display name; the first one's predictions are drawn.
+        metrics: lines of the metric table, in order.
+        events: lines of the boundary table; empty when no true boundaries are known.
+        videos: media files by id, for the frames.
+        boundaries: true boundaries in seconds by video id.
+        split: annotations that the predictions belong to.
+        shown: how many queries are drawn.
+        notes: sentences that a reader must know first (e.g. that weights are random).
+        metric_remarks: sentences below the metric table.
+    """
+
+    title: str
+    lead: str
+    store: Store
+    runs: Mapping[str, Path]
+    metrics: Sequence[MetricRow]
+    events: Sequence[EventScore]
+    videos: Mapping[str, Video]
+    boundaries: Mapping[str, Sequence[float]]
+    split: str = "val"
+    shown: int = 6
+    notes: Sequence[str] = ()
+    metric_remarks: Sequence[str] = field(default_factory=tuple)
+
+
+def write_report(inputs: ReportInputs, file: Path) -> None:
+    """Write the page; an existing file is replaced at once, never half."""
+    environment = Environment(
+        loader=PackageLoader("pipeline.report", "."), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("report.html").render(
+        title=inputs.title,
+        lead=inputs.lead,
+        notes=inputs.notes,
+        style=Markup((Path(__file__).parent / "report.css").read_text()),
+        metric_names=list(BRIEF),
+        metrics=inputs.metrics,
+        metric_remarks=inputs.metric_remarks,
+        charts=_charts(inputs.runs),
+        events=inputs.events,
+        stages=[_stage_row(inputs.store, count) for count in stage_counts(inputs.store)],
+        timelines=_timelines(inputs),
+        footer=f"Store: {inputs.store.path}. Written by pipeline {inputs.store.dataset} report.",
+    )
+    atomic_write(file, page.encode())
+
+
+def _charts(runs: Mapping[str, Path]) -> list[Markup]:
+    lines = [history_lines(folder, name) for name, folder in runs.items()]
+    return [
+        line_chart("Training loss", [loss for loss, _ in lines], "loss"),
+        line_chart("Validation R1@0.5", [recall for _, recall in lines], "%"),
+    ]
+
+
+def _stage_row(store: Store, count: Any) -> dict[str, Any]:
+    weights = store.recipe(count.stage).params.get("weights", "")
+    return {
+        "stage": count.stage,
+        "done": count.done,
+        "failed": count.failed,
+        "megabytes": count.bytes / 1e6,
+        "recipe": count.recipe_id,
+        "weights": weights.get("kind", "") if isinstance(weights, Mapping) else weights,
+    }
+
+
+def _timelines(inputs: ReportInputs) -> list[dict[str, Any]]:
+    if not inputs.runs:
+        return []
+    first = next(iter(inputs.runs.values()))
+    predictions = read_predictions(first / "predictions" / f"{inputs.split}-best.jsonl")
+    chosen = _one_query_per_video(inputs.store.annotations(inputs.split), inputs)
+    drawn = [
+        collect_timeline(
+            inputs.store,
+            inputs.videos[each.video_id],
+            each,
+            predictions[str(each.qid)],
+            inputs.boundaries.get(each.video_id, ()),
+        )
+        for each in chosen
+    ]
+    return [vars(each) | {"picture": timeline(each.duration_s, each.tracks)} for each in drawn]
+
+
+def _one_query_per_video(rows: Sequence[Annotation], inputs: ReportInputs) -> list[Annotation]:
+    first_of: dict[str, Annotation] = {}
+    for row in rows:
+        if row.video_id in inputs.videos:
+            first_of.setdefault(row.video_id, row)
+    return list(first_of.values())[: inputs.shown]

@@ -1,0 +1,191 @@
+"""What the report shows, read from a store and from run directories of the trainer."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from data.annotations.types import Annotation
+from data.grid import Grid
+from data.store import Store
+from data.video import open_decoder
+from data.video.types import FrameRequest, Video, View
+from pipeline.report.charts import Line, Span, Track
+
+__all__ = [
+    "BRIEF",
+    "Caption",
+    "Frame",
+    "MetricRow",
+    "TimelineData",
+    "collect_timeline",
+    "history_lines",
+    "read_metrics",
+    "read_predictions",
+]
+
+BRIEF = {
+    "R1@0.5": "MR-full-R1@0.5",
+    "R1@0.7": "MR-full-R1@0.7",
+    "mAP": "MR-full-mAP",
+    "mAP@0.5": "MR-full-mAP@0.5",
+    "HD mAP": "HL-min-VeryGood-mAP",
+    "HIT@1": "HL-min-VeryGood-Hit1",
+}
+"""Columns of the metric table and their keys in the official `brief` metrics."""
+
+FRAMES_SHOWN = 10
+THUMBNAIL_PIXELS = 96
+
+
+@dataclass(frozen=True)
+class MetricRow:
+    """One line of the metric table; None where a metric does not apply."""
+
+    name: str
+    about: str
+    role: str
+    values: list[float | None]
+
+
+@dataclass(frozen=True)
+class Frame:
+    """One thumbnail as a data URL."""
+
+    time_s: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption of a video."""
+
+    time_s: float
+    text: str
+
+
+@dataclass(frozen=True)
+class TimelineData:
+    """Everything drawn for one query."""
+
+    qid: int | str
+    query: str
+    video_id: str
+    duration_s: float
+    frames: list[Frame]
+    captions: list[Caption]
+    tracks: list[Track]
+
+
+def read_metrics(file: Path, name: str, about: str, role: str) -> MetricRow:
+    """A row of the metric table from `metrics.json` of a run or `trainer evaluate --json`."""
+    metrics = json.loads(file.read_text())
+    brief = metrics.get("best", metrics)["brief"]
+    return MetricRow(name, about, role, [brief.get(key) for key in BRIEF.values()])
+
+
+def history_lines(run: Path, name: str) -> tuple[Line, Line]:
+    """Training loss and validation R1@0.5 of a run, from its `history.jsonl`."""
+    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    loss = [(row["epoch"], sum(row["losses"].values())) for row in rows]
+    key = BRIEF["R1@0.5"]
+    recall = [(row["epoch"], row["val"][key]) for row in rows if row.get("val")]
+    return Line(name, loss), Line(name, recall)
+
+
+def read_predictions(file: Path) -> dict[str, Mapping[str, Any]]:
+    """Rows of a submission file by the text of their qid."""
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return {str(row["qid"]): row for row in rows}
+
+
+def collect_timeline(
+    store: Store,
+    video: Video,
+    annotation: Annotation,
+    prediction: Mapping[str, Any],
+    true_boundaries_s: Sequence[float],
+) -> TimelineData:
+    """Frames, captions and all tracks of one query."""
+    grid = Grid(store.catalogue()[video.id].facts.duration_s, store.clip_len_s)
+    return TimelineData(
+        annotation.qid,
+        annotation.query,
+        video.id,
+        grid.duration_s,
+        _thumbnails(video, grid.duration_s),
+        _captions(store, video.id),
+        [
+            *_moment_tracks(annotation, prediction),
+            *_event_tracks(store, video.id, true_boundaries_s),
+            *_saliency_tracks(annotation, prediction, grid),
+        ],
+    )
+
+
+def _thumbnails(video: Video, duration_s: float) -> list[Frame]:
+    times = (np.arange(FRAMES_SHOWN) + 0.5) * duration_s / FRAMES_SHOWN
+    request = FrameRequest("report", times[:, None], View(THUMBNAIL_PIXELS), inclusive=True)
+    windows = open_decoder("pyav").windows(video, [request])
+    return [Frame(float(times[w.unit]), _data_url(w.frames[0])) for w in windows]
+
+
+def _data_url(pixels: NDArray[np.uint8]) -> str:
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def _captions(store: Store, video_id: str) -> list[Caption]:
+    if "captions" not in store.current:
+        return []
+    row = store.reader("captions").row(video_id)
+    return [
+        Caption(float(t), text) for t, text in zip(row["time_s"], row.texts["caption"], strict=True)
+    ]
+
+
+def _moment_tracks(annotation: Annotation, prediction: Mapping[str, Any]) -> list[Track]:
+    truth = [Span(start, end) for start, end in annotation.windows or ()]
+    windows = prediction["pred_relevant_windows"]
+    best = [Span(s, e, 1.0, f"score {p:.2f}: {s:.1f} to {e:.1f} s") for s, e, p in windows[:1]]
+    others = [Span(s, e, 0.25 + 0.5 * p, f"score {p:.2f}") for s, e, p in windows[1:4]]
+    return [
+        Track("true moments", "truth", truth),
+        Track("first prediction", "prediction", best),
+        Track("predictions 2 to 4", "prediction", others),
+    ]
+
+
+def _event_tracks(store: Store, video_id: str, true_s: Sequence[float]) -> list[Track]:
+    if "events" not in store.current:
+        return []
+    spans = store.reader("events").row(video_id)["spans_s"]
+    events = [Span(float(s), float(e)) for s, e in spans]
+    return [Track("events | true cuts", "event boundary", events, [float(t) for t in true_s])]
+
+
+def _saliency_tracks(
+    annotation: Annotation, prediction: Mapping[str, Any], grid: Grid
+) -> list[Track]:
+    tracks = []
+    if annotation.clip_ids is not None and annotation.saliency is not None:
+        scores = np.zeros(grid.n)
+        for clip, labels in zip(annotation.clip_ids, annotation.saliency, strict=True):
+            scores[min(clip, grid.n - 1)] = sum(labels)
+        tracks.append(Track("true saliency", "saliency", scores=scores.tolist()))
+    if prediction.get("pred_saliency_scores"):
+        tracks.append(
+            Track("saliency", "saliency", scores=list(prediction["pred_saliency_scores"]))
+        )
+    return tracks

@@ -1,0 +1,82 @@
+"""What several stages share: worker options, the grid of an item, the identity of weights."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from data.config import Group
+from data.errors import UsageError
+from data.grid import Grid
+from data.identity import digest, file_sha256
+from data.video.types import Video, VideoFacts
+from pipeline.stage import Item, Resources, StageContext
+
+__all__ = ["WorkerOptions", "facts_of", "grid_of", "video_of", "weights_params"]
+
+
+class WorkerOptions(Group):
+    """What one worker of a stage gets. Nothing here changes the rows."""
+
+    cpus: float = Field(1.0, gt=0, description="CPUs that one worker occupies.")
+    gpus: float = Field(0.0, ge=0, description="GPUs that one worker occupies; may be a fraction.")
+    memory_mb: int = Field(0, ge=0, description="Memory that one worker needs; 0 does not say.")
+
+    @property
+    def resources(self) -> Resources:
+        """The same, for the engine."""
+        return Resources(self.cpus, self.gpus, self.memory_mb)
+
+
+def video_of(item: Item) -> Video:
+    """The video of an item of a stage over videos."""
+    if item.video is None:
+        raise ValueError(f"item {item.key.id} has no video")
+    return item.video
+
+
+def facts_of(item: Item) -> VideoFacts:
+    """What `probe` found about the video of an item."""
+    if item.facts is None:
+        raise ValueError(f"item {item.key.id} comes without the facts of `probe`")
+    return item.facts
+
+
+def grid_of(item: Item, context: StageContext) -> Grid:
+    """The canonical clips of the video of an item."""
+    return facts_of(item).grid(context.clip_len_s)
+
+
+def weights_params(checkpoint: Path | None, seed: int) -> dict[str, Any]:
+    """What a recipe says about the weights of a network, known without building it.
+
+    Returns:
+        `kind: file` with a sha256 over the file (or over all files of the folder), or
+        `kind: random` with the seed, which together with the architecture fixes every weight.
+
+    Raises:
+        UsageError: there is no such checkpoint.
+    """
+    if checkpoint is None:
+        return {"kind": "random", "seed": seed}
+    if not checkpoint.exists():
+        raise UsageError(f"checkpoint '{checkpoint}' does not exist; give a file or folder")
+    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.rglob("*"))
+    hashes = {
+        "" if file == checkpoint else file.relative_to(checkpoint).as_posix(): _sha256(
+            file, file.stat().st_size, file.stat().st_mtime_ns
+        )
+        for file in files
+        if file.is_file()
+    }
+    return {"kind": "file", "sha256": hashes[""] if checkpoint.is_file() else digest(hashes)}
+
+
+@lru_cache
+def _sha256(file: Path, size: int, mtime_ns: int) -> str:
+    """Several stages may use one file; size and time tell a changed file from a known one."""
+    del size, mtime_ns
+    return file_sha256(file)

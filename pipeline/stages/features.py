@@ -1,0 +1,183 @@
+"""`clip`, `slowfast`, `i3d`: one vector per clip of the grid from a frozen backbone.
+
+The networks are those of `models.backbones`; here is only what makes a backbone a stage. Nothing
+of torch is imported before `setup`, so that planning a run costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from data.store.types import Row, Schema, StreamSpec
+from data.video.types import FrameRequest, View, Window
+from pipeline.stage import STAGES, FrameStage, Item, Resources
+from pipeline.stages.common import WorkerOptions, facts_of, grid_of, weights_params
+
+if TYPE_CHECKING:
+    from models.backbones import Backbone
+
+__all__ = [
+    "BackboneOptions",
+    "BackboneStage",
+    "ClipStage",
+    "I3DStage",
+    "SlowFastOptions",
+    "SlowFastStage",
+]
+
+
+class BackboneOptions(WorkerOptions):
+    """Section of a backbone stage in pipeline.yaml."""
+
+    preset: Literal["tiny", "full"] = Field(
+        "tiny", description="`full` is the published architecture, `tiny` a narrow one."
+    )
+    checkpoint: Path | None = Field(
+        None, description="Weights of the preset's architecture; null: random weights from `seed`."
+    )
+    seed: int = Field(0, ge=0, description="Seed of random weights.")
+    batch_size: int = Field(8, ge=1, description="Clips that go through the network together.")
+
+
+class BackboneStage(FrameStage):
+    """Frames of each clip to one un-normalised float16 vector, exactly N rows per video."""
+
+    stream: ClassVar[str]
+    """Name of the array that is written: per-clip features."""
+    dims: ClassVar[Mapping[str, int]]
+    """Length of the vector by preset: known here so that a plan needs no network."""
+    Options: ClassVar[type[Any]] = BackboneOptions
+    options: BackboneOptions
+    _backbone: Backbone | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """One array, named as the stage."""
+        dim = self.dims[self.options.preset]
+        return Schema({self.stream: StreamSpec((dim,), "float16", "clip")})
+
+    def params(self) -> Mapping[str, Any]:
+        """Architecture, sampling and weights."""
+        weights = weights_params(self.options.checkpoint, self.options.seed)
+        return {"preset": self.options.preset, "weights": weights} | self._sampling()
+
+    @property
+    def resources(self) -> Resources:
+        """As configured."""
+        return self.options.resources
+
+    @property
+    def batch_size(self) -> int:
+        """Clips per call of `encode`."""
+        return self.options.batch_size
+
+    def setup(self) -> None:
+        """Build the network and move it to the device."""
+        from models.backbones import BACKBONES
+
+        kind = BACKBONES.get(self.name)
+        options = kind.PRESETS[self.options.preset] | self._sampling()
+        backbone = kind(self.options.checkpoint, seed=self.options.seed, **options)
+        if backbone.dim != self.dims[self.options.preset]:
+            raise ValueError(
+                f"backbone {self.name} {self.options.preset} has {backbone.dim}-d features, "
+                f"the stage declares {self.dims[self.options.preset]}"
+            )
+        self._backbone = backbone.to(self.context.device)
+
+    def request(self, item: Item) -> FrameRequest:
+        """The frames that the backbone wants of every clip of the grid."""
+        facts = facts_of(item)
+        backbone = self._built()
+        times = backbone.clip_times(
+            grid_of(item, self.context).starts_s,
+            self.context.clip_len_s,
+            native_fps=facts.fps,
+            duration_s=facts.duration_s,
+        )
+        return FrameRequest(self.name, times, View(backbone.short_side))
+
+    def encode(self, item: Item, windows: Sequence[Window]) -> Sequence[NDArray[np.float32]]:
+        """One vector (D,) per window."""
+        del item
+        return list(self._built().encode(np.stack([window.frames for window in windows])))
+
+    def finish(self, item: Item, results: Sequence[NDArray[np.float32]]) -> Row:
+        """The row; its facts say which weights were really used."""
+        grid = grid_of(item, self.context)
+        if len(results) != grid.n:
+            raise ValueError(
+                f"{len(results)} features for the {grid.n} clips of video {item.key.id}"
+            )
+        with np.errstate(over="ignore"):
+            features = np.stack(results).astype(np.float16)
+        if not np.isfinite(features).all():
+            raise ValueError(
+                f"features of video {item.key.id} are not finite in float16; "
+                "the weights do not fit the network"
+            )
+        facts = {"weights": self._built().weights.recipe()}
+        return Row(item.key, grid, {self.stream: features}, facts=facts)
+
+    def _sampling(self) -> dict[str, Any]:
+        """Options that say which frames are looked at, for backbones that have any."""
+        return {}
+
+    def _built(self) -> Backbone:
+        if self._backbone is None:
+            raise ValueError(f"stage '{self.name}' is used before its setup")
+        return self._backbone
+
+
+class ClipOptions(BackboneOptions):
+    """Section `clip` of pipeline.yaml."""
+
+    batch_size: int = Field(64, ge=1, description="Frames that go through the network together.")
+
+
+@STAGES.register("clip")
+class ClipStage(BackboneStage):
+    """Image features of CLIP for the frame at the centre of each clip, un-normalised."""
+
+    name = "clip"
+    stream = "clip"
+    dims = {"full": 512, "tiny": 64}
+    Options = ClipOptions
+
+
+class SlowFastOptions(BackboneOptions):
+    """Section `slowfast` of pipeline.yaml."""
+
+    sampling: Literal["centered", "hero"] = Field(
+        "centered",
+        description="32 frames around the clip's centre, or the public extractor's own choice.",
+    )
+
+
+@STAGES.register("slowfast")
+class SlowFastStage(BackboneStage):
+    """SlowFast R50 8x8 features of the 32 frames around each clip's centre."""
+
+    name = "slowfast"
+    stream = "slowfast"
+    dims = {"full": 2304, "tiny": 384}
+    Options = SlowFastOptions
+    options: SlowFastOptions
+
+    def _sampling(self) -> dict[str, Any]:
+        return {"sampling": self.options.sampling}
+
+
+@STAGES.register("i3d")
+class I3DStage(BackboneStage):
+    """I3D (RGB) features of the frames of each clip."""
+
+    name = "i3d"
+    stream = "i3d"
+    dims = {"full": 1024, "tiny": 128}

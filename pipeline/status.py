@@ -1,0 +1,135 @@
+"""What is in a store, stage by stage, without a config."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from data.store import Store
+from pipeline.plan import Plan
+from pipeline.stage import STAGES
+
+__all__ = ["StageStatus", "read_status", "status_table"]
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage of a store under its current recipe.
+
+    Args:
+        stage: name of the stage.
+        recipe: id of the current recipe.
+        done: inputs with all their rows.
+        missing: inputs without, that are not in quarantine; None if nobody knows what is wanted.
+        failed: inputs in quarantine.
+        blocked: inputs that a stage before gave up; None without a config.
+        bytes: size of the shards.
+        shards: number of the shards.
+        damaged: shards that cannot be read.
+        other_recipes: recipes that are kept beside the current one.
+        last_write: time of the newest shard, ISO 8601, of the machine's clock; None without shards.
+    """
+
+    stage: str
+    recipe: str
+    done: int
+    missing: int | None
+    failed: int
+    blocked: int | None
+    bytes: int
+    shards: int
+    damaged: int
+    other_recipes: int
+    last_write: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def read_status(store: Store, plan: Plan | None = None) -> list[StageStatus]:
+    """The stages of a store in the order of the plan, else by name.
+
+    Args:
+        store: the store.
+        plan: what a config wants of it; without one the probed videos and the store's queries
+            are what is wanted.
+    """
+    current = store.current
+    order = [line.stage for line in plan.lines] if plan else []
+    names = [name for name in dict.fromkeys([*order, *sorted(current)]) if name in current]
+    return [_stage(store, name, current[name], plan) for name in names]
+
+
+def _stage(store: Store, name: str, recipe: str, plan: Plan | None) -> StageStatus:
+    reader = store.reader(name, recipe, strict=False)
+    present = reader.keys()
+    failures = store.failures(name, recipe).read().values()
+    failed = {each.key.id for each in failures if each.key not in present}
+    shards = store.shards(name, recipe)
+    line = next((each for each in plan.lines if each.stage == name), None) if plan else None
+    done = len(reader)
+    wanted = _wanted(store, name)
+    missing = None if wanted is None else max(0, wanted - done - len(failed))
+    if line is not None and line.recipe == recipe:
+        done, missing = line.present, line.missing
+    return StageStatus(
+        stage=name,
+        recipe=recipe,
+        done=done,
+        missing=missing,
+        failed=len(failed),
+        blocked=line.blocked if line else None,
+        bytes=sum(path.stat().st_size for path in shards),
+        shards=len(shards),
+        damaged=len(reader.problems),
+        other_recipes=len([each for each in store.recipes(name) if each != recipe]),
+        last_write=_newest(shards),
+    )
+
+
+def _wanted(store: Store, name: str) -> int | None:
+    if name not in STAGES:
+        return None
+    if STAGES.get(name).over == "videos":
+        return len(store.catalogue())
+    rows = (row for split in store.splits() for row in store.annotations(split))
+    return len({row.query for row in rows})
+
+
+def _newest(paths: Iterable[Path]) -> str | None:
+    newest = max((path.stat().st_mtime for path in paths), default=None)
+    if newest is None:
+        return None
+    return datetime.fromtimestamp(newest).astimezone().isoformat(timespec="seconds")
+
+
+def status_table(lines: Iterable[StageStatus], title: str) -> Table:
+    """For a terminal."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("stage")
+    for name in ("done", "missing", "failed", "blocked", "size", "shards"):
+        table.add_column(name, justify="right")
+    for name in ("recipe", "last write", ""):
+        table.add_column(name)
+    for one in lines:
+        numbers = (one.done, one.missing, one.failed, one.blocked)
+        cells = ["–" if each is None else f"{each:,}" for each in numbers]
+        size = f"{one.bytes / 2**20:,.1f} MiB"
+        written = one.last_write or "–"
+        table.add_row(one.stage, *cells, size, str(one.shards), one.recipe, written, _remark(one))
+    return table
+
+
+def _remark(one: StageStatus) -> str:
+    remarks = []
+    if one.damaged:
+        remarks.append(f"{one.damaged} damaged shards: `pipeline verify`")
+    if one.other_recipes:
+        remarks.append(f"{one.other_recipes} older recipes")
+    return "; ".join(remarks)

@@ -1,0 +1,54 @@
+"""The README tells the truth: its commands exist, its first lines are the two that matter."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+
+COMMAND = re.compile(r"^(pipeline|trainer) .*$", re.MULTILINE)
+
+
+def _documents(root: Path) -> list[Path]:
+    return [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+
+
+def _commands(text: str) -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [match.group(0).split("#")[0].strip() for match in COMMAND.finditer(joined)]
+
+
+def test_the_two_commands_stand_within_the_first_25_lines(root: Path) -> None:
+    head = (root / "README.md").read_text().splitlines()[:25]
+    assert any(line.startswith("make demo") for line in head)
+    assert any(line.startswith("make test") for line in head)
+
+
+def test_every_documented_command_and_option_exists(root: Path) -> None:
+    import pipeline.cli
+    import training.cli
+
+    programs = {"pipeline": get_command(pipeline.cli.app), "trainer": get_command(training.cli.app)}
+    commands = [each for file in _documents(root) for each in _commands(file.read_text())]
+    assert len(commands) >= 10
+    for command in commands:
+        program, verb, *arguments = shlex.split(command)
+        known = programs[program].commands[verb]  # type: ignore[attr-defined]
+        options = {option for parameter in known.params for option in parameter.opts}
+        asked = {word for word in arguments if word.startswith("--")}
+        assert asked <= options, f"`{command}` uses {asked - options}, which do not exist"
+
+
+def test_links_to_files_of_the_repository_are_not_dead(root: Path) -> None:
+    for file in _documents(root):
+        for target in re.findall(r"\]\(([^)#:]+)\)", file.read_text()):
+            assert (file.parent / target).exists(), f"{file.name} links to {target}"
+
+
+@pytest.mark.parametrize("word", ["install", "demo", "test", "check", "bench"])
+def test_the_makefile_has_the_words_that_the_documents_use(root: Path, word: str) -> None:
+    assert re.search(rf"^{word}:", (root / "Makefile").read_text(), re.MULTILINE)

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from pipeline.events.parser import METHODS, combine, parse, recursive_nodes, relative_threshold
+from pipeline.events.scores import BoundaryScorer
+
+
+def scenes(lengths: list[int], dim: int = 16, noise: float = 0.0, seed: int = 0) -> NDArray:
+    rng = np.random.default_rng(seed)
+    means = np.repeat(rng.normal(size=(len(lengths), dim)), lengths, axis=0)
+    return (means + noise * rng.normal(size=means.shape)).astype(np.float32)
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=9),
+    noise=st.sampled_from([0.0, 0.5, 3.0]),
+    clip_len_s=st.sampled_from([0.5, 1.0, 2.0, 1 / 3]),
+    stretch=st.floats(-0.49, 0.49),
+    method=st.sampled_from(sorted(METHODS)),
+    edges=st.sampled_from(["zero", "margin", "normalized"]),
+    delta_rel=st.sampled_from([0.0, 0.4]),
+    half_width_s=st.floats(0.1, 6),
+    max_events=st.none() | st.integers(1, 4),
+)
+def test_spans_partition_the_video_and_fit_the_boundaries(
+    lengths: list[int],
+    noise: float,
+    clip_len_s: float,
+    stretch: float,
+    method: Any,
+    edges: Any,
+    delta_rel: float,
+    half_width_s: float,
+    max_events: int | None,
+) -> None:
+    features = scenes(lengths, noise=noise)
+    duration_s = (len(features) + stretch) * clip_len_s
+    events = parse(
+        features,
+        clip_len_s,
+        duration_s,
+        method=method,
+        edges=edges,
+        delta_rel=delta_rel,
+        half_width_s=half_width_s,
+        max_events=max_events,
+        min_len_s=0.0,
+    )
+    assert events.spans_s[0, 0] == 0.0
+    assert events.spans_s[-1, 1] == duration_s
+    np.testing.assert_array_equal(events.spans_s[1:, 0], events.spans_s[:-1, 1])
+    np.testing.assert_array_equal(events.spans_s[1:, 0], events.boundaries_s)
+    assert (events.spans_s[:, 1] > events.spans_s[:, 0]).all()
+    assert len(events.scores) == len(features)
+    if max_events is not None:
+        assert len(events.spans_s) <= max_events
+    for index, parent in enumerate(events.boundary_parent):
+        above = -1 if parent < 0 else events.boundary_depth[parent]
+        assert events.boundary_depth[index] > above
+    assert len(events.depth) == len(events.spans_s)
+    assert (events.depth >= 0).all()
+
+
+@pytest.mark.parametrize("edges", ["margin", "normalized"])
+def test_clean_cuts_are_found_at_the_edge_between_the_clips(edges: Any) -> None:
+    events = parse(scenes([10, 7, 12, 9]), 2.0, 76.0, edges=edges, half_width_s=6.0, delta_rel=0.2)
+    assert events.boundaries_s.tolist() == [20.0, 34.0, 58.0]
+
+
+def test_the_incremental_recursion_equals_scoring_every_segment_anew() -> None:
+    def literal(lo: int, hi: int) -> list[int]:
+        if hi - lo < 5:
+            return []
+        scores = BoundaryScorer(features[lo:hi], 3, "box", edges).segment(0, hi - lo)
+        if scores.max() - scores.mean() <= max(threshold, 1e-9):
+            return []
+        clip = lo + int(scores.argmax())
+        left = literal(lo, clip)
+        return [*left, clip, *literal(clip + 1, hi)]
+
+    for seed, edges in enumerate(["zero", "margin", "normalized"] * 4):
+        features = scenes([30, 22, 41, 17, 35], noise=1.0, seed=seed)
+        scorer = BoundaryScorer(features, 3, "box", edges)
+        scores = scorer.segment(0, len(features))
+        threshold = relative_threshold(scores, 0.3)
+        nodes = recursive_nodes(scorer, scores, 5, threshold)
+        assert sorted(n.clip for n in nodes) == literal(0, len(features))
+
+
+def test_max_events_keeps_the_strongest_and_max_depth_the_first_splits() -> None:
+    features = scenes([20, 20, 20, 20, 20], noise=0.4, seed=3)
+    everything = parse(features, 1.0, 100.0, delta_rel=0.2)
+    assert len(everything.boundaries_s) == 4
+    capped = parse(features, 1.0, 100.0, delta_rel=0.2, max_events=3)
+    root = everything.boundary_depth == 0
+    children = everything.boundary_depth == 1
+    strongest = everything.strength[children].max()
+    assert sorted(capped.strength) == sorted([everything.strength[root][0], strongest])
+    shallow = parse(features, 1.0, 100.0, delta_rel=0.2, max_depth=1)
+    np.testing.assert_array_equal(shallow.boundaries_s, everything.boundaries_s[root])
+
+
+def test_an_event_is_as_deep_as_the_splits_that_led_to_it() -> None:
+    # orthogonal scenes; the middle cut compares the longest sides and is made first
+    features = np.repeat(np.eye(4), [2, 5, 5, 2], axis=0)
+    events = parse(features, 1.0, 14.0, half_width_s=5.0, delta_rel=0.1, min_len_s=2.0)
+    assert events.boundaries_s.tolist() == [2.0, 7.0, 12.0]
+    assert events.boundary_depth.tolist() == [1, 0, 1]
+    assert events.boundary_parent.tolist() == [1, -1, 1]
+    assert events.depth.tolist() == [2, 2, 2, 2]
+    coarse = parse(features, 1.0, 14.0, half_width_s=5.0, delta_rel=0.1, max_events=3)
+    assert coarse.depth.tolist() == [2, 2, 1]
+
+
+def test_identical_frames_are_one_event_for_every_content_method() -> None:
+    for method in ("rtp", "oneshot"):
+        events = parse(np.ones((30, 8)), 1.0, 30.4, method=method)
+        assert events.spans_s.tolist() == [[0.0, 30.4]]
+        assert events.depth.tolist() == [0]
+
+
+def test_uniform_makes_the_number_of_spans_it_is_asked_for() -> None:
+    events = parse(np.ones((8, 2)), 1.0, 8.0, method="uniform", max_events=4)
+    assert events.boundaries_s.tolist() == [2.0, 4.0, 6.0]
+
+
+def test_a_combination_of_streams_has_the_weighted_mean_of_their_cosines() -> None:
+    a, b = scenes([5], noise=1.0, seed=1), 100 * scenes([5], dim=3, noise=1.0, seed=2)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
+    both = combine([(a, 3.0), (b, 1.0)])
+    both /= np.linalg.norm(both, axis=1, keepdims=True)
+    expected = (3 * unit[0] @ unit[0].T + unit[1] @ unit[1].T) / 4
+    np.testing.assert_allclose(both @ both.T, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "kmeans"}, "allowed: rtp, oneshot, uniform"),
+        ({"max_events": 0}, "at least 1"),
+        ({"duration_s": 20.0}, "10 rows of features for a grid of 20 clips"),
+    ],
+)
+def test_what_does_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse(np.ones((10, 4)), **{"clip_len_s": 1.0, "duration_s": 10.0, **options})

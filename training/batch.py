@@ -1,0 +1,242 @@
+"""From samples to batches: padding, masks and targets.
+
+What is drawn at random for a query depends only on (seed, epoch, query id), never on the order of
+the queries, the number of workers or what was drawn before: a resumed run draws the same.
+Arithmetic of the targets: specs/retrieval_models.md §3.0, specs/peers_formats_metrics.md §3.3.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from data.annotations.types import Annotation
+from data.dataset import Sample
+from models.retrieval.types import Batch, Side, Targets
+from training.task import MomentBatch, QueryInfo
+
+__all__ = ["NARRATIVE", "Draw", "QueryTruth", "collate", "pad", "query_info", "targets_of"]
+
+NARRATIVE = "narrative"
+"""Name of the narrative among the side streams of a batch."""
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What the random choices of an epoch depend on.
+
+    Args:
+        seed: of the run.
+        epoch: counts from 0.
+        max_windows: at most so many moments of a query are targets; more are drawn from.
+    """
+
+    seed: int = 0
+    epoch: int = 0
+    max_windows: int = 5
+
+    def numbers(self, qid: int | str) -> list[int]:
+        """Five random integers below 2**64 for a query."""
+        text = f"{self.seed}|{self.epoch}|{type(qid).__name__}|{qid}"
+        digest = hashlib.blake2b(text.encode(), digest_size=40).digest()
+        return [int.from_bytes(digest[i : i + 8], "little") for i in range(0, 40, 8)]
+
+
+@dataclass(frozen=True)
+class QueryTruth:
+    """Ground truth of one query on its clips, before anything is drawn.
+
+    Args:
+        spans: (G, 2) float32 moments as (centre, width) in [0, 1] of the grid.
+        saliency: (L,) float32 label summed over annotators; without labels 1 inside of a moment.
+        in_moment: (L,) bool, whether the clip's centre lies in a moment.
+        hard_pair: (most, least) salient clip inside of the moments; None without saliency labels,
+            and where all labels inside are equal, because then no clip should outrank another
+            (the public loader pairs such clips by position).
+    """
+
+    spans: NDArray[np.float32]
+    saliency: NDArray[np.float32]
+    in_moment: NDArray[np.bool_]
+    hard_pair: tuple[int, int] | None
+
+    @classmethod
+    def of(cls, annotation: Annotation, clips: int, clip_len_s: float) -> QueryTruth | None:
+        """Ground truth on the first `clips` clips; None if the annotation has none."""
+        if annotation.windows is None:
+            return None
+        total_s = clips * clip_len_s
+        edges = np.asarray(annotation.windows, np.float64).reshape(-1, 2).clip(0.0, total_s)
+        edges = edges[edges[:, 1] > edges[:, 0]]
+        in_moment = _clips_inside(edges, clips, clip_len_s)
+        saliency = _summed(annotation, clips)
+        spans = np.stack([edges.mean(axis=1), edges[:, 1] - edges[:, 0]], axis=1) / total_s
+        return cls(
+            spans=spans.astype(np.float32),
+            saliency=in_moment.astype(np.float32) if saliency is None else saliency,
+            in_moment=in_moment,
+            hard_pair=None if saliency is None else _hard_pair(saliency, in_moment),
+        )
+
+    def chosen_spans(self, draw: Draw, qid: int | str) -> NDArray[np.float32]:
+        """(G, 2) with G at most `max_windows`, in their order."""
+        if len(self.spans) <= draw.max_windows:
+            return self.spans
+        rng = np.random.default_rng(draw.numbers(qid)[4])
+        return self.spans[np.sort(rng.permutation(len(self.spans))[: draw.max_windows])]
+
+    def pairs(self, draw: Draw, qid: int | str) -> list[tuple[int, int] | None]:
+        """Two (positive, negative) pairs of clips for the margin loss, None where there is none.
+
+        With saliency labels the hard pair and a random (inside, outside) one, else two random.
+        """
+        inside, outside = np.flatnonzero(self.in_moment), np.flatnonzero(~self.in_moment)
+        if not len(inside) or not len(outside):
+            return [self.hard_pair, None]
+        a, b, c, d, _ = draw.numbers(qid)
+        easy = [
+            (int(inside[i % len(inside)]), int(outside[j % len(outside)]))
+            for i, j in ((a, b), (c, d))
+        ]
+        return [self.hard_pair or easy[1], easy[0]]
+
+
+def collate(samples: Sequence[Sample], draw: Draw | None) -> MomentBatch:
+    """One batch of samples, padded to the longest.
+
+    Args:
+        samples: with the same streams.
+        draw: how targets are drawn; None leaves them out.
+    """
+    clips = [len(each.video) for each in samples]
+    with_truth = [
+        (each.annotation.qid, QueryTruth.of(each.annotation, count, each.grid.clip_len_s))
+        for each, count in zip(samples, clips, strict=True)
+    ]
+    infos = tuple(query_info(each) for each in samples)
+    video, video_mask = pad([each.video for each in samples])
+    text, text_mask = pad([each.text for each in samples])
+    side, events, event_mask = side_streams(samples)
+    tensors = Batch(
+        video=video,
+        video_mask=video_mask,
+        text=text,
+        text_mask=text_mask,
+        side=side,
+        events=events,
+        event_mask=event_mask,
+        video_ids=video_numbers([each.video_id for each in infos]),
+        targets=targets_of(with_truth, draw) if draw else None,
+    )
+    return MomentBatch(tensors, infos)
+
+
+def side_streams(
+    samples: Sequence[Sample],
+) -> tuple[dict[str, Side], Tensor | None, Tensor | None]:
+    """Padded side streams by name, events (B, E, 3) and their mask (B, E)."""
+    side = {}
+    if samples[0].narrative is not None:
+        x, _ = pad([_given(each.narrative) for each in samples])
+        mask, _ = pad([_given(each.narrative_mask) for each in samples])
+        side[NARRATIVE] = Side(x, mask)
+    if samples[0].events is None:
+        return side, None, None
+    return side, *pad([_given(each.events) for each in samples])
+
+
+def targets_of(truths: Sequence[tuple[int | str, QueryTruth | None]], draw: Draw) -> Targets | None:
+    """Padded targets of (query id, ground truth) rows; None if any row has no ground truth."""
+    known = [(qid, truth) for qid, truth in truths if truth is not None]
+    if len(known) < len(truths):
+        return None
+    spans, span_mask = pad([truth.chosen_spans(draw, qid) for qid, truth in known], at_least=1)
+    pairs = [truth.pairs(draw, qid) for qid, truth in known]
+    indices = torch.tensor([[pair or (0, 0) for pair in row] for row in pairs])
+    return Targets(
+        spans=spans,
+        span_mask=span_mask,
+        saliency=pad([truth.saliency for _, truth in known])[0],
+        positive=indices[..., 0],
+        negative=indices[..., 1],
+        pair_mask=torch.tensor([[pair is not None for pair in row] for row in pairs]),
+        in_moment=pad([truth.in_moment for _, truth in known])[0],
+    )
+
+
+def pad(rows: Sequence[NDArray[Any]], *, at_least: int = 0) -> tuple[Tensor, Tensor]:
+    """Rows of different lengths as one tensor, zeros (False) after the end of each.
+
+    Args:
+        rows: B arrays of shape (n, ...).
+        at_least: the padded length is not below this.
+
+    Returns:
+        (B, N, ...) and the mask (B, N).
+    """
+    lengths = np.asarray([len(row) for row in rows])
+    longest = max(int(lengths.max()), at_least)
+    out = np.zeros((len(rows), longest, *rows[0].shape[1:]), rows[0].dtype)
+    for place, row in zip(out, rows, strict=True):
+        place[: len(row)] = row
+    mask = np.arange(longest) < lengths[:, None]
+    return torch.from_numpy(out), torch.from_numpy(mask)
+
+
+def query_info(sample: Sample) -> QueryInfo:
+    """The facts of a sample that a prediction must carry."""
+    note = sample.annotation
+    return QueryInfo(note.qid, note.query, note.video_id, sample.grid)
+
+
+def video_numbers(video_ids: Sequence[str]) -> Tensor:
+    """(B,) int64, equal for equal ids in every batch and run."""
+    digests = [hashlib.blake2b(each.encode(), digest_size=8).digest() for each in video_ids]
+    return torch.tensor([int.from_bytes(each, "little") >> 1 for each in digests])
+
+
+def _given(array: NDArray[Any] | None) -> NDArray[Any]:
+    if array is None:
+        raise ValueError("a stream is there for some samples of a batch and not for others")
+    return array
+
+
+def _clips_inside(edges: NDArray[np.float64], clips: int, clip_len_s: float) -> NDArray[np.bool_]:
+    """(L,) whether a clip's centre is in a moment; a moment between centres takes one clip."""
+    centres = (np.arange(clips) + 0.5) * clip_len_s
+    inside = np.zeros(clips, bool)
+    for start, end in edges:
+        covered = (centres >= start) & (centres < end)
+        if not covered.any():
+            covered[min(int((start + end) / 2 / clip_len_s), clips - 1)] = True
+        inside |= covered
+    return inside
+
+
+def _summed(annotation: Annotation, clips: int) -> NDArray[np.float32] | None:
+    if annotation.saliency is None or annotation.clip_ids is None:
+        return None
+    out = np.zeros(clips, np.float32)
+    for clip, scores in zip(annotation.clip_ids, annotation.saliency, strict=True):
+        if 0 <= clip < clips:
+            out[clip] = sum(scores)
+    return out
+
+
+def _hard_pair(
+    saliency: NDArray[np.float32], in_moment: NDArray[np.bool_]
+) -> tuple[int, int] | None:
+    inside = np.flatnonzero(in_moment)
+    if not len(inside):
+        return None
+    labels = saliency[inside]
+    if labels.max() == labels.min():
+        return None
+    return int(inside[labels.argmax()]), int(inside[labels.argmin()])

@@ -1,0 +1,139 @@
+"""The configuration of the trainer: what a YAML file under `configs/trainer` may say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from data.config import Group
+from data.errors import UsageError
+from training.schedule import make_schedule
+
+__all__ = ["DataGroup", "EvalGroup", "LoopGroup", "ModelGroup", "OptimGroup", "TrainerConfig"]
+
+
+class DataGroup(Group):
+    """Which features of which store."""
+
+    store: Path = Field(description="Folder that `pipeline run` wrote.")
+    train: str = Field("train", description="Split to train on.")
+    streams: tuple[str, ...] = Field(
+        ("slowfast", "clip"), min_length=1, description="Per-clip features, in this order."
+    )
+    narratives: bool = Field(
+        False, description="Load narratives; a plug-in of `model.plugins` must read them."
+    )
+    events: bool = Field(False, description="Load pseudo-events.")
+    require: Literal["all", "any"] = Field(
+        "all", description="Whether every query must have features, or those without are left out."
+    )
+    max_clips: int | None = Field(None, ge=1, description="Videos are cut to so many clips.")
+    max_tokens: int | None = Field(32, ge=1, description="Queries are cut to so many tokens.")
+    max_windows: int = Field(
+        5, ge=1, le=5, description="Moments per query that are targets; more are drawn from."
+    )
+    cache: Literal["auto", "device", "none"] = Field(
+        "auto", description="Features in device memory: if they fit, always, or never."
+    )
+    workers: int = Field(2, ge=0, description="Reading processes where features are not held.")
+
+
+class ModelGroup(Group):
+    """Which model of the family."""
+
+    name: str = Field(description="Name of a base model.")
+    preset: Literal["fixed", "paper", "release"] = Field(
+        "fixed", description="Paper with defects mended, as published, or as its public code."
+    )
+    plugins: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Options of each plug-in by its name."
+    )
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Options of the base model, e.g. its width."
+    )
+
+
+class OptimGroup(Group):
+    """AdamW and how its rate moves."""
+
+    lr: float = Field(1e-4, gt=0, description="Learning rate.")
+    weight_decay: float = Field(1e-4, ge=0, description="Decoupled weight decay.")
+    clip_grad: float = Field(0.1, ge=0, description="Largest gradient norm; 0 does not clip.")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the rate rises from 0.")
+    schedule: dict[str, Any] = Field(
+        default_factory=lambda: {"name": "constant"},
+        description="`name` and options of the learning-rate schedule.",
+    )
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_schedule(cls, value: dict[str, Any]) -> dict[str, Any]:
+        try:
+            make_schedule(value)
+        except UsageError as error:
+            raise ValueError(str(error)) from None
+        return value
+
+
+class LoopGroup(Group):
+    """How long and on what."""
+
+    epochs: int = Field(200, ge=1, description="Passes over the training queries.")
+    batch_size: int = Field(32, ge=1, description="Queries per step and process.")
+    seed: int = Field(2018, ge=0, description="Of initial weights, order, dropout and draws.")
+    device: str = Field("auto", description="`auto` (a GPU if there is one), `cpu`, `cuda`.")
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        "float32", description="Autocast type of the forward pass."
+    )
+    compile: bool = Field(False, description="Whether `torch.compile` works on the training step.")
+    save_every: int = Field(1, ge=1, description="Epochs between two writes of `last.pt`.")
+
+    @model_validator(mode="after")
+    def _half_needs_a_gpu(self) -> LoopGroup:
+        if self.precision == "float16" and self.device == "cpu":
+            raise ValueError(
+                "precision=float16 needs a GPU, and device=cpu; use precision=bfloat16 or float32"
+            )
+        return self
+
+
+class EvalGroup(Group):
+    """When and how predictions are scored."""
+
+    split: str = Field("val", description="Split that chooses the best epoch.")
+    metrics: str | None = Field(
+        None, description="Whose official metrics; null: those of the store's dataset."
+    )
+    mode: Literal["official", "strict"] = Field(
+        "official", description="As the published evaluator, or with its quirks mended."
+    )
+    select: str = Field("MR-full-mAP", description="Brief metric that chooses the best epoch.")
+    every: int = Field(1, ge=1, description="Epochs between two evaluations; the last always.")
+    batch_size: int = Field(100, ge=1, description="Queries per forward pass.")
+    round_to_clip: bool | None = Field(
+        None, description="Round predicted edges to whole clips; null: as the dataset's scoring."
+    )
+    nms_iou: float | None = Field(
+        None, gt=0, le=1, description="Drop windows that overlap a better one more than this."
+    )
+
+
+class TrainerConfig(Group):
+    """The whole file."""
+
+    data: DataGroup
+    model: ModelGroup
+    optim: OptimGroup = Field(default_factory=OptimGroup)
+    loop: LoopGroup = Field(default_factory=LoopGroup)
+    eval: EvalGroup = Field(default_factory=EvalGroup)
+
+    @model_validator(mode="after")
+    def _evaluation_happens(self) -> TrainerConfig:
+        if self.eval.every > self.loop.epochs:
+            raise ValueError(
+                f"eval.every={self.eval.every} is more than loop.epochs={self.loop.epochs}: "
+                "no epoch but the last would be evaluated; lower eval.every"
+            )
+        return self

@@ -1,0 +1,287 @@
+"""Batches of a split: features held on the device where they fit, else streamed by workers.
+
+Both ways give equal batches in equal order. The order is a function of (seed, epoch), so resuming
+in the middle of an epoch means skipping the batches that were done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from data.annotations.types import Annotation
+from data.dataset import Sample
+from models.retrieval.types import Batch, Side
+from training.batch import (
+    Draw,
+    QueryTruth,
+    collate,
+    pad,
+    query_info,
+    side_streams,
+    targets_of,
+    video_numbers,
+)
+from training.task import MomentBatch
+
+__all__ = ["Order", "Queries", "ResidentQueries", "Samples", "StreamedQueries", "hold"]
+
+Cache = Literal["auto", "device", "none"]
+
+SHARE_OF_FREE_MEMORY = 0.5
+"""Features may take so much of the free memory of a device; the rest is for the model."""
+
+Rows = NDArray[np.int64]
+
+
+class Samples(Protocol):
+    """What a split of a store offers, e.g. `data.dataset.MomentDataset`."""
+
+    @property
+    def annotations(self) -> Sequence[Annotation]:
+        """Of every sample, in order."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True)
+class Order:
+    """In which order the queries of a split are visited.
+
+    Args:
+        count: queries of the split.
+        batch_size: queries per step and process.
+        seed: of the shuffle.
+        shuffle: a new order in each epoch; otherwise as in the file.
+        rank, world: which of how many processes. With several, the order is padded from its own
+            start to a multiple of their number and dealt out in turn, as DistributedSampler does.
+    """
+
+    count: int
+    batch_size: int
+    seed: int = 0
+    shuffle: bool = True
+    rank: int = 0
+    world: int = 1
+
+    def batches(self, epoch: int) -> list[Rows]:
+        """Rows of each batch of an epoch for this process."""
+        rows = np.arange(self.count)
+        if self.shuffle:
+            np.random.default_rng([self.seed, epoch]).shuffle(rows)
+        rows = np.resize(rows, self.count + -self.count % self.world)[self.rank :: self.world]
+        return [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+
+    def __len__(self) -> int:
+        per_process = -(-self.count // self.world)
+        return -(-per_process // self.batch_size)
+
+
+class Queries(Protocol):
+    """A split, ready to be read in batches."""
+
+    about: str
+
+    def read(self, batches: Sequence[Rows], draw: Draw | None) -> Iterator[MomentBatch]:
+        """One batch on the device for each array of rows; targets only if `draw` is given."""
+        ...
+
+
+def hold(
+    samples: Samples, device: torch.device, cache: Cache = "auto", workers: int = 0
+) -> Queries:
+    """Choose how a split is held.
+
+    Args:
+        samples: the split.
+        device: where batches go.
+        cache: "device": all features in the memory of `device`; "none": read for each batch;
+            "auto": the first if it fits, which `about` of the result says.
+        workers: processes that read, where features are not held.
+    """
+    needed, free = _bytes_needed(samples), _free_memory(device)
+    fits = needed <= SHARE_OF_FREE_MEMORY * free
+    sizes = f"about {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free on {device}"
+    if cache == "device" or (cache == "auto" and fits):
+        return ResidentQueries(samples, device, sizes)
+    return StreamedQueries(samples, device, workers, sizes)
+
+
+class ResidentQueries:
+    """Features in padded tensors on the device; each video is held once, however many queries.
+
+    Args:
+        samples: read once, from first to last.
+        device: where the tensors live.
+        sizes: half a sentence for `about`.
+    """
+
+    def __init__(self, samples: Samples, device: torch.device, sizes: str = "") -> None:
+        self.device = device
+        videos: dict[str, int] = {}
+        shown: list[Sample] = []
+        texts, self._infos, self._truths, video_rows = [], [], [], []
+        for index in range(len(samples)):
+            sample = samples[index]
+            info = query_info(sample)
+            if info.video_id not in videos:
+                videos[info.video_id] = len(videos)
+                shown.append(sample)
+            texts.append(sample.text)
+            video_rows.append(videos[info.video_id])
+            self._infos.append(info)
+            self._truths.append(
+                QueryTruth.of(sample.annotation, len(sample.video), info.grid.clip_len_s)
+            )
+        self._video_rows = np.asarray(video_rows)
+        self._clips = np.asarray([len(each.video) for each in shown])
+        self._words = np.asarray([len(each) for each in texts])
+        self._numbers = video_numbers(list(videos))
+        self._video = pad([each.video for each in shown])[0].to(device)
+        self._text = pad(texts)[0].to(device)
+        side, events, event_mask = side_streams(shown)
+        self._side = {
+            name: Side(each.x.to(device), each.mask.to(device)) for name, each in side.items()
+        }
+        self._events = None if events is None else events.to(device)
+        self._event_counts = None if event_mask is None else event_mask.sum(1).numpy()
+        held = f"features of {len(texts)} queries on {len(shown)} videos are held on {device}"
+        self.about = f"{held} ({sizes})"
+
+    def read(self, batches: Sequence[Rows], draw: Draw | None) -> Iterator[MomentBatch]:
+        """See `Queries.read`."""
+        for rows in batches:
+            yield self._gather(rows, draw)
+
+    def _gather(self, rows: Rows, draw: Draw | None) -> MomentBatch:
+        videos = self._video_rows[rows]
+        clips, words = self._clips[videos], self._words[rows]
+        video_index = self._index(videos)
+        longest = int(clips.max())
+        targets = (
+            targets_of([(self._infos[i].qid, self._truths[i]) for i in rows], draw)
+            if draw
+            else None
+        )
+        events, event_mask = self._gather_events(videos, video_index)
+        tensors = Batch(
+            video=self._video[video_index, :longest],
+            video_mask=self._mask(clips),
+            text=self._text[self._index(rows), : int(words.max())],
+            text_mask=self._mask(words),
+            side={
+                name: Side(each.x[video_index, :longest], each.mask[video_index, :longest])
+                for name, each in self._side.items()
+            },
+            events=events,
+            event_mask=event_mask,
+            video_ids=self._numbers[torch.from_numpy(videos)],
+            targets=targets,
+        )
+        infos = tuple(self._infos[i] for i in rows)
+        return MomentBatch(tensors, infos).to(self.device)
+
+    def _gather_events(
+        self, videos: Rows, video_index: Tensor
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if self._events is None or self._event_counts is None:
+            return None, None
+        counts = self._event_counts[videos]
+        return self._events[video_index, : int(counts.max())], self._mask(counts)
+
+    def _index(self, rows: Rows) -> Tensor:
+        return torch.from_numpy(rows).to(self.device, non_blocking=True)
+
+    def _mask(self, lengths: Rows) -> Tensor:
+        mask = np.arange(int(lengths.max())) < lengths[:, None]
+        return torch.from_numpy(mask).to(self.device, non_blocking=True)
+
+
+class StreamedQueries:
+    """Features read for each batch by worker processes.
+
+    Args:
+        samples: read in the workers; must open its files there.
+        device: where batches go.
+        workers: number of processes; 0 reads in this one.
+        sizes: half a sentence for `about`.
+    """
+
+    def __init__(
+        self, samples: Samples, device: torch.device, workers: int, sizes: str = ""
+    ) -> None:
+        self.device = device
+        self._plan = _Plan()
+        self._loader: DataLoader[Any] = DataLoader(
+            _Rows(samples),
+            batch_sampler=self._plan,
+            num_workers=workers,
+            collate_fn=_collate,
+            # its own generator: the loader must not touch the random state that training resumes
+            generator=torch.Generator().manual_seed(0),
+            persistent_workers=workers > 0,
+        )
+        self.about = f"features are read for each batch by {workers} workers ({sizes})"
+
+    def read(self, batches: Sequence[Rows], draw: Draw | None) -> Iterator[MomentBatch]:
+        """See `Queries.read`."""
+        self._plan.batches = [[(int(row), draw) for row in rows] for rows in batches]
+        for batch in self._loader:
+            yield batch.to(self.device)
+
+
+class _Plan:
+    """A batch sampler whose batches are set before each pass."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, Draw | None]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, Draw | None]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class _Rows(Dataset[tuple[Sample, "Draw | None"]]):
+    """Samples, with the draw travelling beside: workers live longer than an epoch."""
+
+    def __init__(self, samples: Samples) -> None:
+        self._samples = samples
+
+    def __getitem__(self, at: tuple[int, Draw | None]) -> tuple[Sample, Draw | None]:
+        row, draw = at
+        return self._samples[row], draw
+
+
+def _collate(items: Sequence[tuple[Sample, Draw | None]]) -> MomentBatch:
+    return collate([sample for sample, _ in items], items[0][1])
+
+
+def _bytes_needed(samples: Samples, looked_at: int = 32) -> int:
+    """Estimated bytes of all features as float32, from samples across the split."""
+    rows = np.unique(np.linspace(0, len(samples) - 1, looked_at).astype(int))
+    sizes = [_sample_bytes(samples[int(row)]) for row in rows]
+    return int(np.mean(sizes) * len(samples))
+
+
+def _sample_bytes(sample: Sample) -> int:
+    arrays = (sample.video, sample.text, sample.narrative, sample.events)
+    return sum(4 * array.size for array in arrays if array is not None)
+
+
+def _free_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

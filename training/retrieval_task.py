@@ -1,0 +1,140 @@
+"""`MomentTask` for the models of `models.retrieval`: how a forward pass runs on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from data.errors import UsageError
+from models.retrieval import RetrievalModel, create_model
+from models.retrieval.decode import Decoding, windows
+from models.retrieval.types import Batch, StepContext
+from training.batch import NARRATIVE
+from training.config import EvalGroup, ModelGroup
+from training.data import Samples
+from training.distributed import ALONE, World
+from training.task import MomentBatch, Prediction
+
+__all__ = ["RetrievalTask", "build_model", "decoding_of"]
+
+PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class RetrievalTask:
+    """A retrieval model on a device.
+
+    Args:
+        model: already on `device`.
+        decoding: how spans become windows.
+        precision: "float32", or the autocast type of forward passes.
+        compile: whether `torch.compile` works on the training step.
+        world: processes that share the gradients.
+    """
+
+    def __init__(
+        self,
+        model: RetrievalModel,
+        decoding: Decoding,
+        *,
+        device: torch.device,
+        precision: str = "float32",
+        compile: bool = False,
+        world: World = ALONE,
+    ) -> None:
+        self.model = model
+        self._decoding = decoding
+        self._device = device
+        self._autocast = PRECISIONS[precision]
+        self._step: nn.Module = _TrainingStep(model)
+        if compile:
+            self._step.compile()
+        if world.size > 1:
+            # some plug-ins rest in some epochs: their parameters then have no gradient
+            self._step = DistributedDataParallel(
+                self._step,
+                device_ids=[device] if device.type == "cuda" else None,
+                find_unused_parameters=True,
+            )
+
+    def losses(self, batch: MomentBatch, context: StepContext) -> Mapping[str, Tensor]:
+        """See `MomentTask.losses`."""
+        with self._precision():
+            losses: Mapping[str, Tensor] = self._step(batch.tensors, context)
+        return losses
+
+    def predict(self, batch: MomentBatch) -> Sequence[Prediction]:
+        """See `MomentTask.predict`."""
+        with self._precision():
+            found = self.model(batch.tensors)
+        clips = batch.tensors.video_mask.sum(dim=1).tolist()
+        grid_s = [n * each.grid.clip_len_s for n, each in zip(clips, batch.queries, strict=True)]
+        ranked = windows(
+            found,
+            grid_s=grid_s,
+            duration_s=[each.grid.duration_s for each in batch.queries],
+            clip_len_s=[each.grid.clip_len_s for each in batch.queries],
+            how=self._decoding,
+        )
+        saliency = found.saliency.float().tolist()
+        return [
+            Prediction(each.qid, each.query, each.video_id, moments, tuple(scores[:n]))
+            for each, moments, scores, n in zip(batch.queries, ranked, saliency, clips, strict=True)
+        ]
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)
+
+
+class _TrainingStep(nn.Module):
+    """Losses as a forward pass, which is what DDP and `torch.compile` work on."""
+
+    def __init__(self, model: RetrievalModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: Batch, context: StepContext) -> dict[str, Tensor]:
+        """Weighted loss terms by name."""
+        return self.model.losses(batch, context)
+
+
+def build_model(config: ModelGroup, samples: Samples) -> RetrievalModel:
+    """The configured model for the widths of a split's features.
+
+    Raises:
+        UsageError: the model cannot be built so; says which options are concerned.
+    """
+    sample = samples[0]
+    sides = {NARRATIVE: sample.narrative.shape[1]} if sample.narrative is not None else {}
+    try:
+        return create_model(
+            config.name,
+            video_dim=sample.video.shape[1],
+            text_dim=sample.text.shape[1],
+            preset=config.preset,
+            plugins=config.plugins,
+            side_dims=sides,
+            **config.options,
+        )
+    except UsageError as error:
+        hint = "" if sides else " (narratives are not loaded: --set data.narratives=true)"
+        raise UsageError(f"model: {error}{hint if NARRATIVE in str(error) else ''}") from None
+
+
+def decoding_of(model: RetrievalModel, config: EvalGroup, round_to_s: float | None) -> Decoding:
+    """How the spans of a model become windows.
+
+    Args:
+        model: its preset says which units it was trained in.
+        config: what the user asked for.
+        round_to_s: to what the dataset's official scoring rounds edges; None if it does not.
+    """
+    asked = config.round_to_clip
+    return replace(
+        model.decoding,
+        round_to_clip=(round_to_s is not None) if asked is None else asked,
+        nms_iou=config.nms_iou,
+    )

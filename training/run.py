@@ -1,0 +1,159 @@
+"""The directory of a run: everything that `trainer fit` leaves behind. The report reads it.
+
+    config.yaml                 the whole configuration, defaults included
+    environment.json            versions, device, processes, and the recipe ids of the features
+    history.jsonl               one line per epoch: epoch (from 1), step, lr, losses {name: mean},
+                                seconds, val {brief metrics} or null where it was not evaluated
+    tensorboard/                the same as scalars
+    checkpoints/last.pt         where `--resume` continues
+    checkpoints/best.pt         the epoch that `eval.select` chose
+    predictions/val-best.jsonl  its predictions for the evaluation split, submission format
+    metrics.json                {"best": scores, "last": scores, "selected_by": name,
+                                "epoch_best": n, "epoch_last": n, "mode": name, "split": name};
+                                scores in the official nesting, None where no query counts
+
+All but the tensorboard folder are replaced whole, so a killed run leaves readable files.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from data.config import dump_config, load_config
+from data.errors import UsageError
+from data.store.files import atomic_write
+from training.checkpoint import load_checkpoint, save_checkpoint
+from training.config import TrainerConfig
+from training.evaluate import Evaluation
+from training.loop import Progress
+from training.predictions import write_predictions
+
+__all__ = ["Run", "environment"]
+
+Which = Literal["best", "last"]
+
+
+class Run:
+    """A run's directory.
+
+    Args:
+        path: of the directory.
+        config: of the run.
+        about: what `environment` gave when it started.
+    """
+
+    def __init__(self, path: Path, config: TrainerConfig, about: Mapping[str, Any]) -> None:
+        self.path = path
+        self.config = config
+        self.about = about
+
+    @classmethod
+    def create(cls, path: Path, config: TrainerConfig, about: Mapping[str, Any]) -> Run:
+        """Start a new directory; one that holds anything is left alone.
+
+        Raises:
+            UsageError: `path` exists and is not an empty folder.
+        """
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            hint = "continue it with --resume, or " if (path / "config.yaml").is_file() else ""
+            raise UsageError(
+                f"'{path}' exists already and nothing in it is deleted; {hint}choose another "
+                "folder with --out"
+            )
+        atomic_write(path / "environment.json", _json(about))
+        atomic_write(path / "config.yaml", dump_config(config).encode())
+        return cls(path, config, about)
+
+    @classmethod
+    def open(cls, path: Path) -> Run:
+        """An existing run.
+
+        Raises:
+            UsageError: `path` is not the directory of a run.
+        """
+        if not (path / "config.yaml").is_file():
+            raise UsageError(
+                f"'{path}' is not the folder of a run: it has no config.yaml; give the folder "
+                "that `trainer fit --out` wrote"
+            )
+        about = json.loads((path / "environment.json").read_text())
+        return cls(path, load_config(TrainerConfig, path / "config.yaml"), about)
+
+    def checkpoint(self, which: Which, device: torch.device | str = "cpu") -> dict[str, Any]:
+        """The state of the best or the last epoch; UsageError if it was not written."""
+        return load_checkpoint(self._checkpoint_path(which), device)
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether there is anything to resume."""
+        return self._checkpoint_path("last").is_file()
+
+    @property
+    def predictions_path(self) -> Path:
+        """Predictions of the best epoch."""
+        return self.path / "predictions" / "val-best.jsonl"
+
+    # what the loop calls to keep things
+
+    def save(self, which: str, state: Callable[[], dict[str, Any]]) -> None:
+        """Write a checkpoint with the configuration and the environment in it."""
+        extra = {"config": dump_config(self.config), "environment": json.dumps(self.about)}
+        save_checkpoint(self._checkpoint_path(which), {**state(), **extra})
+
+    def record(self, progress: Progress) -> None:
+        """Write the history and the scores so far."""
+        lines = "".join(json.dumps(each) + "\n" for each in progress.history)
+        atomic_write(self.path / "history.jsonl", lines.encode())
+        if progress.last is not None:
+            atomic_write(self.path / "metrics.json", _json(self._metrics(progress)))
+
+    def predictions(self, evaluation: Evaluation) -> None:
+        """Write the predictions of the best epoch so far."""
+        write_predictions(self.predictions_path, evaluation.predictions)
+
+    def _metrics(self, progress: Progress) -> dict[str, Any]:
+        best, last = progress.best or {}, progress.last or {}
+        return {
+            "best": best.get("scores"),
+            "last": last.get("scores"),
+            "selected_by": self.config.eval.select,
+            "epoch_best": best.get("epoch"),
+            "epoch_last": last.get("epoch"),
+            "mode": self.config.eval.mode,
+            "split": self.config.eval.split,
+        }
+
+    def _checkpoint_path(self, which: str) -> Path:
+        return self.path / "checkpoints" / f"{which}.pt"
+
+
+def environment(
+    device: torch.device, world_size: int, features: Mapping[str, str]
+) -> dict[str, Any]:
+    """What a result depends on beside the configuration.
+
+    Args:
+        device: of the run.
+        world_size: number of processes.
+        features: recipe id of each stage that is read.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "device": f"{device.type} ({name})",
+        "processes": world_size,
+        "features": dict(features),
+    }
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

@@ -1,0 +1,386 @@
+"""From a configuration to something that trains, evaluates or predicts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from data.annotations import DATASETS
+from data.annotations.types import Annotation
+from data.config import dump_config
+from data.dataset import EVENTS, NARRATIVES, QUERIES, MomentDataset
+from data.errors import UsageError, nearest
+from data.store import Store
+from training.baselines import BlindBaseline
+from training.batch import QueryTruth, query_info
+from training.config import DataGroup, TrainerConfig
+from training.data import Order, Queries, hold
+from training.distributed import ALONE, World, device_of
+from training.evaluate import Evaluation, Validator, check_disjoint, predict
+from training.loop import Loop, Progress, Reporter, Stop
+from training.predictions import rounded
+from training.retrieval_task import RetrievalTask, build_model, decoding_of
+from training.run import Run, Which, environment
+from training.schedule import make_schedule
+from training.task import Prediction
+
+__all__ = ["Session", "Split", "evaluate_run", "fit", "predict_run"]
+
+Tell = Callable[[str], None]
+"""Says a sentence to the user."""
+
+MAY_CHANGE = {
+    "data.store",
+    "data.cache",
+    "data.workers",
+    "loop.device",
+    "loop.epochs",
+    "loop.save_every",
+}
+"""Options with which a run may be resumed differently: where and how long, not what."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split of a store.
+
+    Args:
+        name: of the split.
+        samples: the queries that have their features.
+        annotations: of the same queries, untouched: what predictions are scored against.
+    """
+
+    name: str
+    samples: MomentDataset
+    annotations: Sequence[Annotation]
+
+    @classmethod
+    def open(cls, store: Store, config: DataGroup, name: str, tell: Tell) -> Split:
+        """Open a split and say what was cut or left out.
+
+        Raises:
+            UsageError: no such split, or none of its queries can be used.
+        """
+        samples = MomentDataset(
+            store,
+            name,
+            streams=config.streams,
+            narratives=config.narratives,
+            events=config.events,
+            require=config.require,
+            max_clips=config.max_clips,
+            max_tokens=config.max_tokens,
+        )
+        if not len(samples):
+            raise UsageError(f"split '{name}' of {config.store} has no query with features")
+        for sentence in samples.report.sentences():
+            tell(f"split '{name}': {sentence}")
+        kept = {each.qid for each in samples.annotations}
+        return cls(name, samples, [each for each in store.annotations(name) if each.qid in kept])
+
+
+class Session:
+    """What all commands build from a configuration; each part when it is first asked for.
+
+    Args:
+        config: the whole configuration.
+        tell: says to the user what they would not expect.
+        world: processes that work together.
+    """
+
+    def __init__(self, config: TrainerConfig, tell: Tell, world: World = ALONE) -> None:
+        self.config = config
+        self.tell = tell
+        self.world = world
+        self.store = Store.open(config.data.store)
+        self.device = device_of(config.loop.device)
+
+    @property
+    def features(self) -> dict[str, str]:
+        """Recipe id of each stage whose rows are read."""
+        data = self.config.data
+        wanted = [*data.streams, QUERIES, *[NARRATIVES] * data.narratives, *[EVENTS] * data.events]
+        current = self.store.current
+        return {stage: current[stage] for stage in wanted if stage in current}
+
+    def split(self, name: str) -> Split:
+        """A split of the store, with its features."""
+        return Split.open(self.store, self.config.data, name, self.tell)
+
+    @cached_property
+    def train(self) -> Split:
+        """The training split."""
+        return self.split(self.config.data.train)
+
+    def hold(self, split: Split) -> Queries:
+        """The features of a split, on the device if they fit."""
+        data = self.config.data
+        queries = hold(split.samples, self.device, data.cache, data.workers)
+        self.tell(f"split '{split.name}': {queries.about}")
+        return queries
+
+    def task(self, split: Split) -> RetrievalTask:
+        """The model at its seeded initialisation, for the feature widths of `split`."""
+        loop = self.config.loop
+        torch.manual_seed(loop.seed)
+        model = build_model(self.config.model, split.samples).to(self.device)
+        post = DATASETS.get(self.store.dataset).post
+        return RetrievalTask(
+            model,
+            decoding_of(model, self.config.eval, post.round_to_s),
+            device=self.device,
+            precision=loop.precision,
+            compile=loop.compile,
+            world=self.world,
+        )
+
+    def validator(self, split: Split, task: RetrievalTask, queries: Queries) -> Validator:
+        """Scores `task` on `split`."""
+        chosen = self.config.eval
+        return Validator(
+            task,
+            queries,
+            Order(len(split.samples), chosen.batch_size, shuffle=False),
+            split.annotations,
+            metrics=chosen.metrics or self.store.dataset,
+            clip_len_s=self.store.clip_len_s,
+            mode=chosen.mode,
+        )
+
+    def check_disjoint(self, split: Split, *, allow: bool) -> None:
+        """Refuse a split that shares videos with the training split."""
+        trained = self.store.annotations(self.config.data.train)
+        note = check_disjoint(trained, split.annotations, split.name, allow=allow)
+        if note:
+            self.tell(note)
+
+
+def fit(
+    config: TrainerConfig,
+    out: Path,
+    *,
+    resume: bool,
+    allow_overlap: bool,
+    tell: Tell,
+    report: Callable[[Progress], Reporter],
+    stop: Stop,
+    world: World = ALONE,
+) -> tuple[Run, Progress]:
+    """Train, or continue to train, and keep everything in a run directory.
+
+    Args:
+        config: what to train.
+        out: the run directory.
+        resume: whether to continue what is there.
+        allow_overlap: whether the evaluation split may share videos with the training split.
+        tell: says a sentence to the user.
+        report: makes the reporter of a run that stands at some progress.
+        stop: asked after each step.
+        world: processes that train together.
+
+    Raises:
+        UsageError: before anything is written, if the configuration, the features and the
+            annotations do not fit together.
+        StoppedError: asked to stop.
+    """
+    store = config.data.store.resolve()
+    config = config.model_copy(update={"data": config.data.model_copy(update={"store": store})})
+    session = Session(config, tell, world)
+    split = session.split(config.eval.split)
+    session.check_disjoint(split, allow=allow_overlap)
+    task = session.task(session.train)
+    queries, val_queries = session.hold(session.train), session.hold(split)
+    validator = session.validator(split, task, val_queries)
+    _rehearse(validator, split, config.eval.select)
+
+    about = environment(session.device, world.size, session.features)
+    run = _open_run(out, config, about, resume=resume, world=world)
+    loop = _loop(session, task, queries, validator, run, stop)
+    progress = Progress()
+    if resume and run.has_checkpoint:
+        progress = loop.restore(run.checkpoint("last", session.device))
+        tell(f"continuing after epoch {progress.epoch} and {progress.batch} batches")
+    elif resume:
+        tell("nothing was saved yet; starting from the beginning")
+    loop.report = report(progress)
+    return run, loop.fit(progress)
+
+
+def evaluate_run(
+    session: Session, run: Run, split: Split, which: Which
+) -> tuple[Evaluation, Mapping[str, int]]:
+    """Scores of a trained run on a split.
+
+    Returns:
+        The evaluation, and how many queries were scored and left out.
+    """
+    task = _trained(session, run, split, which)
+    validator = session.validator(split, task, session.hold(split))
+    return validator(), {
+        "queries": len(split.annotations),
+        "queries_left_out": split.samples.report.dropped_queries,
+    }
+
+
+def evaluate_untrained(session: Session, split: Split) -> Evaluation:
+    """Scores of the model at its initialisation."""
+    task = session.task(session.train)
+    return session.validator(split, task, session.hold(split))()
+
+
+def evaluate_blind(session: Session, split: Split) -> Evaluation:
+    """Scores of the moment prior of the training split."""
+    samples = session.train.samples
+    truths = [
+        QueryTruth.of(sample.annotation, sample.grid.n, sample.grid.clip_len_s)
+        for sample in (samples[index] for index in range(len(samples)))
+    ]
+    blind = BlindBaseline.fit([each for each in truths if each is not None])
+    infos = [query_info(split.samples[index]) for index in range(len(split.samples))]
+    predictions = [rounded(blind.predict(info)) for info in infos]
+    task = session.task(split)
+    validator = session.validator(split, task, session.hold(split))
+    return Evaluation(validator.score(predictions), predictions)
+
+
+def predict_run(session: Session, run: Run, split: Split, which: Which) -> list[Prediction]:
+    """Predictions of a trained run for a split, with or without ground truth."""
+    task = _trained(session, run, split, which)
+    order = Order(len(split.samples), session.config.eval.batch_size, shuffle=False)
+    return predict(task, session.hold(split), order)
+
+
+def _trained(session: Session, run: Run, split: Split, which: Which) -> RetrievalTask:
+    changed = _changed(run.about["features"], session.features)
+    if changed:
+        session.tell(f"the features are not those of the training: {changed}")
+    task = session.task(split)
+    try:
+        task.model.load_state_dict(run.checkpoint(which, session.device)["model"])
+    except RuntimeError as error:
+        raise UsageError(
+            f"the weights of {run.path} do not fit the model of its configuration and these "
+            f"features: {' '.join(str(error).split())[:300]}"
+        ) from None
+    return task
+
+
+def _loop(
+    session: Session,
+    task: RetrievalTask,
+    queries: Queries,
+    validator: Validator,
+    run: Run,
+    stop: Stop,
+) -> Loop:
+    config, world = session.config, session.world
+    optim, loop = config.optim, config.loop
+    schedule = make_schedule(optim.schedule)
+    torch.manual_seed(loop.seed + 1 + world.rank)
+
+    def rate(epoch: int, step: int) -> float:
+        warm = min(1.0, (step + 1) / max(optim.warmup_steps, 1))
+        return optim.lr * warm * schedule.factor(epoch, loop.epochs)
+
+    trainable = [each for each in task.model.parameters() if each.requires_grad]
+    return Loop(
+        task=task,
+        queries=queries,
+        order=Order(
+            len(session.train.samples),
+            loop.batch_size,
+            loop.seed,
+            rank=world.rank,
+            world=world.size,
+        ),
+        validate=validator,
+        optimizer=torch.optim.AdamW(trainable, lr=optim.lr, weight_decay=optim.weight_decay),
+        rate=rate,
+        epochs=loop.epochs,
+        select=config.eval.select,
+        keeper=run,
+        device=session.device,
+        eval_every=config.eval.every,
+        save_every=loop.save_every,
+        clip_grad=optim.clip_grad,
+        seed=loop.seed,
+        max_windows=config.data.max_windows,
+        scaler=torch.amp.GradScaler(
+            session.device.type, enabled=loop.precision == "float16"
+        ),
+        world=world,
+        stop=stop,
+    )
+
+
+def _rehearse(validator: Validator, split: Split, select: str) -> None:
+    """Score made-up predictions, so that a fault of the annotations shows before training."""
+    infos = [query_info(split.samples[index]) for index in range(len(split.samples))]
+    made_up = [
+        Prediction(each.qid, each.query, each.video_id, ((0.0, 1.0, 1.0),), (0.0,) * each.grid.n)
+        for each in infos
+    ]
+    brief = validator.score(made_up)["brief"]
+    if select not in brief:
+        raise UsageError(f"eval.select: unknown metric '{select}'; {nearest(select, brief)}")
+    if brief[select] is None:
+        raise UsageError(
+            f"eval.select={select}: no query of split '{split.name}' counts in this metric; "
+            "choose another, e.g. MR-full-mAP"
+        )
+
+
+def _open_run(
+    out: Path, config: TrainerConfig, about: Mapping[str, object], *, resume: bool, world: World
+) -> Run:
+    if not resume:
+        if world.leads:
+            return Run.create(out, config, about)
+        return Run(out, config, about)
+    run = Run.open(out)
+    _check_same(run.config, config, out)
+    changed = _changed(run.about["features"], about["features"])
+    if changed:
+        raise UsageError(
+            f"'{out}' was trained on other features: {changed}. Make those current again, or "
+            "start a new run with --out"
+        )
+    return Run(out, config, run.about)
+
+
+def _check_same(before: TrainerConfig, now: TrainerConfig, out: Path) -> None:
+    old, new = _flat(before.model_dump()), _flat(now.model_dump())
+    differing = [
+        f"{key} was {old.get(key)} and is {new.get(key)}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key) and key not in MAY_CHANGE
+    ]
+    if differing:
+        raise UsageError(
+            f"'{out}' was started with another configuration: {'; '.join(differing)}. Resume "
+            "without --config to continue it as it was, or start a new run with --out"
+        )
+
+
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _changed(before: object, now: object) -> str:
+    assert isinstance(before, Mapping)
+    assert isinstance(now, Mapping)
+    return "; ".join(
+        f"{stage} had recipe {before.get(stage)} and has {now.get(stage)}"
+        for stage in sorted(before.keys() | now.keys())
+        if before.get(stage) != now.get(stage)
+    )
