@@ -1,8 +1,8 @@
 """Figures beside targets: what every script of this folder prints with.
 
-    bench = Benchmark("Can the evaluator keep up with training?")
-    bench.figure("speed-up", 29.4, unit="x", at_least=20)
-    bench.finish()          # prints the table; `--check` exits 1 where a target is missed
+bench = Benchmark("Can the evaluator keep up with training?")
+bench.figure("speed-up", 29.4, unit="x", at_least=20)
+bench.finish()          # prints the table; `--check` exits 1 where a target is missed
 """
 
 from __future__ import annotations

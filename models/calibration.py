@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-__all__ = ["Standardise", "draw_shape", "moving_shapes"]
+from data.identity import digest
+from models.weights import Weights
+
+__all__ = [
+    "CALIBRATION_CLIPS",
+    "Standardise",
+    "calibrated_weights",
+    "draw_shape",
+    "example_sentences",
+    "moving_shapes",
+]
 
 _COLOURS = np.array(
     [
@@ -23,7 +36,12 @@ _COLOURS = np.array(
     dtype=np.uint8,
 )
 _SHAPES = ("circle", "square", "triangle", "bar")
-_SIGNIFICANT_BITS = 12
+
+CALIBRATION_CLIPS = 48
+"""Drawings that constants are measured on."""
+
+_SCALE_BITS = 4
+_MEAN_STEPS = 16
 
 
 class Standardise(nn.Module):
@@ -44,15 +62,17 @@ class Standardise(nn.Module):
 
     @classmethod
     def measured(cls, features: Tensor) -> Standardise:
-        """The affine that gives float64 `features` (n, D) zero mean and unit variance.
+        """The affine that gives `features` (n, D) about zero mean and unit variance.
 
         A dimension that hardly varies is left small instead of being blown up into noise. Constants
-        are rounded to 12 bits, far above the noise of float64 sums, so that they are the same bits
-        whatever the number of threads and the processor.
+        are rounded coarsely (scale to 4 bits, mean to 1/16 of a standard deviation), far above the
+        noise of float32 sums, so that another number of threads gives the same ones.
         """
-        std = features.std(dim=0)
-        floor = 1e-3 * std.max()
-        return cls(_rounded(features.mean(dim=0)), _rounded(1 / torch.maximum(std, floor)))
+        std = features.double().std(dim=0)
+        scale = _rounded(1 / torch.maximum(std, 1e-3 * std.max()))
+        step = 1 / (scale * _MEAN_STEPS)
+        mean = torch.round(features.double().mean(dim=0) / step) * step
+        return cls(mean.float(), scale.float())
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) to (..., D)."""
@@ -61,12 +81,25 @@ class Standardise(nn.Module):
 
 def _rounded(values: Tensor) -> Tensor:
     mantissa, exponent = torch.frexp(values)
-    step = 2.0**_SIGNIFICANT_BITS
-    return torch.ldexp(torch.round(mantissa * step) / step, exponent).float()
+    return torch.ldexp(torch.round(mantissa * 2**_SCALE_BITS) / 2**_SCALE_BITS, exponent)
+
+
+def calibrated_weights(weights: Weights, *measured_on: Any) -> Weights:
+    """`weights` of a network whose outputs were calibrated.
+
+    The hash names how the constants came about instead of their values: these follow from it, but
+    may differ in a last bit between processors, which must not look like another network.
+
+    Args:
+        weights: of the network itself.
+        measured_on: plain values that determine what the constants were measured on.
+    """
+    rule = ["standardise", 1, CALIBRATION_CLIPS, _SCALE_BITS, _MEAN_STEPS, *measured_on]
+    return replace(weights, sha256=digest([weights.sha256, rule]))
 
 
 def moving_shapes(seed: int, clips: int, frames: int, size: int) -> NDArray[np.uint8]:
-    """Clips of one to three coloured shapes that move or rest on a grey background.
+    """Clips of one to three coloured shapes that move or rest on a dull background.
 
     Args:
         seed: which drawings.
@@ -80,7 +113,7 @@ def moving_shapes(seed: int, clips: int, frames: int, size: int) -> NDArray[np.u
     random = np.random.Generator(np.random.PCG64(seed))
     video = np.empty((clips, frames, size, size, 3), dtype=np.uint8)
     for clip in video:
-        clip[:] = random.integers(10, 90)
+        clip[:] = random.integers(15, 205) + random.integers(-15, 16, 3)
         for _ in range(random.integers(1, 4)):
             colour = _COLOURS[random.integers(len(_COLOURS))]
             shape = _SHAPES[random.integers(len(_SHAPES))]
@@ -119,3 +152,21 @@ def draw_shape(
         "bar": (abs(x) <= 1.1) & (abs(y) <= 0.35),
     }[shape]
     picture[inside] = colour
+
+
+_WORDS = (
+    ("a", "the", "one", "another"),
+    ("red", "green", "blue", "yellow", "orange", "purple", "white", "dark", "small", "old"),
+    ("circle", "square", "triangle", "star", "man", "woman", "dog", "car", "door", "picture"),
+    ("moves", "stays", "is", "appears", "walks", "opens", "grows", "turns"),
+    ("left", "right", "up", "down", "still", "away", "slowly", "again"),
+)
+
+
+def example_sentences(seed: int) -> list[str]:
+    """Seeded plain sentences, e.g. "the red dog moves left"."""
+    random = np.random.Generator(np.random.PCG64(seed))
+    return [
+        " ".join(words[random.integers(len(words))] for words in _WORDS)
+        for _ in range(4 * CALIBRATION_CLIPS)
+    ]

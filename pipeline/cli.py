@@ -10,7 +10,8 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.errors import StorylineError, UsageError
+from data.errors import StoreError, StorylineError, UsageError
 from data.store import Store
 from pipeline.config import PipelineConfig, load_pipeline_config
 from pipeline.engine.stop import StopFlag
@@ -104,8 +105,9 @@ def run(
     with StopFlag() as stop:
         try:
             with Progress(console) as progress:
-                maker = ray_or_inline(loaded)
-                result = Run(loaded, view, maker, progress, stop).run(retry_failed=retry_failed)
+                with _opening():
+                    job = Run(loaded, view, ray_or_inline(loaded), progress, stop)
+                result = job.run(retry_failed=retry_failed)
         except KeyboardInterrupt:
             typer.echo(f"pipeline: interrupted; to continue:\n  {again}", err=True)
             raise typer.Exit(INTERRUPTED) from None
@@ -151,18 +153,20 @@ def status(
     made: Plan | None = None
     if store is None:
         loaded = load_pipeline_config(config, set_ or [])
-        opened = _open(loaded)
+        opened = _open_store(_store_of(loaded))
         made = _plan(loaded, look(loaded, [], None), False) if loaded.videos.root else None
     else:
         # Names of stages tell which inputs a stage works on.
         import pipeline.stages  # noqa: F401
 
-        opened = Store.open(store)
+        opened = _open_store(store)
     lines = read_status(opened, made)
     if as_json:
         stages = [line.to_json() for line in lines]
         head = {"store": str(opened.path), "dataset": opened.dataset}
-        typer.echo(json.dumps({**head, "clip_len_s": opened.clip_len_s, "stages": stages}, indent=2))
+        typer.echo(
+            json.dumps({**head, "clip_len_s": opened.clip_len_s, "stages": stages}, indent=2)
+        )
         return
     _console().print(status_table(lines, f"{opened.path} ({opened.dataset})"))
 
@@ -179,7 +183,8 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Check every shard, record and file of the store; exit code 1 if something is wrong."""
-    opened = _open(load_pipeline_config(config, set_ or [])) if store is None else Store.open(store)
+    named = store or _store_of(load_pipeline_config(config, set_ or []))
+    opened = _open_store(named)
     problems = opened.verify(deep=not shallow)
     if as_json:
         rows = [{"kind": p.kind, "where": str(p.where), "message": p.message} for p in problems]
@@ -223,22 +228,34 @@ def _overrides(store: Path | None) -> list[str]:
     return [] if store is None else [f"store={store}"]
 
 
-def _open(config: PipelineConfig) -> Store:
+def _store_of(config: PipelineConfig) -> Path:
     if config.store is None:
         raise UsageError("no store is given; add `store: FOLDER` to the config, or use --store")
-    return Store.open(config.store)
+    return config.store
+
+
+def _open_store(path: Path) -> Store:
+    with _opening():
+        return Store.open(path)
+
+
+@contextmanager
+def _opening() -> Iterator[None]:
+    """A store that cannot even be opened is the wrong one to name: nothing was started."""
+    try:
+        yield
+    except StoreError as error:
+        raise UsageError(str(error)) from error
 
 
 def _plan(config: PipelineConfig, view: View, retry_failed: bool) -> Plan:
     there = (view.store / "store.json").exists()
-    ledger = Ledger(Store.open(view.store) if there else None)
+    ledger = Ledger(_open_store(view.store) if there else None)
     names = frozenset(view.program.recipes) if retry_failed else frozenset()
     return make_plan(survey(view.program, view.corpus, ledger, retry=names), ledger)
 
 
-def _command_line(
-    config: Path, stages: list[str], overrides: list[str], limit: int | None
-) -> str:
+def _command_line(config: Path, stages: list[str], overrides: list[str], limit: int | None) -> str:
     words = ["pipeline", "run"]
     words += ["--config", str(config)] if config != _DEFAULT_CONFIG else []
     for name in stages:
@@ -292,7 +309,9 @@ def _failure_table(result: Result) -> Table:
     for failure in result.failures:
         groups.setdefault((failure.stage, failure.reason), []).append(failure)
     for (stage, reason), failures in groups.items():
-        examples = "\n".join(f"{each.key.id}: {escape(each.message[:160])}" for each in failures[:3])
+        examples = "\n".join(
+            f"{each.key.id}: {escape(each.message[:160])}" for each in failures[:3]
+        )
         attempts = max(each.attempts for each in failures)
         table.add_row(stage, reason, str(len(failures)), str(attempts), examples)
     return table

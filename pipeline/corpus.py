@@ -1,4 +1,4 @@
-"""What the pipeline is asked to work on: videos of a folder or list, queries of annotation files."""
+"""What the pipeline is asked to work on: videos of a folder or list, queries of annotations."""
 
 from __future__ import annotations
 

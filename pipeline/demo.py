@@ -36,12 +36,12 @@ from pipeline.report import ReportInputs, write_report
 from pipeline.report.build import EventScore
 from pipeline.report.collect import BRIEF, MetricRow, read_metrics
 
-__all__ = ["DemoFailed", "DemoSize", "run_demo"]
+__all__ = ["DemoError", "DemoSize", "run_demo"]
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "trainer" / "qd_detr"
 
 
-class DemoFailed(StorylineError):
+class DemoError(StorylineError):
     """A step of the demo ended with an unexpected exit code; its own output says why."""
 
 
@@ -71,7 +71,7 @@ def run_demo(out: Path, size: DemoSize, console: Console) -> Path:
 
     Raises:
         UsageError: `out` holds something that is not a demo.
-        DemoFailed: a step failed.
+        DemoError: a step failed.
     """
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
@@ -100,21 +100,32 @@ def run_demo(out: Path, size: DemoSize, console: Console) -> Path:
 
 
 def _render(corpus: Path, size: DemoSize, console: Console) -> None:
-    wanted = {"train": size.train, "val": size.val, "test": size.test, "seed": size.seed}
     if (corpus / "corpus.json").exists():
-        there = json.loads((corpus / "corpus.json").read_text())
-        if any(there.get(key) != value for key, value in wanted.items()):
-            raise UsageError(
-                f"{corpus} holds a corpus of another size or seed; "
-                "choose another folder with --out, or remove it"
-            )
+        _check_same_corpus(corpus, size)
         console.print(f"[dim]{corpus} is rendered already[/]")
         return
     videos = size.train + size.val + size.test
-    console.rule(f"1 of 4: render {videos} videos into {corpus}", align="left")
+    console.rule(f"render {videos} videos into {corpus}", align="left")
     began = time.monotonic()
-    render_corpus(corpus, **wanted, workers=os.cpu_count() or 1)
+    render_corpus(
+        corpus,
+        train=size.train,
+        val=size.val,
+        test=size.test,
+        seed=size.seed,
+        workers=os.cpu_count() or 1,
+    )
     console.print(f"rendered in {time.monotonic() - began:.0f} s")
+
+
+def _check_same_corpus(corpus: Path, size: DemoSize) -> None:
+    there = json.loads((corpus / "corpus.json").read_text())["parameters"]
+    wanted = {"train": size.train, "val": size.val, "test": size.test, "seed": size.seed}
+    if any(there[key] != value for key, value in wanted.items()):
+        raise UsageError(
+            f"{corpus} holds a corpus of another size or seed; "
+            "choose another folder with --out, or remove it"
+        )
 
 
 def _write_job(out: Path) -> Path:
@@ -271,7 +282,7 @@ def _relay(stream: IO[str] | None, name: str, console: Console) -> None:
 
 def _check(command: Sequence[str], code: int) -> None:
     if code != 0:
-        raise DemoFailed(
+        raise DemoError(
             f"`{' '.join(command)}` ended with exit code {code}; its output is above. "
             "Run the demo again to continue from here."
         )

@@ -1,4 +1,4 @@
-"""What would run and why: the stages that are needed, and per stage what is there and what is not."""
+"""What would run and why: the stages that are needed, and what of each is there."""
 
 from __future__ import annotations
 

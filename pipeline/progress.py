@@ -1,4 +1,4 @@
-"""What a person sees while the pipeline works: a live table, or plain lines where no terminal is."""
+"""What a person sees while the pipeline works: a live table, or plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -83,9 +83,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
-            self._live = Live(
-                get_renderable=self.table, console=self.console, refresh_per_second=4
-            )
+            self._live = Live(get_renderable=self.table, console=self.console, refresh_per_second=4)
             self._live.start()
         return self
 

@@ -253,9 +253,7 @@ class Run:
     def _durable(self, units: Mapping[Unit, Item]) -> set[Unit]:
         """Which of these units are on disk."""
         recipes = self.view.program.recipes
-        present = {
-            name: self.ledger.present(recipes[name]) for name in {unit[0] for unit in units}
-        }
+        present = {name: self.ledger.present(recipes[name]) for name in {unit[0] for unit in units}}
         return {
             unit_of(unit[0], item.key)
             for unit, item in units.items()
@@ -290,7 +288,9 @@ class Run:
         if lacking:
             reader = self.store.reader(PROBE, self.view.program.recipes[PROBE].id, strict=False)
             self.store.update_catalogue(
-                CatalogueEntry(key.id, key.content, facts_from_row(reader.facts(key.id, key.content)))
+                CatalogueEntry(
+                    key.id, key.content, facts_from_row(reader.facts(key.id, key.content))
+                )
                 for key in lacking
             )
 

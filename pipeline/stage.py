@@ -121,7 +121,7 @@ class Stage(ABC):
         return Resources()
 
     def parts(self, facts: VideoFacts | None) -> int:
-        """Into how many parts the work on one video is cut; parts are kept and resumed one by one."""
+        """Into how many parts the work on one video is cut; parts are resumed one by one."""
         del facts
         return 1
 
@@ -130,10 +130,10 @@ class Stage(ABC):
         """How many items travel to a worker together. A group that fails is retried one by one."""
         return 1
 
-    def setup(self) -> None:
+    def setup(self) -> None:  # noqa: B027 - a stage without networks needs none
         """Build networks, open tables: once per worker, before the first item."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027 - nor anything to release
         """Release what `setup` took: once per worker, after the last item, if it ends in peace."""
 
     def recipe(self, upstream: Mapping[str, str]) -> Recipe:

@@ -35,6 +35,7 @@ __all__ = [
     "Loop",
     "Progress",
     "Reporter",
+    "Silent",
     "Stop",
     "StoppedError",
     "stop_on_signals",
@@ -100,6 +101,16 @@ class Reporter(Protocol):
     def epoch(self, record: Mapping[str, Any]) -> None:
         """An epoch is done; `record` is its line of the history."""
         ...
+
+
+class Silent:
+    """Tells nobody: processes that do not lead."""
+
+    def step(self, epoch: int, batch: int, batches: int) -> None:
+        """Nothing."""
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
 
 
 class Keeper(Protocol):
@@ -177,7 +188,6 @@ class Loop:
     epochs: int
     select: str
     keeper: Keeper
-    report: Reporter
     device: torch.device
     eval_every: int = 1
     save_every: int = 1
@@ -187,6 +197,7 @@ class Loop:
     scaler: torch.amp.GradScaler = field(
         default_factory=lambda: torch.amp.GradScaler(enabled=False)
     )
+    report: Reporter = field(default_factory=Silent)
     world: World = ALONE
     stop: Stop = field(default_factory=Stop)
 
@@ -259,7 +270,7 @@ class Loop:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         # added up on the device: reading a loss here would wait for it in every step
-        for name, value in (*losses.items(), ("total", total)):
+        for name, value in (("total", total), *losses.items()):
             sofar = progress.losses.get(name, torch.zeros((), dtype=torch.float64))
             progress.losses[name] = sofar.to(value.device) + value.detach().double()
 

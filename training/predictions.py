@@ -116,7 +116,7 @@ def _some(qids: Sequence[int | str]) -> str:
 
 def _parse(line: bytes, where: str) -> Prediction:
     try:
-        row = json.loads(line)
+        row = json.loads(line.strip())
     except ValueError as error:
         reason = getattr(error, "msg", None) or str(error)
         raise UsageError(

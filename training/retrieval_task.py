@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.errors import UsageError
 from models.retrieval import RetrievalModel, create_model
 from models.retrieval.decode import Decoding, windows
-from models.retrieval.types import Batch, StepContext
+from models.retrieval.types import Batch, Predictions, StepContext
 from training.batch import NARRATIVE
 from training.config import EvalGroup, ModelGroup
 from training.data import Samples
@@ -45,7 +45,7 @@ class RetrievalTask:
         compile: bool = False,
         world: World = ALONE,
     ) -> None:
-        self.model = model
+        self.model: nn.Module = model
         self._decoding = decoding
         self._device = device
         self._autocast = PRECISIONS[precision]
@@ -69,7 +69,7 @@ class RetrievalTask:
     def predict(self, batch: MomentBatch) -> Sequence[Prediction]:
         """See `MomentTask.predict`."""
         with self._precision():
-            found = self.model(batch.tensors)
+            found: Predictions = self.model(batch.tensors)
         clips = batch.tensors.video_mask.sum(dim=1).tolist()
         grid_s = [n * each.grid.clip_len_s for n, each in zip(clips, batch.queries, strict=True)]
         ranked = windows(

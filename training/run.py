@@ -1,16 +1,18 @@
 """The directory of a run: everything that `trainer fit` leaves behind. The report reads it.
 
     config.yaml                 the whole configuration, defaults included
-    environment.json            versions, device, processes, and the recipe ids of the features
+    environment.json            versions, device, processes, recipe ids of the features, and how
+                                many queries of each split were left out for lack of features
     history.jsonl               one line per epoch: epoch (from 1), step, lr, losses {name: mean},
                                 seconds, val {brief metrics} or null where it was not evaluated
     tensorboard/                the same as scalars
     checkpoints/last.pt         where `--resume` continues
     checkpoints/best.pt         the epoch that `eval.select` chose
     predictions/val-best.jsonl  its predictions for the evaluation split, submission format
-    metrics.json                {"best": scores, "last": scores, "selected_by": name,
-                                "epoch_best": n, "epoch_last": n, "mode": name, "split": name};
-                                scores in the official nesting, None where no query counts
+    metrics.json                there when the run is finished: {"best": scores, "last": scores,
+                                "selected_by": name, "epoch_best": n, "epoch_last": n,
+                                "mode": name, "split": name}; scores in the official nesting,
+                                null where no query counts
 
 All but the tensorboard folder are replaced whole, so a killed run leaves readable files.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,10 +61,11 @@ class Run:
         """Start a new directory; one that holds anything is left alone.
 
         Raises:
-            UsageError: `path` exists and is not an empty folder.
+            UsageError: `path` exists and is not an empty folder, or one in which a run was killed
+                before it began.
         """
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
-            hint = "continue it with --resume, or " if (path / "config.yaml").is_file() else ""
+        if path.exists() and not (path.is_dir() and _is_bare(path)):
+            hint = "continue it with --resume, or " if cls.is_at(path) else ""
             raise UsageError(
                 f"'{path}' exists already and nothing in it is deleted; {hint}choose another "
                 "folder with --out"
@@ -72,23 +75,32 @@ class Run:
         return cls(path, config, about)
 
     @classmethod
-    def open(cls, path: Path) -> Run:
+    def open(cls, path: Path, overrides: Sequence[str] = ()) -> Run:
         """An existing run.
+
+        Args:
+            path: of the directory.
+            overrides: as in `data.config.load_config`, e.g. where the store is now.
 
         Raises:
             UsageError: `path` is not the directory of a run.
         """
-        if not (path / "config.yaml").is_file():
+        if not cls.is_at(path):
             raise UsageError(
                 f"'{path}' is not the folder of a run: it has no config.yaml; give the folder "
                 "that `trainer fit --out` wrote"
             )
         about = json.loads((path / "environment.json").read_text())
-        return cls(path, load_config(TrainerConfig, path / "config.yaml"), about)
+        return cls(path, load_config(TrainerConfig, path / "config.yaml", overrides), about)
 
     def checkpoint(self, which: Which, device: torch.device | str = "cpu") -> dict[str, Any]:
         """The state of the best or the last epoch; UsageError if it was not written."""
         return load_checkpoint(self._checkpoint_path(which), device)
+
+    @staticmethod
+    def is_at(path: Path) -> bool:
+        """Whether a run was started in a folder."""
+        return (path / "config.yaml").is_file()
 
     @property
     def has_checkpoint(self) -> bool:
@@ -108,10 +120,10 @@ class Run:
         save_checkpoint(self._checkpoint_path(which), {**state(), **extra})
 
     def record(self, progress: Progress) -> None:
-        """Write the history and the scores so far."""
+        """Write the history; the scores when there is nothing left to train."""
         lines = "".join(json.dumps(each) + "\n" for each in progress.history)
         atomic_write(self.path / "history.jsonl", lines.encode())
-        if progress.last is not None:
+        if progress.epoch == self.config.loop.epochs:
             atomic_write(self.path / "metrics.json", _json(self._metrics(progress)))
 
     def predictions(self, evaluation: Evaluation) -> None:
@@ -132,6 +144,12 @@ class Run:
 
     def _checkpoint_path(self, which: str) -> Path:
         return self.path / "checkpoints" / f"{which}.pt"
+
+
+def _is_bare(folder: Path) -> bool:
+    return all(
+        each.name == "environment.json" or each.name.startswith(".") for each in folder.iterdir()
+    )
 
 
 def environment(

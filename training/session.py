@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,8 +12,7 @@ import torch
 
 from data.annotations import DATASETS
 from data.annotations.types import Annotation
-from data.config import dump_config
-from data.dataset import EVENTS, NARRATIVES, QUERIES, MomentDataset
+from data.dataset import MomentDataset
 from data.errors import UsageError, nearest
 from data.store import Store
 from training.baselines import BlindBaseline
@@ -28,7 +28,15 @@ from training.run import Run, Which, environment
 from training.schedule import make_schedule
 from training.task import Prediction
 
-__all__ = ["Session", "Split", "evaluate_run", "fit", "predict_run"]
+__all__ = [
+    "Session",
+    "Split",
+    "evaluate_blind",
+    "evaluate_run",
+    "evaluate_untrained",
+    "fit",
+    "predict_run",
+]
 
 Tell = Callable[[str], None]
 """Says a sentence to the user."""
@@ -63,7 +71,8 @@ class Split:
         """Open a split and say what was cut or left out.
 
         Raises:
-            UsageError: no such split, or none of its queries can be used.
+            UsageError: no such split.
+            StoreError: rows are missing and `data.require` is "all".
         """
         samples = MomentDataset(
             store,
@@ -75,8 +84,6 @@ class Split:
             max_clips=config.max_clips,
             max_tokens=config.max_tokens,
         )
-        if not len(samples):
-            raise UsageError(f"split '{name}' of {config.store} has no query with features")
         for sentence in samples.report.sentences():
             tell(f"split '{name}': {sentence}")
         kept = {each.qid for each in samples.annotations}
@@ -98,14 +105,6 @@ class Session:
         self.world = world
         self.store = Store.open(config.data.store)
         self.device = device_of(config.loop.device)
-
-    @property
-    def features(self) -> dict[str, str]:
-        """Recipe id of each stage whose rows are read."""
-        data = self.config.data
-        wanted = [*data.streams, QUERIES, *[NARRATIVES] * data.narratives, *[EVENTS] * data.events]
-        current = self.store.current
-        return {stage: current[stage] for stage in wanted if stage in current}
 
     def split(self, name: str) -> Split:
         """A split of the store, with its features."""
@@ -166,7 +165,7 @@ def fit(
     resume: bool,
     allow_overlap: bool,
     tell: Tell,
-    report: Callable[[Progress], Reporter],
+    report: Callable[[Progress], AbstractContextManager[Reporter]],
     stop: Stop,
     world: World = ALONE,
 ) -> tuple[Run, Progress]:
@@ -178,7 +177,7 @@ def fit(
         resume: whether to continue what is there.
         allow_overlap: whether the evaluation split may share videos with the training split.
         tell: says a sentence to the user.
-        report: makes the reporter of a run that stands at some progress.
+        report: gives the reporter of a run that stands at some progress, while it goes on.
         stop: asked after each step.
         world: processes that train together.
 
@@ -197,7 +196,10 @@ def fit(
     validator = session.validator(split, task, val_queries)
     _rehearse(validator, split, config.eval.select)
 
-    about = environment(session.device, world.size, session.features)
+    about = environment(session.device, world.size, session.train.samples.recipes)
+    about["queries_left_out"] = {
+        each.name: each.samples.report.dropped_queries for each in (session.train, split)
+    }
     run = _open_run(out, config, about, resume=resume, world=world)
     loop = _loop(session, task, queries, validator, run, stop)
     progress = Progress()
@@ -206,24 +208,14 @@ def fit(
         tell(f"continuing after epoch {progress.epoch} and {progress.batch} batches")
     elif resume:
         tell("nothing was saved yet; starting from the beginning")
-    loop.report = report(progress)
-    return run, loop.fit(progress)
+    with report(progress) as loop.report:
+        return run, loop.fit(progress)
 
 
-def evaluate_run(
-    session: Session, run: Run, split: Split, which: Which
-) -> tuple[Evaluation, Mapping[str, int]]:
-    """Scores of a trained run on a split.
-
-    Returns:
-        The evaluation, and how many queries were scored and left out.
-    """
+def evaluate_run(session: Session, run: Run, split: Split, which: Which) -> Evaluation:
+    """Scores of a trained run on a split."""
     task = _trained(session, run, split, which)
-    validator = session.validator(split, task, session.hold(split))
-    return validator(), {
-        "queries": len(split.annotations),
-        "queries_left_out": split.samples.report.dropped_queries,
-    }
+    return session.validator(split, task, session.hold(split))()
 
 
 def evaluate_untrained(session: Session, split: Split) -> Evaluation:
@@ -255,7 +247,7 @@ def predict_run(session: Session, run: Run, split: Split, which: Which) -> list[
 
 
 def _trained(session: Session, run: Run, split: Split, which: Which) -> RetrievalTask:
-    changed = _changed(run.about["features"], session.features)
+    changed = _changed(run.about["features"], split.samples.recipes)
     if changed:
         session.tell(f"the features are not those of the training: {changed}")
     task = session.task(split)
@@ -309,9 +301,7 @@ def _loop(
         clip_grad=optim.clip_grad,
         seed=loop.seed,
         max_windows=config.data.max_windows,
-        scaler=torch.amp.GradScaler(
-            session.device.type, enabled=loop.precision == "float16"
-        ),
+        scaler=torch.amp.GradScaler(session.device.type, enabled=loop.precision == "float16"),
         world=world,
         stop=stop,
     )
@@ -337,10 +327,8 @@ def _rehearse(validator: Validator, split: Split, select: str) -> None:
 def _open_run(
     out: Path, config: TrainerConfig, about: Mapping[str, object], *, resume: bool, world: World
 ) -> Run:
-    if not resume:
-        if world.leads:
-            return Run.create(out, config, about)
-        return Run(out, config, about)
+    if not (resume and world.share(Run.is_at(out))):
+        return Run.create(out, config, about) if world.leads else Run(out, config, about)
     run = Run.open(out)
     _check_same(run.config, config, out)
     changed = _changed(run.about["features"], about["features"])

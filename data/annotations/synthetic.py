@@ -26,19 +26,19 @@ class Synthetic:
         return load_rows(path)
 
     def clip_len_at(self, path: Path) -> float:
-        """`clip_len_s` of the nearest `dataset.json`: in the folder of the file, or above it.
+        """`clip_len_s` of the `dataset.json` beside the annotations.
+
+        Args:
+            path: an annotation file, its folder, or the folder of the corpus.
 
         Raises:
             UsageError: there is none, or it does not say.
         """
-        folders = [path, *path.parents][:3]
-        found = [
-            folder / "dataset.json" for folder in folders if (folder / "dataset.json").is_file()
-        ]
+        places = [folder / "dataset.json" for folder in (path, path.parent, path / "annotations")]
+        found = [place for place in places if place.is_file()]
         if not found:
             raise UsageError(
-                f"no dataset.json at {path} or in the two folders above; "
-                "a synthetic corpus is rendered with one"
+                f"no dataset.json at {path} or beside it; a synthetic corpus is rendered with one"
             )
         try:
             clip_len_s = float(json.loads(found[0].read_bytes())["clip_len_s"])

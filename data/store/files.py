@@ -9,7 +9,7 @@ import fcntl
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from data.errors import StoreError
 from data.identity import canonical_json
 
 __all__ = [
-    "append_record",
+    "append_records",
     "atomic_write",
     "exclusive",
     "make_folder",
@@ -58,32 +58,40 @@ def make_folder(path: Path) -> None:
     _sync_folder(path.parent)
 
 
-def append_record(path: Path, record: Mapping[str, Any]) -> None:
-    """Add one line of JSON with a single O_APPEND write: writers need no lock.
+def append_records(
+    path: Path, records: Iterable[Mapping[str, Any]], *, durable: bool = True
+) -> None:
+    """Add lines of JSON with a single O_APPEND write: writers need no lock.
 
     A line that a killed writer left half written is closed first, so it costs only itself.
+
+    Args:
+        path: the file, made if it is not there.
+        records: one line each.
+        durable: False leaves it to the system when they reach the disk (caches).
 
     Raises:
         StoreError: the file system refused.
     """
-    line = canonical_json(record).encode() + b"\n"
+    lines = records_bytes(records)
     try:
         make_folder(path.parent)
         descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             size = os.fstat(descriptor).st_size
             torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"
-            line = b"\n" + line if torn else line
-            if os.write(descriptor, line) != len(line):
+            lines = b"\n" + lines if torn else lines
+            if os.write(descriptor, lines) != len(lines):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(descriptor)
+            if durable:
+                os.fsync(descriptor)
         finally:
             os.close(descriptor)
     except OSError as error:
         raise StoreError(_refused(path, error)) from error
 
 
-def records_bytes(records: Iterator[Mapping[str, Any]]) -> bytes:
+def records_bytes(records: Iterable[Mapping[str, Any]]) -> bytes:
     """Lines of canonical JSON: equal records give equal bytes."""
     return b"".join(canonical_json(record).encode() + b"\n" for record in records)
 

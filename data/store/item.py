@@ -41,7 +41,7 @@ class Text:
     def strings(self) -> list[str]:
         """Decode."""
         ends = np.cumsum(self.lengths).tolist()
-        starts = [0, *ends[:-1]]
+        starts = [0, *ends][:-1]
         return [self.data[a:b].decode() for a, b in zip(starts, ends, strict=True)]
 
 

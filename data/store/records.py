@@ -10,7 +10,7 @@ from typing import Any
 
 from data.errors import StoreError
 from data.identity import file_sha256
-from data.store.files import append_record, atomic_write, exclusive, read_records, records_bytes
+from data.store.files import append_records, atomic_write, exclusive, read_records, records_bytes
 from data.store.types import ItemKey
 from data.video.types import VideoFacts
 
@@ -124,12 +124,13 @@ class FailureLog:
             "message": _cut(failure.message, _MAX_MESSAGE),
             "log": _cut(failure.log, _MAX_LOG),
         }
-        append_record(self.path, record)
+        append_records(self.path, [record])
 
     def forget(self, keys: Iterable[ItemKey]) -> None:
         """Take items out of quarantine (`--retry-failed`)."""
-        for key in keys:
-            append_record(self.path, {"key": asdict(key), "forgotten": True})
+        records = [{"key": asdict(key), "forgotten": True} for key in keys]
+        if records:
+            append_records(self.path, records)
 
 
 class FileHashes:
@@ -158,18 +159,15 @@ class FileHashes:
         return known
 
     def hash_of(self, path: Path) -> str | None:
-        """The remembered sha256, None if there is none or the file changed."""
-        record = self._known.get(str(path.absolute()))
-        same = record is not None and _stamp(path.stat()) == (
-            record.get("size"),
-            record.get("mtime_ns"),
-        )
-        sha256 = record.get("sha256") if record and same else None
-        return sha256 if isinstance(sha256, str) and len(sha256) == 64 else None
+        """The remembered sha256; None if there is none or the file changed or is gone."""
+        record = self._known.get(str(path.absolute()), {})
+        sha256, stamp = record.get("sha256"), (record.get("size"), record.get("mtime_ns"))
+        usable = isinstance(sha256, str) and len(sha256) == 64 and _stamp_now(path) == stamp
+        return str(sha256) if usable else None
 
     def remember(self, path: Path, sha256: str, before: os.stat_result) -> None:
         """Keep a hash, unless the file changed since `before`, when hashing began."""
-        if _stamp(path.stat()) != _stamp(before):
+        if _stamp_now(path) != _stamp(before):
             return
         size, mtime_ns = _stamp(before)
         name = str(path.absolute())
@@ -180,11 +178,18 @@ class FileHashes:
             "sha256": sha256,
         }
         self._known[name] = record
-        append_record(self.path, record)
+        append_records(self.path, [record], durable=False)
 
 
 def _stamp(stat: os.stat_result) -> tuple[int, int]:
     return stat.st_size, stat.st_mtime_ns
+
+
+def _stamp_now(path: Path) -> tuple[int, int] | None:
+    try:
+        return _stamp(path.stat())
+    except OSError:
+        return None
 
 
 def _cut(text: str, most: int) -> str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from data.errors import StorylineError
 from data.identity import file_sha256
@@ -18,6 +19,11 @@ if TYPE_CHECKING:
     from data.store.store import Store
 
 __all__ = ["verify"]
+
+T = TypeVar("T")
+
+_RECIPE_ID = re.compile(r"[0-9a-f]{16}")
+_REFILL = "remove the file, then `pipeline run` fills in what it held"
 
 
 def verify(store: Store, *, deep: bool = True) -> list[Problem]:
@@ -46,13 +52,13 @@ class _Inspection:
         self._clips: dict[tuple[str, str], tuple[int, str]] = {}
 
     def run(self) -> None:
-        catalogue: set[str] = set()
-        self._try("catalogue", "videos.jsonl", lambda: catalogue.update(self.store.catalogue()))
+        catalogue = self._try("catalogue", "videos.jsonl", self.store.catalogue)
         current = self.store.current
         for folder in self._recipe_folders():
             stage, name = folder.parent.name, f"{folder.parent.name}/{folder.name}"
             clips = self._folder(folder)
-            self._check_listed(name, clips, catalogue)
+            if catalogue is not None:
+                self._check_listed(name, clips, set(catalogue))
             if current.get(stage) == folder.name:
                 self._compare_grids(name, clips)
             self._try("failures", name, self.store.failures(stage, folder.name).read)
@@ -62,9 +68,9 @@ class _Inspection:
             self._try("annotations", split, partial(self.store.annotations, split))
 
     def _recipe_folders(self) -> list[Path]:
-        kept = {"annotations", "cache"}
-        stages = [each for each in self.store.path.iterdir() if each.name not in kept]
-        return sorted(each for stage in stages for each in stage.glob("*") if each.is_dir())
+        stages = [each for each in self.store.path.iterdir() if each.is_dir()]
+        folders = [each for stage in stages for each in stage.iterdir() if each.is_dir()]
+        return sorted(each for each in folders if _RECIPE_ID.fullmatch(each.name))
 
     def _folder(self, folder: Path) -> dict[ItemKey, int]:
         """Check one recipe's folder; gives the number of clips of what is on a grid."""
@@ -88,9 +94,8 @@ class _Inspection:
     def _open(self, path: Path) -> Shard | None:
         if self.deep and not file_sha256(path).startswith(path.stem.removeprefix("shard-")):
             self._add("shard", str(path), f"its sha256 is not that of its name; {_REFILL}")
-        shards: list[Shard] = []
-        self._try("shard", str(path), lambda: shards.append(Shard(path, self._files)))
-        for shard in shards:
+        shard = self._try("shard", str(path), partial(Shard, path, self._files))
+        if shard is not None:
             expected = (path.parent.parent.name, path.parent.name)
             if (shard.recipe.stage, shard.recipe.id) != expected:
                 self._add("shard", str(path), f"belongs to {shard.recipe.stage}/{shard.recipe.id}")
@@ -98,12 +103,12 @@ class _Inspection:
             if on_grid and shard.clip_len_s != self.store.clip_len_s:
                 told = f"clips of {shard.clip_len_s} s, the store has {self.store.clip_len_s} s"
                 self._add("grid", str(path), told)
-        return shards[0] if shards else None
+        return shard
 
     def _check_item(self, shard: Shard, index: int) -> None:
         if self.deep:
             where = f"{shard.path}: {shard.keys[index].id}"
-            self._try("item", where, lambda: shard.check(index))
+            self._try("item", where, partial(shard.check, index))
 
     def _check_listed(self, name: str, clips: dict[ItemKey, int], catalogue: set[str]) -> None:
         for id in sorted({key.id for key in clips} - catalogue):
@@ -116,14 +121,12 @@ class _Inspection:
             if other != count:
                 self._add("grid", key.id, f"has {count} clips in {name} and {other} in {where}")
 
-    def _try(self, kind: str, where: str, work: Callable[[], object]) -> None:
+    def _try(self, kind: str, where: str, work: Callable[[], T]) -> T | None:
         try:
-            work()
+            return work()
         except StorylineError as error:
             self._add(kind, where, str(error))
+            return None
 
     def _add(self, kind: str, where: str, message: str) -> None:
         self.found.append(Problem(kind, where, message))
-
-
-_REFILL = "remove the file, then `pipeline run` fills in what it held"

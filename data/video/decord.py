@@ -70,7 +70,7 @@ def _opened(video: Video) -> tuple[Any, NDArray[np.float64]]:
     try:
         reader = decord.VideoReader(str(video.path), num_threads=1)
         spans = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)
-    except (RuntimeError, decord.DECORDError) as error:
+    except (RuntimeError, UnicodeEncodeError, decord.DECORDError) as error:
         raise InputError(
             "undecodable",
             f"{video.path} cannot be opened by decord ({_first_line(error)}); "

@@ -210,9 +210,11 @@ def _opened(video: Video) -> Iterator[_Pass]:
 def _open_container(video: Video) -> Any:
     av = require("av")
     options = {"protocol_whitelist": "file", "format_whitelist": FORMATS}
+    # PyAV 19 always tolerates metadata that is not UTF-8, and has no such argument any more.
+    tolerant = {} if int(av.__version__.split(".")[0]) >= 19 else {"metadata_errors": "replace"}
     try:
         # "file:" keeps a path with a colon from being read as a protocol.
-        return av.open(f"file:{video.path}", container_options=options, metadata_errors="replace")
+        return av.open(f"file:{video.path}", container_options=options, **tolerant)
     except (av.error.FFmpegError, OSError) as error:
         raise InputError(
             "not-media",

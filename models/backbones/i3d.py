@@ -237,7 +237,7 @@ class I3D(Backbone):
         )
         self.rate_fps = rate_fps
         self._architecture = {"divisor": divisor, "in_channels": in_channels}
-        self._settle(checkpoint, _LAYOUTS, seed, he_uniform, calibrated)
+        self._settle(self._fill(checkpoint, _LAYOUTS, seed, he_uniform), seed, calibrated)
 
     def clip_times(
         self,

@@ -107,12 +107,14 @@ class Plugin(Generic[O]):
         requires: what the path must provide there, e.g. `side.narrative`.
         options: its options.
         apply: changes a blueprint.
+        off: options under which the model is the one without the plug-in.
     """
 
     stage: str
     requires: frozenset[str]
     options: type[O]
     apply: Callable[[Blueprint, Dims, O], Blueprint]
+    off: Mapping[str, Any] = field(default_factory=dict)
 
 
 MODELS: Registry[ModelFamily[Any]] = Registry("model")

@@ -34,7 +34,7 @@ class Outcome:
     Args:
         logits: (ℓ, B, Q, 2).
         spans: (ℓ, B, Q, 2).
-        matched: (ℓ, B, G) query of every moment, meaningless where `targets.span_mask` is False.
+        matched: (ℓ, B, G) query of every moment, −1 where it has none.
         predictions: of the last layer, with saliency and extras.
         batch: what the model was given.
         targets: its ground truth.
@@ -49,16 +49,20 @@ class Outcome:
     targets: Targets
     context: StepContext
 
-    def matched_spans(self) -> Tensor:
-        """(ℓ, B, G, 2) predicted span of every moment."""
-        index = self.matched.unsqueeze(-1).expand(*self.matched.shape, 2)
-        return self.spans.gather(-2, index)
+    def matched_spans(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicted span of every moment, its target, and whether the two belong together.
+
+        Returns:
+            (ℓ, B, G, 2), (B, G, 2), and (ℓ, B, G) bool.
+        """
+        index = self.matched.clamp(min=0).unsqueeze(-1).expand(*self.matched.shape, 2)
+        return self.spans.gather(-2, index), self.targets.spans, self.matched >= 0
 
     def is_matched(self) -> Tensor:
         """(ℓ, B, Q) bool, whether a query answers for a moment."""
         count = self.matched.new_zeros(self.logits.shape[:-1])
-        real = self.targets.span_mask.expand_as(self.matched).to(count.dtype)
-        return count.scatter_add(-1, self.matched, real) > 0
+        found = (self.matched >= 0).to(count.dtype)
+        return count.scatter_add(-1, self.matched.clamp(min=0), found) > 0
 
 
 class LossTerm:
@@ -87,8 +91,7 @@ class SpanL1Term(LossTerm):
 
     def __call__(self, outcome: Outcome) -> Tensor:
         """(ℓ,)."""
-        targets = outcome.targets
-        return losses.span_l1(outcome.matched_spans(), targets.spans, targets.span_mask)
+        return losses.span_l1(*outcome.matched_spans())
 
 
 class SpanGIoUTerm(LossTerm):
@@ -99,8 +102,7 @@ class SpanGIoUTerm(LossTerm):
 
     def __call__(self, outcome: Outcome) -> Tensor:
         """(ℓ,)."""
-        targets = outcome.targets
-        return losses.span_giou(outcome.matched_spans(), targets.spans, targets.span_mask)
+        return losses.span_giou(*outcome.matched_spans())
 
 
 class LabelTerm(LossTerm):

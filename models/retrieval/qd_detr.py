@@ -373,6 +373,10 @@ MODELS.register("qd_detr")(
         },
         build=build,
         official=OfficialLayout(names=_NAMES, options=_from_public, unused=_unused),
-        inert=(r"decoder\.layers\.0\.self_(query|key)(_pos)?\..*",),
+        # The first content is zero: layer 0 averages equal values, whoever attends to whom.
+        inert=(
+            r"decoder\.layers\.0\.self_(query|key)(_pos)?\..*",
+            r"decoder\.layers\.0\.self_value\.weight",
+        ),
     )
 )

@@ -11,7 +11,7 @@ __all__ = ["read_content", "video_content"]
 
 
 def video_content(video: Video, sha256: str) -> str:
-    """64 hex of a video whose file has this sha256: the sha256 itself if the whole file is meant."""
+    """64 hex of a video whose file has this sha256; the same if the whole file is meant."""
     if video.start_s == 0.0 and video.end_s is None:
         return sha256
     return digest({"file": sha256, "start_s": video.start_s, "end_s": video.end_s})

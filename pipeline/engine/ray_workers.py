@@ -7,6 +7,7 @@ pass through Ray's object store.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 from typing import Any
@@ -150,7 +151,7 @@ def _connect(address: str | None, cpus: int | None) -> None:
 
     if address is not None:
         try:
-            ray.init(address=address, log_to_driver=False)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise UsageError(
                 f"no Ray cluster answers at {address!r} (engine.address): {error}; start one, or "
@@ -162,6 +163,7 @@ def _connect(address: str | None, cpus: int | None) -> None:
         num_cpus=cpus or os.cpu_count() or 1,
         include_dashboard=False,
         log_to_driver=False,
+        logging_level=logging.ERROR,
         object_store_memory=_OBJECT_STORE_BYTES,
         _node_ip_address="127.0.0.1",
     )

@@ -28,7 +28,6 @@ from pipeline.engine.types import (
     Finished,
     Job,
     Outcome,
-    Ready,
     Report,
     StageSetupError,
     Task,
@@ -298,6 +297,8 @@ class Scheduler:
         """A worker is gone: charge what it worked on, give its unwritten rows to others."""
         if seat.task is not None:
             self._barren = 0
+            ids = ", ".join(dict.fromkeys(item.key.id for item in seat.task.items))
+            self.watcher.note(f"a worker was lost while it worked on {ids}: {why}")
             alone = len(seat.task.units) == 1
             for task in seat.task.split():
                 if alone:

@@ -172,7 +172,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """A call raised something that is nobody's input: set-up failed, the store cannot be written."""
+    """A call raised what is no input's fault: set-up failed, the store cannot be written."""
 
     worker: int
     error: Exception
@@ -190,7 +190,7 @@ Event: TypeAlias = Ready | Finished | Failed | Crashed
 
 
 class Executor(Protocol):
-    """Where workers live. One call per worker is in flight; a killed worker reports nothing more."""
+    """Where workers live. One call per worker is in flight; a killed worker is silent."""
 
     def capacity(self, job: Job) -> int:
         """How many workers of this job fit; UsageError if not even one ever can."""

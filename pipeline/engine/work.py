@@ -115,9 +115,7 @@ class Worker:
 
     # --- one item
 
-    def _run_item(
-        self, item: Item, stages: Sequence[str], upcoming: Task | None
-    ) -> list[Outcome]:
+    def _run_item(self, item: Item, stages: Sequence[str], upcoming: Task | None) -> list[Outcome]:
         framed = [s for s in map(self._stages.__getitem__, stages) if isinstance(s, FrameStage)]
         results = self._frame_rows(item, framed, upcoming) if framed else {}
         self._inputs.turn_to(item.key)
@@ -244,7 +242,8 @@ class _Pass:
             results = self.stage.encode(self.item, batch)
             if len(results) != len(batch):
                 raise ValueError(
-                    f"stage '{self.stage.name}' gave {len(results)} results for {len(batch)} windows"
+                    f"stage '{self.stage.name}' gave {len(results)} results "
+                    f"for {len(batch)} windows"
                 )
             self.results.extend(results)
 
@@ -276,9 +275,7 @@ class StoreInputs:
         if stage not in self._recipes:
             raise ValueError(f"rows of stage '{stage}' are read but it is not in `upstream`")
         if stage not in self._readers:
-            self._readers[stage] = self._store.reader(
-                stage, self._recipes[stage], strict=False
-            )
+            self._readers[stage] = self._store.reader(stage, self._recipes[stage], strict=False)
         return self._readers[stage].row(self._key.id, self._key.content)
 
 

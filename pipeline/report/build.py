@@ -22,7 +22,7 @@ from pipeline.report.collect import (
     history_lines,
     read_predictions,
 )
-from pipeline.status import stage_counts
+from pipeline.status import StageStatus, read_status
 
 __all__ = ["EventScore", "ReportInputs", "write_report"]
 
@@ -85,9 +85,9 @@ def write_report(inputs: ReportInputs, file: Path) -> None:
         metric_remarks=inputs.metric_remarks,
         charts=_charts(inputs.runs),
         events=inputs.events,
-        stages=[_stage_row(inputs.store, count) for count in stage_counts(inputs.store)],
+        stages=[_stage_row(inputs.store, each) for each in read_status(inputs.store)],
         timelines=_timelines(inputs),
-        footer=f"Store: {inputs.store.path}. Written by pipeline {inputs.store.dataset} report.",
+        footer=f"Store {inputs.store.path}, dataset {inputs.store.dataset}.",
     )
     atomic_write(file, page.encode())
 
@@ -100,16 +100,24 @@ def _charts(runs: Mapping[str, Path]) -> list[Markup]:
     ]
 
 
-def _stage_row(store: Store, count: Any) -> dict[str, Any]:
-    weights = store.recipe(count.stage).params.get("weights", "")
+def _stage_row(store: Store, status: StageStatus) -> dict[str, Any]:
     return {
-        "stage": count.stage,
-        "done": count.done,
-        "failed": count.failed,
-        "megabytes": count.bytes / 1e6,
-        "recipe": count.recipe_id,
-        "weights": weights.get("kind", "") if isinstance(weights, Mapping) else weights,
+        "stage": status.stage,
+        "done": status.done,
+        "failed": status.failed,
+        "megabytes": status.bytes / 1e6,
+        "recipe": status.recipe,
+        "weights": ", ".join(sorted(_weight_kinds(store.recipe(status.stage).params))),
     }
+
+
+def _weight_kinds(params: Any) -> set[str]:
+    """Every `weights.kind` in the parameters of a recipe, however deep."""
+    if not isinstance(params, Mapping):
+        return set()
+    weights = params.get("weights")
+    here = {str(weights["kind"])} if isinstance(weights, Mapping) and "kind" in weights else set()
+    return here.union(*(_weight_kinds(value) for value in params.values()))
 
 
 def _timelines(inputs: ReportInputs) -> list[dict[str, Any]]:

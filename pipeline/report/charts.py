@@ -92,7 +92,7 @@ def timeline(duration_s: float, tracks: Sequence[Track], width: int = 900) -> Ma
             f'<rect class="lane" x="{LABEL_WIDTH}" y="{top}" '
             f'width="{duration_s * scale:.1f}" height="{TRACK_HEIGHT}"/>'
         )
-        parts += [_span(across(s.start_s), across(s.end_s), top, s, track.kind) for s in track.spans]
+        parts += [_span(across, top, span, track.kind) for span in track.spans]
         parts += [_mark(across(mark), top, track.kind) for mark in track.marks_s]
         parts += _bars(track, duration_s, across, top) if track.scores else []
     parts += [
@@ -103,7 +103,8 @@ def timeline(duration_s: float, tracks: Sequence[Track], width: int = 900) -> Ma
     return Markup(f'<svg class="timeline" viewBox="0 0 {width} {height}" role="img">{body}</svg>')
 
 
-def _span(left: float, right: float, top: int, span: Span, kind: str) -> str:
+def _span(across: Across, top: int, span: Span, kind: str) -> str:
+    left, right = across(span.start_s), across(span.end_s)
     return (
         f'<rect class="{kind}" x="{left:.1f}" y="{top + 2}" width="{max(right - left, 1):.1f}" '
         f'height="{TRACK_HEIGHT - 4}" rx="2" fill-opacity="{span.opacity:.2f}">'
@@ -144,10 +145,10 @@ def _x_tick(across: float, value: float) -> str:
 
 
 def _legend(index: int, name: str) -> str:
-    y = 14 + 13 * index
+    left, y = WIDTH - 150, 14 + 13 * index
     return (
-        f'<line class="series s{index % 4}" x1="{WIDTH - 150}" x2="{WIDTH - 134}" y1="{y}" y2="{y}"/>'
-        f'<text class="legend" x="{WIDTH - 128}" y="{y + 4}">{escape(name)}</text>'
+        f'<line class="series s{index % 4}" x1="{left}" x2="{left + 16}" y1="{y}" y2="{y}"/>'
+        f'<text class="legend" x="{left + 22}" y="{y + 4}">{escape(name)}</text>'
     )
 
 

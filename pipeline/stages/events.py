@@ -14,7 +14,7 @@ from data.store.types import Row, Schema, StreamSpec
 from pipeline.events.parser import Method, combine, parse
 from pipeline.events.scores import Edges, Taper
 from pipeline.stage import STAGES, Inputs, Item, Resources, RowStage, StageContext
-from pipeline.stages.common import WorkerOptions, facts_of
+from pipeline.stages.common import WorkerOptions
 
 __all__ = ["EventsOptions", "EventsStage"]
 
@@ -96,6 +96,9 @@ class EventsStage(RowStage):
             InputError: `not-finite` features.
         """
         rows = {stage: inputs.row(stage) for stage in self._arrays}
+        grid = next(iter(rows.values())).grid
+        if grid is None:
+            raise ValueError(f"the features of {item.key.id} come without a grid")
         features = self._features({stage: row[self._arrays[stage]] for stage, row in rows.items()})
         if not np.isfinite(features).all():
             raise InputError(
@@ -103,12 +106,11 @@ class EventsStage(RowStage):
                 f"the features of video {item.key.id} ({', '.join(rows)}) hold values that are "
                 "not finite numbers; compute them again",
             )
-        facts = facts_of(item)
         how = {name: value for name, value in self.params().items() if name != "streams"}
-        events = parse(features, self.context.clip_len_s, facts.duration_s, **how)
+        events = parse(features, grid.clip_len_s, grid.duration_s, **how)
         arrays = {name: np.asarray(getattr(events, name)) for name in self.schema.arrays}
         arrays["scores"] = arrays["scores"].astype(np.float32)
-        return Row(item.key, facts.grid(self.context.clip_len_s), arrays)
+        return Row(item.key, grid, arrays)
 
     def _features(self, streams: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
         """One matrix (N, D), in float64 so that boundaries do not depend on the machine."""

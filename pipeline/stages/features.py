@@ -7,6 +7,7 @@ of torch is imported before `setup`, so that planning a run costs nothing.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -25,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = [
     "BackboneOptions",
     "BackboneStage",
+    "ClipOptions",
     "ClipStage",
     "I3DStage",
-    "SlowFastOptions",
     "SlowFastStage",
 ]
 
@@ -42,7 +43,13 @@ class BackboneOptions(WorkerOptions):
         None, description="Weights of the preset's architecture; null: random weights from `seed`."
     )
     seed: int = Field(0, ge=0, description="Seed of random weights.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the backbone; they win over preset."
+    )
     batch_size: int = Field(8, ge=1, description="Clips that go through the network together.")
+
+
+_WHICH = {"preset", "checkpoint", "seed", "options"}
 
 
 class BackboneStage(FrameStage):
@@ -59,13 +66,15 @@ class BackboneStage(FrameStage):
     @property
     def schema(self) -> Schema:
         """One array, named as the stage."""
-        dim = self.dims[self.options.preset]
-        return Schema({self.stream: StreamSpec((dim,), "float16", "clip")})
+        return Schema({self.stream: StreamSpec((self._dim(),), "float16", "clip")})
 
     def params(self) -> Mapping[str, Any]:
-        """Architecture, sampling and weights."""
-        weights = weights_params(self.options.checkpoint, self.options.seed)
-        return {"preset": self.options.preset, "weights": weights} | self._sampling()
+        """Architecture and weights."""
+        return {
+            "preset": self.options.preset,
+            "options": self.options.options,
+            "weights": weights_params(self.options.checkpoint, self.options.seed),
+        }
 
     @property
     def resources(self) -> Resources:
@@ -78,18 +87,14 @@ class BackboneStage(FrameStage):
         return self.options.batch_size
 
     def setup(self) -> None:
-        """Build the network and move it to the device."""
-        from models.backbones import BACKBONES
-
-        kind = BACKBONES.get(self.name)
-        options = kind.PRESETS[self.options.preset] | self._sampling()
-        backbone = kind(self.options.checkpoint, seed=self.options.seed, **options)
-        if backbone.dim != self.dims[self.options.preset]:
+        """Build the network on the device."""
+        backbone = _build(self.name, self.options, self.context.device)
+        if backbone.dim != self._dim():
             raise ValueError(
                 f"backbone {self.name} {self.options.preset} has {backbone.dim}-d features, "
-                f"the stage declares {self.dims[self.options.preset]}"
+                f"the stage declares {self._dim()}"
             )
-        self._backbone = backbone.to(self.context.device)
+        self._backbone = backbone
 
     def request(self, item: Item) -> FrameRequest:
         """The frames that the backbone wants of every clip of the grid."""
@@ -125,9 +130,11 @@ class BackboneStage(FrameStage):
         facts = {"weights": self._built().weights.recipe()}
         return Row(item.key, grid, {self.stream: features}, facts=facts)
 
-    def _sampling(self) -> dict[str, Any]:
-        """Options that say which frames are looked at, for backbones that have any."""
-        return {}
+    def _dim(self) -> int:
+        """Length of the vector; only unusual options make it necessary to build the network."""
+        if not self.options.options:
+            return self.dims[self.options.preset]
+        return _built_dim(self.name, self.options.model_dump_json(include=_WHICH))
 
     def _built(self) -> Backbone:
         if self._backbone is None:
@@ -147,17 +154,8 @@ class ClipStage(BackboneStage):
 
     name = "clip"
     stream = "clip"
-    dims = {"full": 512, "tiny": 64}
+    dims: ClassVar[Mapping[str, int]] = {"full": 512, "tiny": 128}
     Options = ClipOptions
-
-
-class SlowFastOptions(BackboneOptions):
-    """Section `slowfast` of pipeline.yaml."""
-
-    sampling: Literal["centered", "hero"] = Field(
-        "centered",
-        description="32 frames around the clip's centre, or the public extractor's own choice.",
-    )
 
 
 @STAGES.register("slowfast")
@@ -166,12 +164,7 @@ class SlowFastStage(BackboneStage):
 
     name = "slowfast"
     stream = "slowfast"
-    dims = {"full": 2304, "tiny": 384}
-    Options = SlowFastOptions
-    options: SlowFastOptions
-
-    def _sampling(self) -> dict[str, Any]:
-        return {"sampling": self.options.sampling}
+    dims: ClassVar[Mapping[str, int]] = {"full": 2304, "tiny": 384}
 
 
 @STAGES.register("i3d")
@@ -180,4 +173,16 @@ class I3DStage(BackboneStage):
 
     name = "i3d"
     stream = "i3d"
-    dims = {"full": 1024, "tiny": 128}
+    dims: ClassVar[Mapping[str, int]] = {"full": 1024, "tiny": 128}
+
+
+def _build(name: str, options: BackboneOptions, device: str) -> Backbone:
+    from models.backbones import create
+
+    arguments = {"seed": options.seed, **options.options}
+    return create(name, options.checkpoint, preset=options.preset, device=device, **arguments)
+
+
+@lru_cache
+def _built_dim(name: str, options: str) -> int:
+    return _build(name, BackboneOptions.model_validate_json(options), "cpu").dim

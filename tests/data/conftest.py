@@ -65,7 +65,9 @@ def assert_same_row() -> Callable[[Row, Row], None]:
 
     def check(one: Row, other: Row) -> None:
         assert (one.key, one.grid, dict(one.facts)) == (other.key, other.grid, dict(other.facts))
-        texts, others = ({name: list(each) for name, each in row.texts.items()} for row in (one, other))
+        texts, others = (
+            {name: list(each) for name, each in row.texts.items()} for row in (one, other)
+        )
         assert texts == others
         assert set(one.arrays) == set(other.arrays)
         for name in one.arrays:

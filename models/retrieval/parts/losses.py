@@ -37,7 +37,7 @@ def span_l1(spans: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     Args:
         spans: (..., B, G, 2) matched predictions.
         targets: (B, G, 2).
-        mask: (B, G) bool.
+        mask: (..., B, G) bool.
 
     Returns:
         (...).

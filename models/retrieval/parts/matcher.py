@@ -42,7 +42,7 @@ class Matcher:
             mask: (B, G) bool.
 
         Returns:
-            (..., B, G) int64; where `mask` is False the entry is a valid index without meaning.
+            (..., B, G) int64, −1 where a moment has none: padding, or more moments than queries.
         """
         cost = self.cost(logits, spans, targets)
         mask = mask.expand(cost.shape[:-1])
@@ -61,26 +61,31 @@ def assign(cost: Tensor, mask: Tensor) -> Tensor:
     """The cheapest column for every row, no column twice.
 
     Args:
-        cost: (B, G, Q) with G ≤ Q.
+        cost: (B, G, Q).
         mask: (B, G) bool, rows that count.
 
     Returns:
-        (B, G) int64.
-
-    Raises:
-        ValueError: more rows than columns.
+        (B, G) int64, −1 for rows that do not count and, if more rows count than there are
+        columns, for those that the cheapest assignment leaves out.
     """
     rows, columns = cost.shape[1:]
-    if rows > columns:
-        raise ValueError(
-            f"{rows} moments cannot be given to {columns} queries; "
-            f"give the model at least {rows} queries or cut the moments of a sample"
-        )
     if rows == 0:
-        return mask.new_zeros(mask.shape, dtype=torch.int64)
+        return mask.to(torch.int64)
+    cost = cost.masked_fill(~mask.unsqueeze(-1), 0)
+    if rows > columns:
+        cost = _with_refuge(cost, rows - columns)
     if rows <= _MOST_ENUMERATED:
-        return assign_by_enumeration(cost, mask)
-    return assign_by_augmenting(cost, mask)
+        column = assign_by_enumeration(cost, mask)
+    else:
+        column = assign_by_augmenting(cost)
+    return torch.where(mask & (column < columns), column, -1)
+
+
+def _with_refuge(cost: Tensor, count: int) -> Tensor:
+    """`cost` with further columns that are dearer than any way to do without them."""
+    spread = cost.amax((1, 2), keepdim=True) - cost.amin((1, 2), keepdim=True)
+    refuge = cost.amax((1, 2), keepdim=True) + spread * cost.shape[1] + 1
+    return torch.cat([cost, refuge.expand(-1, cost.shape[1], count)], dim=-1)
 
 
 def assign_by_enumeration(cost: Tensor, mask: Tensor) -> Tensor:
@@ -88,9 +93,15 @@ def assign_by_enumeration(cost: Tensor, mask: Tensor) -> Tensor:
 
     Only those can be in an optimum: if a row held a dearer one, one of its G cheapest would be
     free, since the other rows hold only G − 1. Memory is B · G^G numbers.
+
+    Args:
+        cost: (B, G, Q) with G ≤ Q, 0 in rows that do not count.
+        mask: (B, G) bool, rows that count.
+
+    Returns:
+        (B, G) int64; columns of rows that do not count have no meaning.
     """
     batch, rows, _ = cost.shape
-    cost = cost.masked_fill(~mask.unsqueeze(-1), 0)
     cheap, column = cost.topk(rows, dim=-1, largest=False)
     total = cost.new_zeros((batch,) + (1,) * rows)
     for i in range(rows):
@@ -110,15 +121,21 @@ def _axes(batch: int, rows: int, *wide: int) -> list[int]:
     return [batch] + [rows if i in wide else 1 for i in range(rows)]
 
 
-def assign_by_augmenting(cost: Tensor, mask: Tensor) -> Tensor:
+def assign_by_augmenting(cost: Tensor) -> Tensor:
     """`assign` by shortest augmenting paths (Kuhn 1955, with potentials), all samples in step.
 
-    For more moments than enumeration can hold. A row needs at most as many steps as rows are
-    already placed, so the count of steps, G (G + 1) / 2, is fixed and nothing is asked of the
-    device; samples that are done earlier stand still.
+    For more moments than enumeration can hold. A row needs at most one step more than rows are
+    already placed, so the number of steps is fixed at G (G + 1) / 2 and nothing is asked of the
+    device; samples that are done earlier stand still. Rows that do not count take a column that
+    is left, which at cost 0 keeps none from the others.
+
+    Args:
+        cost: (B, G, Q) with G ≤ Q, 0 in rows that do not count.
+
+    Returns:
+        (B, G) int64.
     """
     batch, rows, columns = cost.shape
-    cost = cost.masked_fill(~mask.unsqueeze(-1), 0)
     # One column more than there are: the root, where the path of the row being placed begins.
     owner = torch.full((batch, columns + 1), -1, device=cost.device)
     row_price, column_price = cost.new_zeros(batch, rows), cost.new_zeros(batch, columns + 1)

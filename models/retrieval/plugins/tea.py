@@ -180,5 +180,6 @@ PLUGINS.register("tea")(
         requires=frozenset({"video", "text", "side.narrative"}),
         options=TEAOptions,
         apply=apply,
+        off={"merge": "none"},
     )
 )

@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import pytest
 
 from data.errors import StoreError
-from data.store.files import append_record, atomic_write, exclusive, read_json, read_records
+from data.store.files import append_records, atomic_write, exclusive, read_json, read_records
 
 
 def _fails(code: int) -> Any:
@@ -30,7 +30,9 @@ def test_a_write_that_fails_at_any_call_leaves_the_old_file_and_nothing_else(
         atomic_write(path, before)
     with monkeypatch.context() as patch:
         patch.setattr(os, call, _fails(errno.ENOSPC))
-        with pytest.raises(StoreError, match=r"cannot write .*file: No space left.*free some space"):
+        with pytest.raises(
+            StoreError, match=r"cannot write .*file: No space left.*free some space"
+        ):
             atomic_write(path, b"new content")
     assert [each.name for each in tmp_path.iterdir()] == (["file"] if before else [])
     assert before is None or path.read_bytes() == before
@@ -47,12 +49,12 @@ def test_a_disk_that_takes_a_few_bytes_at_a_time_gets_all_of_them(
 
 def test_a_line_that_a_killed_writer_left_half_written_costs_only_itself(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
-    append_record(path, {"n": 1})
+    append_records(path, [{"n": 1}])
     with path.open("ab") as file:
         file.write(b'{"n": 2')
     assert read_records(path, torn=True) == [{"n": 1}]
-    append_record(path, {"n": 3})
-    assert read_records(path, torn=True) == [{"n": 1}, {"n": 3}]
+    append_records(path, [{"n": 3}, {"n": 4}])
+    assert read_records(path, torn=True) == [{"n": 1}, {"n": 3}, {"n": 4}]
     with pytest.raises(StoreError, match=r"log.jsonl, line 2 is not a JSON object"):
         read_records(path)
 
@@ -63,12 +65,12 @@ def test_a_full_disk_is_named_when_a_record_is_cut(
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, data[:4]))
     with pytest.raises(StoreError, match="No space left"):
-        append_record(tmp_path / "log.jsonl", {"n": 1})
+        append_records(tmp_path / "log.jsonl", [{"n": 1}])
 
 
 def _append_many(path: Path, writer: int) -> None:
     for number in range(100):
-        append_record(path, {"writer": writer, "number": number, "text": "x" * 500})
+        append_records(path, [{"writer": writer, "number": number, "text": "x" * 500}])
 
 
 def test_writers_in_parallel_lose_no_record(tmp_path: Path) -> None:

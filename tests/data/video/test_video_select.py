@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -93,12 +93,12 @@ def test_windows_are_delivered_as_soon_as_their_last_frame_is_known() -> None:
 def test_the_pass_stops_when_everything_is_served() -> None:
     seen: list[int] = []
 
-    def frames() -> object:
+    def frames() -> Iterator[tuple[float, Picture]]:
         for i in range(100):
             seen.append(i)
             yield i * 0.1, picture(i)
 
-    windows = list(serve(frames(), [FrameRequest("a", np.array([[0.25]]), View(1))]))  # type: ignore[arg-type]
+    windows = list(serve(frames(), [FrameRequest("a", np.array([[0.25]]), View(1))]))
     assert len(windows) == 1
     assert seen == [0, 1, 2, 3]
 
@@ -117,8 +117,7 @@ def test_malformed_times_are_refused(times: NDArray[np.float64]) -> None:
         Selection([FrameRequest("a", times, View(1))])
 
 
-def test_two_requests_of_one_name_are_refused(
-    make: Callable[[], FrameRequest] = lambda: FrameRequest("a", np.zeros((1, 1)), View(1)),
-) -> None:
+def test_two_requests_of_one_name_are_refused() -> None:
+    request = FrameRequest("a", np.zeros((1, 1)), View(1))
     with pytest.raises(ValueError, match="different names"):
-        Selection([make(), make()])
+        Selection([request, request])

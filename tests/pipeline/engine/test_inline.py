@@ -8,9 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 import toys
-from conftest import RunToys
+
 from data.store import Store
 from pipeline.engine.stop import StopFlag
 
@@ -28,7 +27,7 @@ def shards(folder: Path) -> list[Path]:
     return sorted(folder.rglob("*.h5"))
 
 
-def test_every_input_is_stored_once_with_its_row(tmp_path: Path, run_toys: RunToys) -> None:
+def test_every_input_is_stored_once_with_its_row(tmp_path: Path, run_toys: toys.RunToys) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "b", "c"])
     result = run_toys(["rows"])
     assert result.exit_code == 0
@@ -38,7 +37,7 @@ def test_every_input_is_stored_once_with_its_row(tmp_path: Path, run_toys: RunTo
         np.testing.assert_array_equal(vector, toys.expected(id_))
 
 
-def test_a_second_run_does_no_work(tmp_path: Path, run_toys: RunToys) -> None:
+def test_a_second_run_does_no_work(tmp_path: Path, run_toys: toys.RunToys) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "b"])
     assert run_toys(["sums"]).worked
     before = shards(tmp_path)
@@ -48,7 +47,7 @@ def test_a_second_run_does_no_work(tmp_path: Path, run_toys: RunToys) -> None:
 
 
 def test_a_refused_input_stops_nothing_and_blocks_what_comes_after_it(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "refuse-1", "raise-1"])
     result = run_toys(["sums"])
@@ -63,7 +62,7 @@ def test_a_refused_input_stops_nothing_and_blocks_what_comes_after_it(
 
 
 def test_what_is_in_quarantine_is_left_alone_until_retry_failed(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "refuse-1"])
     marks = tmp_path / "marks"
@@ -77,7 +76,9 @@ def test_what_is_in_quarantine_is_left_alone_until_retry_failed(
     assert len(list(marks.glob("a.*"))) == 1
 
 
-def test_a_retry_that_succeeds_leaves_the_quarantine(tmp_path: Path, run_toys: RunToys) -> None:
+def test_a_retry_that_succeeds_leaves_the_quarantine(
+    tmp_path: Path, run_toys: toys.RunToys
+) -> None:
     toys.write_videos(tmp_path / "videos", ["a"])
     (tmp_path / "videos" / "b.mp4").touch()
     assert run_toys(["rows"]).exit_code == 3
@@ -86,7 +87,7 @@ def test_a_retry_that_succeeds_leaves_the_quarantine(tmp_path: Path, run_toys: R
 
 
 def test_a_file_that_is_missing_is_refused_and_taken_up_when_it_appears(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     folder = tmp_path / "videos"
     folder.mkdir()
@@ -99,7 +100,7 @@ def test_a_file_that_is_missing_is_refused_and_taken_up_when_it_appears(
     assert run_toys(["probe"], videos=videos).exit_code == 0
 
 
-def test_limit_takes_the_first_inputs(tmp_path: Path, run_toys: RunToys) -> None:
+def test_limit_takes_the_first_inputs(tmp_path: Path, run_toys: toys.RunToys) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "b", "c"])
     assert run_toys(["rows"], limit=2).exit_code == 0
     assert sorted(stored(tmp_path / "store", "rows")) == ["a", "b"]
@@ -108,7 +109,7 @@ def test_limit_takes_the_first_inputs(tmp_path: Path, run_toys: RunToys) -> None
 
 
 def test_a_changed_parameter_is_a_new_recipe_and_the_old_rows_stay(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     toys.write_videos(tmp_path / "videos", ["a"])
     run_toys(["rows"])
@@ -123,7 +124,7 @@ def test_a_changed_parameter_is_a_new_recipe_and_the_old_rows_stay(
     assert not run_toys(["rows"]).worked
 
 
-def test_a_changed_file_is_a_new_input(tmp_path: Path, run_toys: RunToys) -> None:
+def test_a_changed_file_is_a_new_input(tmp_path: Path, run_toys: toys.RunToys) -> None:
     (video,) = toys.write_videos(tmp_path / "videos", ["a"])
     run_toys(["rows"])
     old = toys.key_of(video)
@@ -135,7 +136,7 @@ def test_a_changed_file_is_a_new_input(tmp_path: Path, run_toys: RunToys) -> Non
 
 
 def test_a_touched_file_with_the_same_bytes_is_hashed_and_not_computed_again(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     (video,) = toys.write_videos(tmp_path / "videos", ["a"])
     run_toys(["rows"])
@@ -146,7 +147,7 @@ def test_a_touched_file_with_the_same_bytes_is_hashed_and_not_computed_again(
     assert not run_toys(["rows"]).worked
 
 
-def test_frame_stages_share_one_decode(tmp_path: Path, run_toys: RunToys) -> None:
+def test_frame_stages_share_one_decode(tmp_path: Path, run_toys: toys.RunToys) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "b"])
     assert run_toys(["bright", "dark"]).exit_code == 0
     assert decodes(tmp_path) == ["a bright,dark", "b bright,dark"]
@@ -159,7 +160,7 @@ def test_frame_stages_share_one_decode(tmp_path: Path, run_toys: RunToys) -> Non
 
 
 def test_a_stage_that_lacks_a_video_is_decoded_for_it_alone(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "b"])
     run_toys(["bright"], limit=1)
@@ -168,7 +169,7 @@ def test_a_stage_that_lacks_a_video_is_decoded_for_it_alone(
 
 
 def test_a_failing_stage_does_not_fail_the_others_of_its_set(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     toys.write_videos(tmp_path / "videos", ["a"])
     result = run_toys(["bright", "dark"], stages={"bright": {"fails": True}})
@@ -177,7 +178,7 @@ def test_a_failing_stage_does_not_fail_the_others_of_its_set(
 
 
 def test_a_video_that_cannot_be_decoded_fails_for_all_stages_of_the_set(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "undecodable"])
     result = run_toys(["bright", "dark"])
@@ -188,7 +189,7 @@ def test_a_video_that_cannot_be_decoded_fails_for_all_stages_of_the_set(
 
 
 def test_a_stage_that_cannot_be_set_up_says_why_and_the_others_go_on(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     toys.write_videos(tmp_path / "videos", ["a"])
     result = run_toys(["bright", "dark"], stages={"bright": {"refuses_setup": True}})
@@ -197,16 +198,16 @@ def test_a_stage_that_cannot_be_set_up_says_why_and_the_others_go_on(
     assert sorted(stored(tmp_path / "store", "dark", "mean")) == ["a"]
 
 
-def test_parts_are_stored_and_resumed_one_by_one(tmp_path: Path, run_toys: RunToys) -> None:
+def test_parts_are_stored_and_resumed_one_by_one(tmp_path: Path, run_toys: toys.RunToys) -> None:
     toys.write_videos(tmp_path / "videos", ["a"])
     assert run_toys(["halves"]).exit_code == 0
     store = Store.open(tmp_path / "store")
-    assert sorted(key.part for key in store.reader("halves").keys()) == [0, 1]
+    assert {key.part for key in Store.open(tmp_path / "store").reader("halves").keys()} == {0, 1}  # noqa: SIM118
     assert store.reader("halves").row("a")["mean"][:, 0].tolist() == [1, 3, 5, 7]
     assert not run_toys(["halves"]).worked
 
 
-def test_groups_of_items_give_the_same_rows(tmp_path: Path, run_toys: RunToys) -> None:
+def test_groups_of_items_give_the_same_rows(tmp_path: Path, run_toys: toys.RunToys) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "b", "c", "refuse-1", "raise-1"])
     result = run_toys(["rows"], stages={"rows": {"group": 3}})
     assert sorted(stored(tmp_path / "store", "rows")) == ["a", "b", "c"]
@@ -214,7 +215,7 @@ def test_groups_of_items_give_the_same_rows(tmp_path: Path, run_toys: RunToys) -
 
 
 def test_queries_of_all_splits_are_saved_and_each_sentence_is_worked_on_once(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     row = '{"qid": %d, "query": "%s", "vid": "a", "duration": 8, "relevant_windows": [[0, 2]]}\n'
     (tmp_path / "train.jsonl").write_text(row % (1, "a red ball") + row % (2, "a blue box"))
@@ -229,7 +230,9 @@ def test_queries_of_all_splits_are_saved_and_each_sentence_is_worked_on_once(
     assert sorted(texts) == ["a blue box", "a red ball"]
 
 
-def test_a_wish_to_stop_leaves_the_rest_for_the_next_run(tmp_path: Path, run_toys: RunToys) -> None:
+def test_a_wish_to_stop_leaves_the_rest_for_the_next_run(
+    tmp_path: Path, run_toys: toys.RunToys
+) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "b"])
     stop = StopFlag()
     stop.request()
@@ -239,7 +242,7 @@ def test_a_wish_to_stop_leaves_the_rest_for_the_next_run(tmp_path: Path, run_toy
 
 
 def test_a_damaged_shard_is_named_and_its_rows_are_computed_again(
-    tmp_path: Path, run_toys: RunToys
+    tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     toys.write_videos(tmp_path / "videos", ["a"])
     run_toys(["rows"])
@@ -249,13 +252,13 @@ def test_a_damaged_shard_is_named_and_its_rows_are_computed_again(
     np.testing.assert_array_equal(stored(tmp_path / "store", "rows")["a"], toys.expected("a"))
 
 
-def test_damaged_videos_that_are_kept_are_named(tmp_path: Path, run_toys: RunToys) -> None:
+def test_damaged_videos_that_are_kept_are_named(tmp_path: Path, run_toys: toys.RunToys) -> None:
     toys.write_videos(tmp_path / "videos", ["a", "damaged-1"])
     assert run_toys(["probe"]).partial == {"damaged-1": 3}
 
 
 def test_a_store_that_cannot_be_written_ends_the_run_and_blames_no_input(
-    tmp_path: Path, run_toys: RunToys, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from data.errors import StoreError
     from data.store import ShardWriter
@@ -273,7 +276,7 @@ def test_a_store_that_cannot_be_written_ends_the_run_and_blames_no_input(
     assert run_toys(["rows"]).exit_code == 0
 
 
-def test_a_copied_store_continues(tmp_path: Path, run_toys: RunToys) -> None:
+def test_a_copied_store_continues(tmp_path: Path, run_toys: toys.RunToys) -> None:
     toys.write_videos(tmp_path / "videos", ["a"])
     run_toys(["rows"])
     shutil.move(tmp_path / "store", tmp_path / "moved")

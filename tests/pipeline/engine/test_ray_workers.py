@@ -9,11 +9,9 @@ import time
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
-
 import toys
-from conftest import RunToys
+
 from data.errors import UsageError
 from data.store import Store
 
@@ -32,7 +30,7 @@ def check_rows(store: Path, ids: list[str]) -> None:
     assert opened.verify() == []
 
 
-def test_only_the_inputs_at_fault_are_given_up(tmp_path: Path, run_toys: RunToys) -> None:
+def test_only_the_inputs_at_fault_are_given_up(tmp_path: Path, run_toys: toys.RunToys) -> None:
     good = [f"v{number:02}" for number in range(35)]
     bad = ["poison-1", "hang-1", "refuse-1", "refuse-2", "raise-1"]
     toys.write_videos(tmp_path / "videos", [*good, *bad])
@@ -50,3 +48,72 @@ def test_only_the_inputs_at_fault_are_given_up(tmp_path: Path, run_toys: RunToys
     (raised,) = [each for each in result.failures if each.reason == "exception"]
     assert raised.message == "ZeroDivisionError: raise-1 raises"
     assert "toys.py" in raised.log
+
+
+def test_killed_workers_cost_no_input_anything(tmp_path: Path, run_toys: toys.RunToys) -> None:
+    ids = [f"v{number:02}" for number in range(30)]
+    toys.write_videos(tmp_path / "videos", ids)
+    run_toys(["probe"], engine=ENGINE)
+    marks = tmp_path / "marks"
+    killed = kill_workers(marks, times=3)
+    options = {"rows": {"sleep_s": 0.1, "marks": str(marks)}}
+    result = run_toys(["rows"], engine=ENGINE | {"attempts": 4}, stages=options)
+    assert len(killed) == 3
+    assert (result.exit_code, result.failures) == (0, [])
+    check_rows(tmp_path / "store", ids)
+
+
+def kill_workers(marks: Path, times: int) -> list[int]:
+    """Kill -9 the worker that took the latest item, `times` different ones, from a thread."""
+    killed: list[int] = []
+
+    def work() -> None:
+        deadline = time.monotonic() + 30
+        while len(killed) < times and time.monotonic() < deadline:
+            seen = [int(mark.name.split(".")[1]) for mark in marks.glob("*")]
+            for pid in set(seen) - set(killed):
+                if seen.count(pid) >= 3 and len(killed) < times:
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
+            time.sleep(0.02)
+
+    threading.Thread(target=work, daemon=True).start()
+    return killed
+
+
+def test_a_group_that_dies_is_worked_on_one_by_one(tmp_path: Path, run_toys: toys.RunToys) -> None:
+    good = ["a", "b", "q", "r"]
+    toys.write_videos(tmp_path / "videos", [*good, "poison-1"])
+    result = run_toys(["rows"], engine=ENGINE, stages={"rows": {"group": 5}})
+    check_rows(tmp_path / "store", good)
+    assert [(each.key.id, each.attempts) for each in result.failures] == [("poison-1", 2)]
+
+
+def test_a_missing_checkpoint_stops_its_stage_with_its_sentence(
+    tmp_path: Path, run_toys: toys.RunToys
+) -> None:
+    toys.write_videos(tmp_path / "videos", ["a"])
+    result = run_toys(
+        ["rows"], engine=ENGINE, stages={"rows": {"checkpoint": str(tmp_path / "no.pt")}}
+    )
+    assert result.exit_code == 1
+    sentence = f"stage 'rows' cannot start: there is no checkpoint {tmp_path / 'no.pt'}"
+    assert result.broken == {"rows": sentence}
+
+
+def test_a_stage_that_fits_nowhere_is_refused_before_anything_hangs(
+    tmp_path: Path, run_toys: toys.RunToys
+) -> None:
+    toys.write_videos(tmp_path / "videos", ["a"])
+    run_toys(["probe"])
+    with pytest.raises(UsageError, match=r"rows needs 64 CPUs.* the Ray cluster has 4 CPUs"):
+        run_toys(["rows"], engine=ENGINE, stages={"rows": {"cpus": 64}})
+
+
+def test_workers_may_fill_all_cpus(tmp_path: Path, run_toys: toys.RunToys) -> None:
+    ids = [f"v{number}" for number in range(8)]
+    toys.write_videos(tmp_path / "videos", ids)
+    run_toys(["probe"])
+    engine = ENGINE | {"workers": "auto"}
+    assert run_toys(["rows"], engine=engine, stages={"rows": {"cpus": 2}}).exit_code == 0
+    check_rows(tmp_path / "store", ids)

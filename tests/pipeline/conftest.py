@@ -1,27 +1,24 @@
-"""Fixtures of the engine's tests: toy stages, toy videos, one call that runs a config."""
+"""Fixtures of the pipeline's tests: toy stages, toy videos, one call that runs a config."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import toys
 import yaml
 from rich.console import Console
 
-import toys
 from pipeline.config import load_pipeline_config
 from pipeline.engine.stop import StopFlag
 from pipeline.progress import Progress
 from pipeline.run import Result, Run, look, ray_or_inline
 from pipeline.stage import STAGES
 
-RunToys = Callable[..., Result]
-
-
-@pytest.fixture()
+@pytest.fixture
 def toy_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     """The registry holds the toys and nothing else."""
     importlib.import_module("pipeline.stages")
@@ -29,7 +26,7 @@ def toy_stages(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(toys.__file__).parent))
 
 
-@pytest.fixture()
+@pytest.fixture
 def toys_on_ray(ray_local: None) -> Iterator[None]:
     """The session's Ray, whose workers cannot import from the folder of these tests."""
     ray = pytest.importorskip("ray")
@@ -38,9 +35,9 @@ def toys_on_ray(ray_local: None) -> Iterator[None]:
     ray.cloudpickle.unregister_pickle_by_value(toys)
 
 
-@pytest.fixture()
-def run_toys(tmp_path: Path, toy_stages: None) -> RunToys:
-    """`run_toys(["rows"], **values of the config)` over `tmp_path/videos`, into `tmp_path/store`."""
+@pytest.fixture
+def run_toys(tmp_path: Path, toy_stages: None) -> toys.RunToys:
+    """`run_toys(["rows"], key=value)` over `tmp_path/videos`, into `tmp_path/store`."""
 
     def run(
         asked: Sequence[str],

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,10 +20,14 @@ from data.errors import InputError, UsageError
 from data.registry import Registry
 from data.store import ItemKey, Row, Schema, StreamSpec
 from data.video.types import FrameRequest, Video, VideoFacts, View, Window
+from pipeline.run import Result
 from pipeline.stage import FrameStage, Inputs, Item, RowStage, Stage
 
 DURATION_S = 8.0
 CLIP_LEN_S = 2.0
+
+RunToys = Callable[..., Result]
+"""What the fixture `run_toys` gives."""
 
 
 def expected(id_: str, width: int = 4, scale: float = 1.0) -> np.ndarray:
@@ -66,9 +70,7 @@ class ToyProbe(RowStage):
         if size == 0:
             raise InputError("empty", f"{item.video.path} has 0 bytes")
         damaged = 3 if item.key.id.startswith("damaged") else 0
-        facts = VideoFacts(
-            DURATION_S, 1.0, 8, 4, 4, 0, "toy", "rgb24", size, False, damaged
-        )
+        facts = VideoFacts(DURATION_S, 1.0, 8, 4, 4, 0, "toy", "rgb24", size, False, damaged)
         return Row(item.key, facts.grid(CLIP_LEN_S), facts=facts.to_json())
 
 
@@ -86,7 +88,9 @@ class ToyRows(RowStage):
         group: int = Field(1, description="Items per task.")
         cpus: float = Field(0.5, description="CPUs of one worker.")
         checkpoint: Path | None = Field(None, description="A file that must exist.")
-        marks: Path | None = Field(None, description="Folder that gets one file per processed item.")
+        marks: Path | None = Field(
+            None, description="Folder that gets one file per processed item."
+        )
 
     @property
     def schema(self) -> Schema:

@@ -1,0 +1,137 @@
+"""Batches without a dataset, for tests, benchmarks and authors of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.retrieval.types import Batch, Side, Targets
+
+__all__ = ["random_batch", "take"]
+
+
+def random_batch(
+    lengths: Sequence[int],
+    words: Sequence[int],
+    *,
+    video_dim: int = 18,
+    text_dim: int = 12,
+    side_dims: Mapping[str, int] | None = None,
+    moments: int = 1,
+    seed: int = 0,
+) -> Batch:
+    """A batch in which queries can be answered: clips inside a moment resemble the query.
+
+    Args:
+        lengths: clips of each sample, at least 1.
+        words: words of each sample's query; 0 is a query without words.
+        video_dim: features of a clip, with the two TEF columns.
+        text_dim: features of a word.
+        side_dims: features of each side stream; they cover every clip but the first.
+        moments: most moments of a sample; a sample of few clips has fewer.
+        seed: of everything.
+    """
+    rng = torch.Generator().manual_seed(seed)
+    count, top = len(lengths), max(lengths)
+    size = torch.tensor(lengths)[:, None]
+    video_mask = torch.arange(top) < size
+    text_mask = torch.arange(max(1, *words)) < torch.tensor(words)[:, None]
+    spans, span_mask, in_moment = _moments(size, video_mask, moments, rng)
+
+    topic = torch.randn(count, 1, text_dim, generator=rng)
+    text = topic + 0.1 * torch.randn(*text_mask.shape, text_dim, generator=rng)
+    seen = topic @ torch.randn(text_dim, video_dim - 2, generator=rng) / text_dim**0.5
+    noise = torch.randn(count, top, video_dim - 2, generator=rng)
+    edges = torch.stack([torch.arange(top), torch.arange(1, top + 1)], dim=-1) / size[..., None]
+    video = torch.cat([seen * in_moment.unsqueeze(-1) + 0.3 * noise, edges], dim=-1)
+    covered = video_mask & (torch.arange(top) > 0)
+    side = {
+        name: Side(torch.randn(count, top, width, generator=rng), covered)
+        for name, width in (side_dims or {}).items()
+    }
+    return Batch(
+        video=video * video_mask.unsqueeze(-1),
+        video_mask=video_mask,
+        text=text * text_mask.unsqueeze(-1),
+        text_mask=text_mask,
+        side=side,
+        video_ids=torch.arange(count),
+        targets=_targets(spans, span_mask, in_moment, video_mask, rng),
+    )
+
+
+def take(batch: Batch, rows: Sequence[int], *, clips: int | None = None) -> Batch:
+    """Some samples of a batch, in the given order.
+
+    Args:
+        batch: any batch.
+        rows: indices of samples.
+        clips: clips that are kept, to take padding away; all if not given.
+    """
+    index = torch.tensor(rows)
+
+    def pick(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value[index]
+        if isinstance(value, Mapping):
+            return {key: pick(each) for key, each in value.items()}
+        if isinstance(value, Side | Targets):
+            return replace(value, **{f.name: pick(getattr(value, f.name)) for f in fields(value)})
+        return value
+
+    taken = replace(batch, **{f.name: pick(getattr(batch, f.name)) for f in fields(batch)})
+    return taken if clips is None else _cut(taken, clips)
+
+
+def _cut(batch: Batch, clips: int) -> Batch:
+    """Without the clips after the first `clips`; the ground truth is left away."""
+    side = {name: Side(s.x[:, :clips], s.mask[:, :clips]) for name, s in batch.side.items()}
+    return replace(
+        batch,
+        video=batch.video[:, :clips],
+        video_mask=batch.video_mask[:, :clips],
+        side=side,
+        targets=None,
+    )
+
+
+def _moments(
+    size: Tensor, mask: Tensor, moments: int, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Spans (B, G, 2) in separate stretches of the video, their mask, and (B, L) inside or not."""
+    room = torch.div(size, moments, rounding_mode="floor").clamp(min=1)
+    first = torch.arange(moments) * room
+    draw = torch.rand(2, len(size), moments, generator=rng)
+    length = 1 + (draw[0] * (room - 1)).floor()
+    start = first + (draw[1] * (room - length + 1)).floor()
+    exists = start + length <= size
+    edges = torch.stack([start, start + length], dim=-1) / size.unsqueeze(-1)
+    spans = torch.stack([edges.mean(-1), edges[..., 1] - edges[..., 0]], dim=-1)
+    clip = torch.arange(mask.shape[1])
+    inside = (clip >= start.unsqueeze(-1)) & (clip < (start + length).unsqueeze(-1))
+    return spans, exists, (inside & exists.unsqueeze(-1)).any(1) & mask
+
+
+def _targets(
+    spans: Tensor, span_mask: Tensor, inside: Tensor, mask: Tensor, rng: torch.Generator
+) -> Targets:
+    """Labels 1 to 12 inside moments, and two pairs of clips where both sides exist."""
+    labels = torch.randint(1, 13, inside.shape, generator=rng) * inside
+    outside = mask & ~inside
+    chance = torch.rand(inside.shape, generator=rng)
+    positive = (chance * inside).topk(1).indices.expand(-1, 2)
+    negative = (chance * outside).topk(1).indices.expand(-1, 2)
+    both = (inside.any(1) & outside.any(1)).unsqueeze(1).expand(-1, 2)
+    return Targets(
+        spans=spans,
+        span_mask=span_mask,
+        saliency=labels.float(),
+        positive=positive,
+        negative=negative,
+        pair_mask=both,
+        in_moment=inside,
+    )

@@ -1,0 +1,136 @@
+"""`narratives`: the captions of a video, embedded and aligned to its grid (TEA Eq. 1 to 3).
+
+Another text encoder or fill policy is another recipe of this stage only; captions are read from
+the store and never made again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field
+
+from data.errors import InputError
+from data.store.types import Row, Schema, StreamSpec
+from pipeline.stage import STAGES, Inputs, Item, Resources, RowStage
+from pipeline.stages.align import align
+from pipeline.stages.text import TextOptions, build_encoder, text_dims, text_params
+
+if TYPE_CHECKING:
+    from models.text import CaptionVector, TextEncoder
+
+__all__ = ["NarrativesOptions", "NarrativesStage"]
+
+
+class NarrativesOptions(TextOptions):
+    """Section `narratives` of pipeline.yaml."""
+
+    fill: Literal["nearest", "hold", "linear", "zero"] = Field(
+        "nearest", description="What a clip without captions gets."
+    )
+    flagged: Literal["use", "skip"] = Field(
+        "use", description="Captions with quality flags: used like others, or taken as missing."
+    )
+
+
+_REMEMBERED = 2048
+"""Captions whose vectors are kept: 32 MB of 4096-d vectors."""
+
+
+@dataclass(frozen=True)
+class _Said:
+    """One caption that counts."""
+
+    time_s: float
+    text: str
+    embedded: CaptionVector
+
+
+@STAGES.register("narratives")
+class NarrativesStage(RowStage):
+    """One float16 vector and a coverage mark per clip; the paragraph as `t: caption` lines."""
+
+    name = "narratives"
+    reads = ("captions",)
+    stream: ClassVar[str] = "narrative"
+    Options: ClassVar[type[Any]] = NarrativesOptions
+    options: NarrativesOptions
+    _encoder: TextEncoder | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """`narrative` (N, D), `coverage` (N,), and the lines of the paragraph."""
+        return Schema(
+            {
+                "narrative": StreamSpec((text_dims(self.options)[0],), "float16", "clip"),
+                "coverage": StreamSpec((), "uint8", "clip"),
+            },
+            ("paragraph",),
+        )
+
+    def params(self) -> Mapping[str, Any]:
+        """Encoder, fill policy, and what happens to flagged captions."""
+        policies = {"fill": self.options.fill, "flagged": self.options.flagged}
+        return {"encoder": text_params(self.options)} | policies
+
+    @property
+    def resources(self) -> Resources:
+        """As configured."""
+        return self.options.resources
+
+    def setup(self) -> None:
+        """Build the text encoder. Captions repeat, within a video and between videos."""
+        self._encoder = build_encoder(self.options, self.context.device)
+        self._embed = lru_cache(_REMEMBERED)(partial(_vector_of, self._encoder))
+
+    def process(self, item: Item, inputs: Inputs) -> Row:
+        """Captions of one video to its narrative. A caption without words counts as missing."""
+        if self._encoder is None:
+            raise ValueError("narratives is used before its setup")
+        captions = inputs.row("captions")
+        if captions.grid is None:
+            raise ValueError(f"the captions of {item.key.id} come without a grid")
+        said = list(self._said(captions))
+        times = np.array([each.time_s for each in said])
+        dim, _ = text_dims(self.options)
+        vectors = np.array([each.embedded.vector for each in said]).reshape(len(said), dim)
+        narrative, coverage = align(times, vectors, captions.grid, self.options.fill)
+        facts = {
+            "captions": len(captions["time_s"]),
+            "used": len(said),
+            "truncated": sum(each.embedded.truncated for each in said),
+            "clips": captions.grid.n,
+            "covered_clips": int(coverage.sum()),
+        }
+        return Row(
+            item.key,
+            captions.grid,
+            {"narrative": narrative.astype(np.float16), "coverage": coverage},
+            {"paragraph": [f"{each.time_s:g}: {' '.join(each.text.split())}" for each in said]},
+            facts,
+        )
+
+    def _said(self, captions: Row) -> Iterator[_Said]:
+        """The captions that count, in the order of the row."""
+        columns = (captions["time_s"], captions.texts["caption"], captions.texts["record"])
+        for time_s, text, record in zip(*columns, strict=True):
+            embedded = self._embed(text) if self._usable(record) else None
+            if embedded is not None:
+                yield _Said(float(time_s), text, embedded)
+
+    def _usable(self, record: str) -> bool:
+        status = json.loads(record)["status"]
+        return status != "failed" and not (status == "flagged" and self.options.flagged == "skip")
+
+
+def _vector_of(encoder: TextEncoder, text: str) -> CaptionVector | None:
+    """The vector of a caption; None if it has no words."""
+    try:
+        return encoder.caption_vector(text)
+    except InputError:
+        return None

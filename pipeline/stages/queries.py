@@ -1,0 +1,82 @@
+"""`queries`: token states and a pooled vector per sentence, encoded once whatever its qid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from pydantic import Field
+
+from data.store.types import Row, Schema, StreamSpec
+from pipeline.stage import STAGES, Inputs, Item, Resources, RowStage
+from pipeline.stages.text import TextOptions, build_encoder, text_dims, text_params
+
+if TYPE_CHECKING:
+    from models.text import TextEncoder
+
+__all__ = ["QueriesOptions", "QueriesStage"]
+
+
+class QueriesOptions(TextOptions):
+    """Section `queries` of pipeline.yaml."""
+
+    group_size: int = Field(256, ge=1, description="Sentences that travel to a worker together.")
+
+
+@STAGES.register("queries")
+class QueriesStage(RowStage):
+    """Token states (T, D) and pooled vector (1, P), un-normalised float16."""
+
+    name = "queries"
+    over = "queries"
+    Options: ClassVar[type[Any]] = QueriesOptions
+    options: QueriesOptions
+    _encoder: TextEncoder | None = None
+
+    @property
+    def schema(self) -> Schema:
+        """`tokens` (T, D) and `pooled` (1, P)."""
+        dim, pooled_dim = text_dims(self.options)
+        return Schema(
+            {
+                "tokens": StreamSpec((dim,), "float16", "item"),
+                "pooled": StreamSpec((pooled_dim,), "float16", "item"),
+            }
+        )
+
+    def params(self) -> Mapping[str, Any]:
+        """The encoder."""
+        return {"encoder": text_params(self.options)}
+
+    @property
+    def resources(self) -> Resources:
+        """As configured."""
+        return self.options.resources
+
+    @property
+    def group_size(self) -> int:
+        """Sentences are short: many travel together."""
+        return self.options.group_size
+
+    def setup(self) -> None:
+        """Build the text encoder."""
+        self._encoder = build_encoder(self.options, self.context.device)
+
+    def process(self, item: Item, inputs: Inputs) -> Row:
+        """Encode one sentence.
+
+        Raises:
+            InputError: `no-text`, a sentence without words.
+        """
+        del inputs
+        if self._encoder is None:
+            raise ValueError("queries is used before its setup")
+        if item.text is None:
+            raise ValueError(f"item {item.key.id} has no sentence")
+        (states,) = self._encoder.encode([item.text])
+        arrays = {
+            "tokens": states.tokens.astype(np.float16),
+            "pooled": states.pooled.reshape(1, -1).astype(np.float16),
+        }
+        return Row(item.key, None, arrays, facts={"truncated": bool(states.truncated)})

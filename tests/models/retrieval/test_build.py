@@ -1,0 +1,177 @@
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from data.errors import UsageError
+from models.retrieval import RetrievalModel, create_model, list_models, load_official
+from models.retrieval.build import MODELS, Dims
+from models.retrieval.criterion import Criterion, MarginTerm
+from models.retrieval.official import official_state_dict
+from models.retrieval.parts.matcher import Matcher
+from models.retrieval.stages import Fuser, Memory, Tokens
+from models.retrieval.testing import random_batch
+
+SMALL: dict[str, Any] = {"video_dim": 18, "text_dim": 12, "hidden": 16, "heads": 2}
+PUBLIC = {"hidden_dim": 16, "nheads": 2, "max_q_l": 32}
+
+
+def test_models_are_listed() -> None:
+    assert "qd_detr" in list_models()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "qd_dert"}, "unknown model 'qd_dert'; did you mean 'qd_detr'"),
+        ({"preset": "fix"}, "unknown preset 'fix'; did you mean 'fixed'"),
+        ({"hiden": 32}, "model 'qd_detr' has no option 'hiden'; did you mean 'hidden'"),
+        ({"heads": 3}, "hidden 16 must be a multiple of heads 3"),
+        ({"negatives": "random"}, "negatives: .*got 'random'"),
+        ({"plugins": {"te": {}}}, "unknown plug-in 'te'; did you mean 'tea'"),
+        ({"plugins": {"tea": {"merg": "add"}}}, "plug-in 'tea' has no option 'merg'; did you mean"),
+    ],
+)
+def test_wrong_use_is_answered_with_the_nearest_that_is_right(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        create_model(**({"name": "qd_detr"} | SMALL | change))
+
+
+def test_options_win_over_the_preset() -> None:
+    model = create_model("qd_detr", **SMALL, preset="release", negatives="roll_other_video")
+    assert model.recipe["negatives"] == "roll_other_video"
+    assert model.recipe["negative_log"] == "log"
+
+
+class ClipsOnly(Fuser):
+    """A fuser without a global token."""
+
+    def forward(self, tokens: Tokens) -> Memory:
+        clips = tokens.video, tokens.video_mask, tokens.video_pos
+        return Memory(*clips, *clips)
+
+
+def blueprint() -> Any:
+    family = MODELS.get("qd_detr")
+    return family.build(Dims(18, 12), family.options(hidden=16, heads=2))
+
+
+def test_parts_that_do_not_fit_are_refused_with_the_reason() -> None:
+    parts = replace(blueprint().parts, fuser=ClipsOnly())
+    with pytest.raises(
+        UsageError,
+        match=r"head GlobalDotSaliency needs 'global_token', and no part before it provides that; "
+        r"provided so far: clip \(ClipsOnly\)",
+    ):
+        RetrievalModel(parts, Criterion(parts.terms, Matcher()))
+
+
+def test_a_loss_without_its_pass_is_refused() -> None:
+    parts = replace(blueprint().parts, passes=())
+    with pytest.raises(UsageError, match="criterion RankTerm needs 'negative_mask'"):
+        RetrievalModel(parts, Criterion(parts.terms, Matcher()))
+
+
+def test_a_model_without_a_saliency_head_is_refused() -> None:
+    made = blueprint().parts
+    parts = replace(made, heads=made.heads[:1], passes=(), terms=made.terms[:3])
+    with pytest.raises(UsageError, match="nothing here gives saliency"):
+        RetrievalModel(parts, Criterion(parts.terms, Matcher()))
+
+
+def test_a_criterion_refuses_two_terms_of_one_name_and_none_at_all() -> None:
+    with pytest.raises(UsageError, match="each name once"):
+        Criterion([MarginTerm(1, margin=0.2), MarginTerm(2, margin=0.2)], Matcher())
+    with pytest.raises(UsageError, match="at least one loss term"):
+        Criterion([MarginTerm(0, margin=0.2)], Matcher())
+
+
+def test_losses_without_ground_truth_are_refused() -> None:
+    batch = replace(random_batch([4], [2]), targets=None)
+    with pytest.raises(UsageError, match="this batch has no targets"):
+        create_model("qd_detr", **SMALL).losses(batch)
+
+
+def public_weights() -> dict[str, torch.Tensor]:
+    model = create_model("qd_detr", **SMALL, preset="release")
+    return official_state_dict(model, MODELS.get("qd_detr").official)
+
+
+def test_a_public_checkpoint_file_is_read_with_its_namespace(tmp_path: Path) -> None:
+    weights = public_weights()
+    content = {
+        "model": {f"module.{key}": x for key, x in weights.items()},
+        "opt": argparse.Namespace(**PUBLIC, dropout=0.25),
+        "epoch": 3,
+    }
+    torch.save(content, tmp_path / "model_best.ckpt")
+    model = load_official("qd_detr", tmp_path / "model_best.ckpt")
+    assert not model.training
+    assert model.recipe["dropout"] == 0.25
+    assert model.recipe["preset"] == "release"
+    back = official_state_dict(model, MODELS.get("qd_detr").official)
+    assert all(torch.equal(back[key], weights[key]) for key in weights)
+
+
+class Evil:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return print, ("unpickled",)
+
+
+def test_a_checkpoint_with_code_in_it_is_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"model": {}, "opt": Evil()}, tmp_path / "evil.ckpt")
+    with pytest.raises(UsageError, match=r"evil.ckpt cannot be read safely"):
+        load_official("qd_detr", tmp_path / "evil.ckpt")
+    assert "unpickled" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_not_there_or_half_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no checkpoint at"):
+        load_official("qd_detr", tmp_path / "absent.ckpt")
+    (tmp_path / "half.ckpt").write_bytes(b"PK\x03\x04half")
+    with pytest.raises(UsageError, match=r"half.ckpt cannot be read safely"):
+        load_official("qd_detr", tmp_path / "half.ckpt")
+    with pytest.raises(UsageError, match="this has no opt, only model"):
+        load_official("qd_detr", {"model": {}})
+
+
+def test_every_tensor_that_does_not_fit_is_named() -> None:
+    weights = public_weights()
+    del weights["class_embed.bias"]
+    weights["saliency_proj3.weight"] = torch.zeros(1)
+    weights["global_rep_token"] = torch.zeros(3)
+    with pytest.raises(UsageError) as error:
+        load_official("qd_detr", {"model": weights, "opt": PUBLIC})
+    said = str(error.value)
+    assert "1 missing: class_embed.bias" in said
+    assert "1 unexpected: saliency_proj3.weight" in said
+    assert "global_rep_token is (3,) and should be (16,)" in said
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("pre_norm", True), ("position_embedding", "learned"), ("span_loss_type", "ce")],
+)
+def test_public_options_without_a_part_are_refused(option: str, value: Any) -> None:
+    with pytest.raises(UsageError, match=f"trained with {option}={value!r}.*not supported"):
+        load_official("qd_detr", {"model": public_weights(), "opt": PUBLIC | {option: value}})
+
+
+def test_a_state_dict_of_another_model_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"no 'input_vid_proj.0.LayerNorm.weight'"):
+        load_official("qd_detr", {"model": {"x": torch.zeros(1)}, "opt": PUBLIC})
+
+
+def test_plugins_have_no_place_in_the_public_layout() -> None:
+    model = create_model("qd_detr", **SMALL, side_dims={"narrative": 12}, plugins={"tea": {}})
+    with pytest.raises(UsageError, match=r"no place for merges.0"):
+        official_state_dict(model, MODELS.get("qd_detr").official)

@@ -1,0 +1,160 @@
+"""What the command answers, and with which exit code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner, Result
+
+import toys
+from pipeline.cli import app
+
+pytestmark = pytest.mark.usefixtures("toy_stages")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write_config(folder: Path, **values: Any) -> None:
+    base = {"videos": {"root": "videos"}, "store": "store", "stages": {"rows": {}}}
+    base["engine"] = {"executor": "inline"}
+    (folder / "pipeline.yaml").write_text(yaml.safe_dump(base | values))
+
+
+def call(*words: str) -> Result:
+    return CliRunner().invoke(app, list(words))
+
+
+def test_a_run_ends_with_0_and_a_table(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["a", "b"])
+    write_config(folder)
+    done = call("run")
+    assert done.exit_code == 0, done.output
+    assert "rows: 2/2" in done.output
+    assert "In the store" in done.output
+    again = call("run")
+    assert again.exit_code == 0
+    assert "nothing to do" in again.output
+
+
+def test_quarantine_ends_with_3_and_says_how_many_why_and_how_to_retry(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["a", "refuse-1", "refuse-2", "damaged-1"])
+    write_config(folder)
+    done = call("run", "--stage", "rows", "--limit", "4")
+    assert done.exit_code == 3
+    assert "In quarantine: 2" in done.output
+    assert "toy-refused" in done.output
+    assert "refuse-1: refuse-1 is refused" in done.output
+    assert "pipeline run --stage rows --limit 4 --retry-failed" in done.output
+    assert "1 damaged videos were kept with the frames that decode" in done.output
+    assert "damaged-1 (3 packets)" in done.output
+
+
+WRONG = {
+    "unknown stage": (["run", "--stage", "rosw"], "unknown stage 'rosw'; did you mean 'rows'"),
+    "unknown key": (["run", "--set", "stroe=x"], "unknown key 'stroe'; did you mean 'store'"),
+    "unknown option": (
+        ["run", "--set", "stages.rows.scael=2"],
+        "unknown key 'stages.rows.scael'; did you mean 'scale'",
+    ),
+    "unknown stage in the config": (
+        ["run", "--set", "stages.rosw={}"],
+        "unknown key 'stages.rosw'; did you mean 'rows'",
+    ),
+    "wrong value": (["run", "--set", "clip_len_s=-1"], "'clip_len_s': "),
+    "missing folder": (["run", "--set", "videos.root=nowhere"], "nowhere does not exist"),
+    "empty folder": (["run", "--set", "videos.root=empty"], "holds no videos"),
+    "empty list": (["run", "--set", "videos.root=empty.jsonl"], "lists no videos"),
+    "id with a path": (["run", "--set", "videos.root=bad.jsonl"], "'../a' is not allowed"),
+    "no config": (["run", "--config", "none.yaml"], "extends: tiny"),
+    "no store to look at": (["status", "--store", "nowhere"], "store nowhere does not exist"),
+    "queries without annotations": (["run", "--stage", "lengths"], "annotations: {train: FILE}"),
+    "foreign folder": (["run", "--store", "empty"], "empty exists and is not empty"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_use_is_answered_with_a_sentence_and_2(folder: Path, name: str) -> None:
+    toys.write_videos(folder / "videos", ["a"])
+    (folder / "empty").mkdir()
+    (folder / "empty" / "notes.txt").touch()
+    (folder / "empty.jsonl").touch()
+    (folder / "bad.jsonl").write_text('{"video_id": "../a", "path": "a.mp4"}\n')
+    write_config(folder)
+    words, sentence = WRONG[name]
+    done = call(*words)
+    assert done.exit_code == 2, done.output
+    assert sentence in done.stderr
+    assert done.stdout == ""
+    assert not (folder / "store").exists()
+
+
+def test_a_store_of_another_schema_version_is_refused(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["a"])
+    write_config(folder)
+    call("run")
+    file = folder / "store" / "store.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": 99}))
+    for words in (["run"], ["status"], ["plan"], ["status", "--store", "store"]):
+        done = call(*words)
+        assert done.exit_code == 2, done.output
+        assert "99" in done.stderr
+
+
+def test_status_counts_with_and_without_a_config(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["a", "b", "refuse-1"])
+    write_config(folder)
+    call("run")
+    for words in ([], ["--store", "store"]):
+        done = call("status", "--json", *words)
+        assert done.exit_code == 0, done.output
+        stages = {each["stage"]: each for each in json.loads(done.stdout)["stages"]}
+        counts = {name: (s["done"], s["missing"], s["failed"]) for name, s in stages.items()}
+        assert counts == {"probe": (3, 0, 0), "rows": (2, 0, 1)}
+        assert stages["rows"]["bytes"] > 0
+    assert "rows" in call("status").stdout
+
+
+def test_verify_ends_with_1_where_something_is_wrong(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["a"])
+    write_config(folder)
+    call("run")
+    assert call("verify", "--store", "store").exit_code == 0
+    (shard,) = (folder / "store" / "rows").rglob("*.h5")
+    raw = bytearray(shard.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    shard.write_bytes(raw)
+    done = call("verify", "--json")
+    assert done.exit_code == 1
+    problems = json.loads(done.stdout)["problems"]
+    assert any(shard.name in each["where"] for each in problems)
+
+
+def test_doctor_says_what_it_found() -> None:
+    done = call("doctor", "--json")
+    checks = {each["name"]: each for each in json.loads(done.stdout)}
+    assert checks["package pipeline"]["state"] == "ok"
+    assert checks["package data"]["state"] == "ok"
+    assert {"Python", "torch", "Ray cluster", "decoder av", "torchvision"} <= set(checks)
+
+
+def test_a_shadowed_package_is_found_by_doctor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import sys
+    import types
+
+    foreign = types.ModuleType("data")
+    foreign.__file__ = str(tmp_path / "data" / "__init__.py")
+    monkeypatch.setitem(sys.modules, "data", foreign)
+    done = call("doctor", "--json")
+    checks = {each["name"]: each for each in json.loads(done.stdout)}
+    assert done.exit_code == 1
+    assert checks["package data"]["state"] == "fail"

@@ -1,0 +1,123 @@
+"""pipeline.yaml: what is inherited, what paths mean, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import toys
+from data.errors import UsageError
+from pipeline.config import load_pipeline_config, shipped_configs
+from pipeline.plan import Program
+from pipeline.stage import STAGES
+
+
+def write(path: Path, **values: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_the_configs_that_ship_load_and_make_a_program(name: str, tmp_path: Path) -> None:
+    config = load_pipeline_config(Path(name), [f"videos.root={tmp_path}", "store=store"])
+    assert config.store == Path.cwd() / "store"
+    program = Program.build(config.context, config.stage_options)
+    assert {stage.name for stage in program.stages} >= set(config.stage_options)
+
+
+def test_the_default_runs_every_stage(tmp_path: Path) -> None:
+    config = load_pipeline_config(Path("tiny"))
+    assert sorted(config.stage_options) == STAGES.names()
+
+
+def test_two_keys_make_a_whole_config(tmp_path: Path) -> None:
+    file = write(tmp_path / "job.yaml", extends="tiny", videos={"root": "videos"}, store="out")
+    config = load_pipeline_config(file)
+    tiny = load_pipeline_config(Path("tiny"))
+    assert config.videos.root == tmp_path / "videos"
+    assert config.store == tmp_path / "out"
+    assert config.stage_options == tiny.stage_options
+
+
+@pytest.mark.usefixtures("toy_stages")
+def test_a_config_inherits_and_replaces_value_by_value(tmp_path: Path) -> None:
+    write(
+        tmp_path / "base" / "base.yaml",
+        store="store",
+        engine={"attempts": 7, "timeout_s": 5},
+        stages={"rows": {"scale": 3.0, "group": 2}},
+    )
+    file = write(
+        tmp_path / "job.yaml",
+        extends="base/base.yaml",
+        engine={"attempts": 2},
+        stages={"rows": {"group": 4}, "sums": None},
+    )
+    config = load_pipeline_config(file, ["engine.workers=3"])
+    assert (config.engine.attempts, config.engine.timeout_s, config.engine.workers) == (2, 5, 3)
+    assert config.stage_options == {
+        "rows": toys.ToyRows.Options(scale=3.0, group=4),
+        "sums": toys.ToySum.Options(),
+    }
+    assert config.store == tmp_path / "base" / "store"
+
+
+@pytest.mark.usefixtures("toy_stages")
+def test_paths_are_relative_to_the_file_that_names_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    file = write(
+        tmp_path / "there" / "job.yaml",
+        store="store",
+        videos={"root": "/absolute"},
+        annotations={"train": "a/train.jsonl"},
+        stages={"rows": {"checkpoint": "net.pt"}},
+    )
+    config = load_pipeline_config(file, ["store=mine"])
+    assert config.store == tmp_path / "here" / "mine"
+    assert config.videos.root == Path("/absolute")
+    assert config.annotations == {"train": tmp_path / "there" / "a" / "train.jsonl"}
+    assert config.stage_options["rows"].checkpoint == tmp_path / "there" / "net.pt"  # type: ignore[attr-defined]
+
+
+WRONG = {
+    "unknown key": ({"stroe": "x"}, "unknown key 'stroe'; did you mean 'store'"),
+    "unknown stage": ({"stages": {"rosw": {}}}, "unknown key 'stages.rosw'; did you mean 'rows'"),
+    "unknown option": (
+        {"stages": {"rows": {"scael": 1}}},
+        "unknown key 'stages.rows.scael'; did you mean 'scale'",
+    ),
+    "wrong type": ({"engine": {"attempts": "many"}}, "'engine.attempts': .*got 'many'"),
+    "option of a wrong type": ({"stages": {"rows": {"scale": "x"}}}, "'stages.rows.scale': "),
+    "no such base": ({"extends": "huge"}, "extends 'huge', which is no file beside it"),
+    "circle": ({"extends": "job.yaml"}, "extend each other in a circle"),
+    "stages as a list": ({"stages": ["rows"]}, "'stages': "),
+}
+
+
+@pytest.mark.usefixtures("toy_stages")
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_config_is_refused_with_its_key(tmp_path: Path, name: str) -> None:
+    values, sentence = WRONG[name]
+    file = write(tmp_path / "job.yaml", **values)
+    with pytest.raises(UsageError, match=sentence):
+        load_pipeline_config(file)
+
+
+@pytest.mark.usefixtures("toy_stages")
+def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("store: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(UsageError, match="not valid YAML"):
+        load_pipeline_config(file)
+
+
+def test_a_missing_config_says_how_to_start_one(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"extends: tiny\nvideos: \{root: FOLDER"):
+        load_pipeline_config(tmp_path / "pipeline.yaml")

@@ -1,0 +1,63 @@
+"""What a person sees while the pipeline works."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from pipeline.progress import Progress, StageProgress, duration
+
+
+def test_rate_and_rest_follow_the_clock() -> None:
+    now = [0.0]
+    stage = StageProgress("clip", total=100, before=7, clock=lambda: now[0])
+    assert stage.eta_s is None
+    now[0] = 10.0
+    stage.done, stage.failed = 18, 2
+    assert (stage.rate_hz, stage.eta_s) == (2.0, 40.0)
+    assert stage.text == "clip: 18/100, 2 failed, 2/s, 40 s left"
+    stage.done = 98
+    assert stage.eta_s == 0.0
+
+
+def test_a_file_gets_plain_lines() -> None:
+    file = io.StringIO()
+    with Progress(Console(file=file), every_s=0.0) as progress:
+        progress.begin("clip", 2, 5)
+        progress.advance("clip", done=1)
+        progress.advance("clip", failed=1)
+        progress.end("clip")
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "clip: 2 to do, 5 there already"
+    assert lines[-1].startswith("clip: 1/2, 1 failed")
+    assert len(lines) == 4
+
+
+def test_lines_are_not_printed_for_every_input() -> None:
+    file = io.StringIO()
+    with Progress(Console(file=file), every_s=60.0) as progress:
+        progress.begin("clip", 1000, 0)
+        for _ in range(1000):
+            progress.advance("clip", done=1)
+    assert len(file.getvalue().splitlines()) == 1
+
+
+def test_a_terminal_gets_a_table() -> None:
+    file = io.StringIO()
+    console = Console(file=file, force_terminal=True, width=100)
+    with Progress(console) as progress:
+        progress.begin("slowfast", 3, 0)
+        progress.advance("slowfast", done=3)
+        progress.end("slowfast")
+    assert "slowfast" in file.getvalue()
+    assert "took" in file.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(None, "?"), (0.25, "0.2 s"), (45, "45 s"), (600, "10 min"), (7200, "2.0 h")],
+)
+def test_durations_are_for_people(seconds: float | None, text: str) -> None:
+    assert duration(seconds) == text

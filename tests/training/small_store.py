@@ -1,0 +1,117 @@
+"""A small real store whose moments can be found: clips of a moment carry the query's direction."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data.annotations.types import Annotation
+from data.dataset import Sample
+from data.grid import Grid
+from data.identity import query_id
+from data.store import ItemKey, Recipe, Row, Schema, Store, StreamSpec
+
+CLIPS, WIDTH, WORDS = 12, 16, 3
+CLIP_LEN_S = 2.0
+
+Annotations = dict[str, list[Annotation]]
+
+
+def annotation(split: str, video: int, rng: np.random.Generator) -> Annotation:
+    """One query with one or two moments on whole clips, labelled as QVHighlights is."""
+    starts = sorted(rng.choice(np.arange(0, CLIPS - 3, 3), size=1 + video % 2, replace=False))
+    windows = [(start * CLIP_LEN_S, (start + 2) * CLIP_LEN_S) for start in starts]
+    clips = [int(start) + i for start in starts for i in range(2)]
+    return Annotation(
+        qid=video if split == "train" else f"{split}{video}",
+        query=f"{split} query {video}",
+        video_id=f"{split}-{video}",
+        duration_s=CLIPS * CLIP_LEN_S,
+        windows=tuple((float(a), float(b)) for a, b in windows),
+        clip_ids=tuple(clips),
+        saliency=tuple((4.0, 3.0 + i % 2, 2.0) for i, _ in enumerate(clips)),
+    )
+
+
+def samples(rows: list[Annotation]) -> list[Sample]:
+    """Samples of annotations, as a store would give them; a narrative and events included."""
+    return [_sample(row) for row in rows]
+
+
+def _sample(row: Annotation) -> Sample:
+    rng = np.random.default_rng(list(row.query.encode()))
+    direction = rng.standard_normal(WIDTH)
+    video = 0.3 * rng.standard_normal((CLIPS, WIDTH))
+    video[list(row.clip_ids or ())] += direction
+    edges = np.arange(CLIPS + 1) / CLIPS
+    video = np.concatenate([video, edges[:-1, None], edges[1:, None]], axis=1)
+    text = np.tile(direction, (WORDS, 1)) + 0.1 * rng.standard_normal((WORDS, WIDTH))
+    return Sample(
+        annotation=row,
+        grid=Grid(CLIPS * CLIP_LEN_S, CLIP_LEN_S),
+        video=video.astype(np.float32),
+        text=text.astype(np.float32),
+        narrative=video[:, :5].astype(np.float32),
+        narrative_mask=np.arange(CLIPS) % 4 > 0,
+        events=np.asarray([[0.0, 0.5, 0.0], [0.5, 1.0, 0.0]], np.float32),
+    )
+
+
+def _recipe(stage: str, **arrays: StreamSpec) -> Recipe:
+    return Recipe(stage, 1, {"weights": "test"}, {}, Schema(arrays))
+
+
+def _row(id: str, grid: Grid | None, **arrays: Any) -> Row:
+    return Row(ItemKey(id, hashlib.sha256(id.encode()).hexdigest()), grid, arrays)
+
+
+def write_store(path: Path, splits: Annotations) -> Store:
+    """A store with the streams `clip` and `slowfast`, narratives, events and queries."""
+    half = WIDTH // 2
+    recipes = {
+        "clip": _recipe("clip", clip=StreamSpec((half,), "float16", "clip")),
+        "slowfast": _recipe("slowfast", slowfast=StreamSpec((half,), "float16", "clip")),
+        "narratives": _recipe(
+            "narratives",
+            narrative=StreamSpec((5,), "float16", "clip"),
+            coverage=StreamSpec((), "uint8", "clip"),
+        ),
+        "events": _recipe(
+            "events",
+            spans_s=StreamSpec((2,), "float64", "item"),
+            depth=StreamSpec((), "int32", "item"),
+        ),
+        "queries": _recipe("queries", tokens=StreamSpec((WIDTH,), "float16", "item")),
+    }
+    store = Store.create(path, dataset="qvhighlights", clip_len_s=CLIP_LEN_S)
+    writers = {stage: store.writer(recipe) for stage, recipe in recipes.items()}
+    for split, rows in splits.items():
+        store.save_annotations(split, rows)
+        for sample in samples(rows):
+            id, grid = sample.annotation.video_id, sample.grid
+            assert sample.narrative is not None
+            assert sample.events is not None
+            video = sample.video.astype(np.float16)
+            rows_of = {
+                "clip": {"clip": video[:, :half]},
+                "slowfast": {"slowfast": video[:, half:WIDTH]},
+                "narratives": {
+                    "narrative": sample.narrative.astype(np.float16),
+                    "coverage": np.ones(CLIPS, np.uint8),
+                },
+                "events": {
+                    "spans_s": sample.events[:, :2].astype(np.float64) * CLIPS * CLIP_LEN_S,
+                    "depth": np.zeros(2, np.int32),
+                },
+            }
+            for stage, arrays in rows_of.items():
+                writers[stage].add(_row(id, grid, **arrays))
+            query = query_id(sample.annotation.query)
+            writers["queries"].add(_row(query, None, tokens=sample.text.astype(np.float16)))
+    for writer in writers.values():
+        writer.flush()
+    store.set_current({stage: recipe.id for stage, recipe in recipes.items()})
+    return store

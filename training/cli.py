@@ -1,0 +1,312 @@
+"""The `trainer` command: fit, evaluate and predict. What `fit` writes is described in `run`.
+
+Exit codes: 0 done; 2 wrong usage or configuration; 75 stopped, continue with --resume; 130 a
+second Ctrl-C; any other: failure.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import typer
+from rich.console import Console
+
+from data.annotations import DATASETS, load_annotations
+from data.config import load_config
+from data.errors import StorylineError, UsageError
+from data.store.files import atomic_write
+from training.config import TrainerConfig
+from training.distributed import World, joined
+from training.evaluate import Evaluation, score
+from training.loop import Progress, Reporter, Silent, StoppedError, stop_on_signals
+from training.metrics import Mode, Scores
+from training.predictions import read_predictions, write_predictions
+from training.progress import Everyone, LiveReporter, Scalars, scores_table
+from training.run import Run, Which
+from training.session import (
+    Session,
+    Split,
+    evaluate_blind,
+    evaluate_run,
+    evaluate_untrained,
+    fit,
+    predict_run,
+)
+
+__all__ = ["app", "main"]
+
+STOPPED = 75
+
+app = typer.Typer(
+    name="trainer",
+    help="Train, evaluate and use the models of the retrieval family.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+F = TypeVar("F", bound=Callable[..., None])
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The YAML file.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="a.b=value; replaces a value of the config.")
+]
+RunOption = Annotated[Path | None, typer.Option("--run", help="Folder of a run.")]
+WhichOption = Annotated[Which, typer.Option("--which", help="Which checkpoint of the run.")]
+OverlapOption = Annotated[
+    bool, typer.Option("--allow-overlap", help="Score on videos that were trained on, too.")
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the scores here.")]
+
+
+def main() -> None:
+    """Entry point of the console command."""
+    app()
+
+
+def answered(command: F) -> F:
+    """Turn our errors into one sentence on stderr and the documented exit code."""
+
+    @functools.wraps(command)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except StorylineError as error:
+            typer.echo(f"trainer: {error}", err=True)
+            raise typer.Exit(_exit_code(error)) from None
+        except KeyboardInterrupt:
+            typer.echo("trainer: interrupted at once; nothing more was saved", err=True)
+            raise typer.Exit(130) from None
+
+    return wrapped  # type: ignore[return-value]
+
+
+@app.callback()
+def _commands() -> None:
+    """Train, evaluate and use the models of the retrieval family."""
+
+
+@app.command("fit")
+@answered
+def fit_command(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    allow_overlap: OverlapOption = False,
+) -> None:
+    """Train a model on a store. The default of --out is runs/ and the config's name."""
+    if config is None and not (resume and out):
+        raise UsageError("fit needs --config FILE (or --resume --out RUN to continue a run)")
+    out = out or Path("runs") / _run_name(config)
+    loaded = _configuration(config, overrides, out)
+    with joined() as world, stop_on_signals() as stop:
+        console = Console(quiet=not world.leads)
+        try:
+            run, progress = fit(
+                loaded,
+                out,
+                resume=resume,
+                allow_overlap=allow_overlap,
+                tell=functools.partial(_tell, console),
+                report=functools.partial(_reporting, console, world, loaded.loop.epochs, out),
+                stop=stop,
+                world=world,
+            )
+        except StoppedError as error:
+            again = f"trainer fit --resume --out {shlex.quote(str(out))}"
+            raise StoppedError(f"{error}; to continue:\n  {again}") from None
+        _summarise(console, run, progress)
+
+
+@app.command("evaluate")
+@answered
+def evaluate_command(
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", help="Whose annotations and metrics.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Submission JSONL to score.")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option("--annotations", help="Ground truth of the same queries.")
+    ] = None,
+    run: RunOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="The model of --config at initialisation.")
+    ] = False,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="The moment prior of --config's training split.")
+    ] = False,
+    split: Annotated[str | None, typer.Option("--split", help="Default: eval.split.")] = None,
+    which: WhichOption = "best",
+    mode: Annotated[
+        Literal["official", "strict"] | None,
+        typer.Option("--mode", help="As the published evaluator, or with its quirks mended."),
+    ] = None,
+    extended: Annotated[
+        bool, typer.Option("--extended", help="Also mIoU and R1@0.3 to 0.45 (with --predictions).")
+    ] = False,
+    allow_overlap: OverlapOption = False,
+    json_path: JsonOption = None,
+) -> None:
+    """Score predictions (--predictions), a run (--run), or a baseline (--config).
+
+    The JSON has the official names in the official nesting, and `mode`.
+    """
+    console = Console()
+    chosen = [
+        name
+        for name, value in (("--predictions", predictions), ("--run", run), ("--config", config))
+        if value
+    ]
+    if len(chosen) != 1:
+        raise UsageError(
+            "evaluate needs one of --predictions FILE, --run RUN and --config FILE, got "
+            + (" and ".join(chosen) or "none")
+        )
+    if predictions is not None:
+        scores = _score_file(predictions, annotations, dataset, mode or "official", extended)
+        _show(console, str(predictions), scores, {"mode": mode or "official"}, json_path)
+        return
+    opened = Run.open(run, overrides or ()) if run else None
+    loaded = opened.config if opened else _configuration(config, overrides, None)
+    if mode:
+        loaded = _with_mode(loaded, mode)
+    session = Session(loaded, functools.partial(_tell, console))
+    part = session.split(split or loaded.eval.split)
+    session.check_disjoint(part, allow=allow_overlap)
+    if opened:
+        evaluation = evaluate_run(session, opened, part, which)
+        title = f"{opened.path}, {which} checkpoint"
+    else:
+        evaluation, title = _baseline(session, part, untrained=untrained, blind=blind)
+    about: dict[str, Any] = {"mode": loaded.eval.mode}
+    if part.samples.report.dropped_queries:
+        about["queries_left_out"] = part.samples.report.dropped_queries
+    _show(console, f"{title}, split '{part.name}'", evaluation.scores, about, json_path)
+
+
+@app.command("predict")
+@answered
+def predict_command(
+    run: Annotated[Path, typer.Option("--run", help="Folder of a run.")],
+    out: Annotated[Path, typer.Option("--out", help="Submission JSONL to write.")],
+    split: Annotated[str, typer.Option("--split", help="Split of the store.")],
+    which: WhichOption = "best",
+    overrides: SetOption = None,
+) -> None:
+    """Write the predictions of a run for a split, with or without ground truth."""
+    console = Console()
+    opened = Run.open(run, overrides or ())
+    session = Session(opened.config, functools.partial(_tell, console))
+    found = predict_run(session, opened, session.split(split), which)
+    write_predictions(out, found)
+    _tell(console, f"{len(found)} predictions are in {out}")
+
+
+@contextmanager
+def _reporting(
+    console: Console, world: World, epochs: int, out: Path, progress: Progress
+) -> Iterator[Reporter]:
+    """Lines, bars and TensorBoard while a run goes on; nothing where this process does not lead."""
+    if not world.leads:
+        yield Silent()
+        return
+    live = LiveReporter(console, epochs, progress.epoch)
+    scalars = Scalars(out / "tensorboard", progress.epoch)
+    with live.shown(), closing(scalars):
+        yield Everyone([live, scalars])
+
+
+def _baseline(
+    session: Session, split: Split, *, untrained: bool, blind: bool
+) -> tuple[Evaluation, str]:
+    if untrained == blind:
+        raise UsageError("evaluate --config needs one of --untrained and --blind")
+    if blind:
+        return evaluate_blind(session, split), "blind baseline (moment prior)"
+    return evaluate_untrained(session, split), "untrained model"
+
+
+def _score_file(
+    predictions: Path,
+    annotations: Path | None,
+    dataset: str | None,
+    mode: Mode,
+    extended: bool,
+) -> Scores:
+    if annotations is None or dataset is None:
+        raise UsageError("evaluate --predictions needs --annotations FILE and --dataset NAME")
+    return score(
+        load_annotations(dataset, annotations),
+        read_predictions(predictions),
+        metrics=dataset,
+        clip_len_s=DATASETS.get(dataset).clip_len_at(annotations),
+        mode=mode,
+        extended=extended,
+    )
+
+
+def _configuration(
+    config: Path | None, overrides: Sequence[str] | None, out: Path | None
+) -> TrainerConfig:
+    if config is not None:
+        return load_config(TrainerConfig, config, overrides or ())
+    assert out is not None
+    return Run.open(out, overrides or ()).config
+
+
+def _with_mode(config: TrainerConfig, mode: Mode) -> TrainerConfig:
+    return config.model_copy(update={"eval": config.eval.model_copy(update={"mode": mode})})
+
+
+def _run_name(config: Path | None) -> str:
+    return config.stem if config else "run"
+
+
+def _exit_code(error: StorylineError) -> int:
+    if isinstance(error, StoppedError):
+        return STOPPED
+    return 2 if isinstance(error, UsageError) else 1
+
+
+def _tell(console: Console, sentence: str) -> None:
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _show(
+    console: Console,
+    title: str,
+    scores: Scores,
+    about: Mapping[str, Any],
+    json_path: Path | None,
+) -> None:
+    heading = f"{title} ({about['mode']} metrics)"
+    console.print(scores_table(heading, {"percent": scores["brief"]}))
+    if json_path is not None:
+        text = json.dumps({**scores, **about}, indent=4)
+        atomic_write(json_path, (text + "\n").encode())
+        _tell(console, f"all scores are in {json_path}")
+
+
+def _summarise(console: Console, run: Run, progress: Progress) -> None:
+    best, last = progress.best, progress.last
+    columns = {}
+    if best:
+        columns[f"best (epoch {best['epoch']})"] = best["scores"]["brief"]
+    if last:
+        columns[f"last (epoch {last['epoch']})"] = last["scores"]["brief"]
+    chosen = run.config.eval
+    title = f"{run.path}: split '{chosen.split}', {chosen.mode} metrics, best by {chosen.select}"
+    console.print(scores_table(title, columns))
+    _tell(console, f"checkpoints, history and predictions are in {run.path}")
