@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import importlib
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -47,16 +46,20 @@ class Waiting(RowStage):
 
     @property
     def schema(self) -> Schema:
+        """One array."""
         return Schema({"waiting": StreamSpec((WIDTH,), "float16", "item")})
 
     def params(self) -> Mapping[str, Any]:
+        """The known time."""
         return {"seconds": self.options.seconds}
 
     @property
     def resources(self) -> Resources:
+        """One CPU."""
         return Resources(cpus=1.0)
 
     def process(self, item: Item, inputs: Inputs) -> Row:
+        """Sleep, then draw the rows."""
         time.sleep(self.options.seconds)
         seed = int(item.key.content[:8], 16)
         rows = np.random.default_rng(seed).random((CLIPS, WIDTH), dtype=np.float32)
@@ -64,6 +67,7 @@ class Waiting(RowStage):
 
 
 def main() -> None:
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=400)
     parser.add_argument("--done", type=int, default=20_000)
@@ -125,7 +129,7 @@ def run_seconds(config: PipelineConfig) -> float:
     """Wall seconds of one run, reading of the folder included."""
     began = time.perf_counter()
     view = look(config, [Waiting.name], None)
-    progress = Progress(Console(file=Path(os.devnull).open("w")))
+    progress = Progress(Console(quiet=True))
     Run(config, view, ray_or_inline(config), progress, StopFlag()).run()
     return time.perf_counter() - began
 
@@ -133,6 +137,7 @@ def run_seconds(config: PipelineConfig) -> float:
 def config_of(
     root: Path, name: str, engine: Engine | None = None, options: Group | None = None
 ) -> PipelineConfig:
+    """A config over the files of `write_files(root / name, ...)`."""
     file = root / f"{name}.yaml"
     file.write_text(f"stages: {{{Waiting.name}: {{}}}}\n")
     update = {
@@ -148,6 +153,7 @@ def config_of(
 
 
 def write_files(folder: Path, count: int) -> list[Path]:
+    """Small files of different content; nothing decodes them."""
     folder.mkdir()
     paths = [folder / f"v{number:06}.mp4" for number in range(count)]
     for path in paths:

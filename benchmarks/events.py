@@ -2,21 +2,18 @@
 
 The matrix way is what the public one-shot detector does (specs/llmepet_and_pseudo_events.md §4.1):
 all cosines, a 5x5 checkerboard convolution over the whole matrix, and its diagonal. One thread;
-512-d float32 features of a random walk through scenes; both sides are measured in turn, and the
-fast side is the median of many calls so that neither profits from a lucky one.
+512-d float32 features of scenes with noise; medians of CPU seconds.
 
     OMP_NUM_THREADS=1 python benchmarks/events.py --check
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
-from harness import Benchmark
+from harness import Benchmark, cpu_seconds
 from numpy.typing import NDArray
 
 from pipeline.events.parser import parse
@@ -33,7 +30,7 @@ def main() -> None:
     # builds of torch need 0.5 to 1.6 s, so the ratio says as much about torch as about us.
     for length, repeats, target in ((1_000, 5, None), (3_000, 3, 200.0)):
         features = scenes(length)
-        by_matrix = seconds(lambda x=features: matrix_scores(x), repeats)
+        by_matrix = cpu_seconds(partial(matrix_scores, features), repeats)
         ours = closed_form_seconds(length)
         difference = np.abs(matrix_scores(features) - boundary_scores(features, HALF_WIDTH)).max()
         bench.figure(f"matrix and conv2d, L = {length:,}", 1e3 * by_matrix, "ms")
@@ -43,7 +40,7 @@ def main() -> None:
     short, long = (closed_form_seconds(length) for length in (3_000, 12_000))
     bench.figure("time(12,000) / time(3,000)", long / short, "x", at_most=6)
     hours = scenes(100_000)
-    parsing = seconds(lambda: parse(hours, 1.0, 1e5), 3)
+    parsing = cpu_seconds(lambda: parse(hours, 1.0, 1e5), 3)
     bench.figure("parse, 100,000 clips", parsing, "s", at_most=1.5)
     bench.finish()
 
@@ -58,9 +55,9 @@ def scenes(length: int) -> NDArray[np.float32]:
 
 
 def closed_form_seconds(length: int) -> float:
-    """Median wall seconds of our way."""
+    """Median CPU seconds of our way."""
     features = scenes(length)
-    return seconds(lambda: boundary_scores(features, HALF_WIDTH), 15)
+    return cpu_seconds(lambda: boundary_scores(features, HALF_WIDTH), 15)
 
 
 def matrix_scores(features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -72,16 +69,6 @@ def matrix_scores(features: NDArray[np.float32]) -> NDArray[np.float32]:
     out = torch.nn.functional.conv2d(matrix, torch.outer(v, v)[None, None], padding=HALF_WIDTH)
     scores: NDArray[np.float32] = out[0, 0].diagonal().numpy()
     return scores
-
-
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median wall seconds."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
 
 
 if __name__ == "__main__":

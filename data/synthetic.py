@@ -268,7 +268,8 @@ def write_script(seed: Sequence[int], video_id: str, clips: int) -> Script:
         tones = [tone for tone in BACKGROUNDS if before is None or tone != before.background]
         actors = [lead]
         if rng.random() < _P_SECOND_SHAPE:
-            actors.append(_second(rng, lead, leads))
+            others = [*leads, *(before.actors if before else ())]
+            actors.append(_second(rng, lead, others))
         scenes.append(Scene(start, length, tones[rng.integers(len(tones))], tuple(actors)))
     return Script(video_id, tuple(scenes))
 
@@ -298,9 +299,9 @@ def _leads(rng: np.random.Generator, scenes: int) -> list[Actor]:
     return leads
 
 
-def _second(rng: np.random.Generator, lead: Actor, leads: Sequence[Actor]) -> Actor:
-    """A smaller actor that does not look like the lead of any scene."""
-    taken = {(each.colour, each.shape) for each in leads}
+def _second(rng: np.random.Generator, lead: Actor, others: Sequence[Actor]) -> Actor:
+    """A smaller actor beside `lead` that looks like none of `others`."""
+    taken = {(each.colour, each.shape) for each in others}
     while True:
         colour = str(rng.choice([name for name in COLOURS if name != lead.colour]))
         actor = _actor(rng, colour, lead=False)

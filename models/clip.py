@@ -1,4 +1,5 @@
-"""The CLIP network: built by open_clip, filled from a checkpoint or a seed. Pictures and texts share it.
+"""The CLIP network, which pictures and texts share: built by open_clip, filled from a checkpoint
+or a seed.
 
 Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021,
 https://arxiv.org/abs/2103.00020. The features of VMR papers are those of `ViT-B-32-quickgelu` with
@@ -9,6 +10,7 @@ combination is an error where open_clip only warns.
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -86,7 +88,15 @@ def _network(model: str) -> nn.Module:
     known = open_clip.list_models()
     if model not in known:
         raise UsageError(f"unknown CLIP model '{model}'; {nearest(model, [*known, TINY_MODEL])}")
-    built: nn.Module = open_clip.create_model(model, load_weights=False)
+    # open_clip warns of a random model also where weights follow; `Weights` tells the truth.
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        built: nn.Module = open_clip.create_model(
+            model, load_weights=False, pretrained_image=False, pretrained_text=False
+        )
+    finally:
+        logging.disable(before)
     return built
 
 

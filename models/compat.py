@@ -33,7 +33,7 @@ def ensure_torchvision() -> TorchvisionState:
         "real" if its C library works, "stubbed" if its operators were declared without code,
         "absent" if torchvision is not installed.
     """
-    if "torchvision" in sys.modules:
+    if sys.modules.get("torchvision") is not None:
         return "real"
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
@@ -42,9 +42,9 @@ def ensure_torchvision() -> TorchvisionState:
         return "real"
     # A fragment adds to a namespace that the real library may also define later, and its
     # operators live only as long as the object does.
-    fragment = torch.library.Library("torchvision", "FRAGMENT")
+    fragment = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
     for name in ("nms", "qnms"):
-        fragment.define(name + _SIGNATURE)
+        fragment.define(name + _SIGNATURE)  # type: ignore[no-untyped-call]
     _kept_alive.append(fragment)
     return "stubbed"
 
@@ -52,7 +52,7 @@ def ensure_torchvision() -> TorchvisionState:
 def _loads(folder: Path) -> bool:
     for library in sorted([*folder.glob("_C*.so"), *folder.glob("_C*.pyd")]):
         try:
-            torch.ops.load_library(str(library))
+            torch.ops.load_library(str(library))  # type: ignore[no-untyped-call]
         except OSError:
             return False
     return hasattr(torch.ops.torchvision, "nms")

@@ -1,8 +1,8 @@
 """Where the weights of a frozen network come from: a file, a mapping, or a seed.
 
 Loading is strict: a tensor that is missing, left over or of another shape is an error that names
-it. Nothing is unpickled freely: safetensors, `torch.load(weights_only=True)`, and for the pickles of
-Caffe2 an unpickler that knows numpy arrays and nothing else.
+it. Nothing is unpickled freely: safetensors, `torch.load(weights_only=True)`, and for the pickles
+of Caffe2 an unpickler that knows numpy arrays and nothing else.
 """
 
 from __future__ import annotations
@@ -188,10 +188,10 @@ def read_checkpoint(checkpoint: Checkpoint) -> State:
     except UsageError:
         raise
     except Exception as error:  # every library has its own errors for a damaged file
+        reason = (str(error).splitlines() or ["no reason given"])[0]
         raise UsageError(
-            f"checkpoint '{path}' cannot be read ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else 'no reason given'}); it is truncated, or "
-            "not one of: safetensors, torch.save of plain tensors, Caffe2 .pkl"
+            f"checkpoint '{path}' cannot be read ({type(error).__name__}: {reason}); it is "
+            "truncated, or not one of: safetensors, torch.save of plain tensors, Caffe2 .pkl"
         ) from error
 
 

@@ -276,8 +276,8 @@ def _summarise(result: Result, console: Console, again: str, config: PipelineCon
         shown = [f"{id_} ({count} packets)" for id_, count in list(result.partial.items())[:10]]
         more = "" if len(result.partial) <= 10 else f" and {len(result.partial) - 10} more"
         say(
-            f"{len(result.partial)} damaged videos were kept with the frames that decode "
-            f"(decode.damaged is '{config.decode.damaged}'): {', '.join(shown)}{more}"
+            f"damaged videos that were kept with the frames that decode (decode.damaged is "
+            f"'{config.decode.damaged}'): {len(result.partial)}: {', '.join(shown)}{more}"
         )
     if result.failures:
         console.print(_failure_table(result))
@@ -285,7 +285,8 @@ def _summarise(result: Result, console: Console, again: str, config: PipelineCon
     for name, sentence in result.broken.items():
         typer.echo(f"pipeline: stage '{name}' was left out: {sentence}", err=True)
     if result.exit_code == INTERRUPTED:
-        typer.echo(f"pipeline: interrupted; to continue:\n  {again}", err=True)
+        why = "interrupted" if result.interrupted else "inputs changed meanwhile"
+        typer.echo(f"pipeline: {why}; to continue:\n  {again}", err=True)
 
 
 def _result_table(result: Result) -> Table:

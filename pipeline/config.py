@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, create_model
 
 from data.config import Group, load_config, parse_config
 from data.errors import UsageError
@@ -60,11 +60,11 @@ class Engine(Group):
     """Who does the work, and how patiently."""
 
     executor: Literal["ray", "inline"] = Field("ray", description="inline: in this process.")
-    workers: Literal["auto"] | int = Field(
+    workers: Literal["auto"] | PositiveInt = Field(
         "auto", description="Workers per stage; auto: as many as fit."
     )
     address: str | None = Field(None, description="Ray cluster; null starts a local Ray.")
-    cpus: Literal["auto"] | int = Field("auto", description="Logical CPUs of a local Ray.")
+    cpus: Literal["auto"] | PositiveInt = Field("auto", description="Logical CPUs of a local Ray.")
     timeout_s: float = Field(1800.0, gt=0, description="Longest time for one item.")
     setup_timeout_s: float = Field(1800.0, gt=0, description="Longest time to start a worker.")
     attempts: int = Field(

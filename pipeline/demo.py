@@ -132,6 +132,7 @@ def _write_job(out: Path) -> Path:
     job = {
         "extends": "tiny",
         "dataset": "synthetic",
+        "clip_len_s": 1.0,
         "videos": {"root": "corpus/videos"},
         "store": "store",
         "annotations": {

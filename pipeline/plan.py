@@ -206,7 +206,7 @@ class Survey:
     Args:
         stage: the stage.
         recipe: its recipe.
-        states: state of each input by id; for an input in parts, that of its worst part.
+        states: state of each input by id; one in parts is to do as long as a part is.
         todo: keys to work on, in order.
         failures: what is in quarantine.
     """
@@ -283,7 +283,8 @@ def _survey_stage(
     result = Survey(stage, recipe)
     present = ledger.present(recipe)
     failures = {} if stage.name in retry else ledger.failures(recipe)
-    upstream = [inventory.surveys[name].states for name in stage.upstream]
+    before = _with_upstream(inventory.program, [stage.name]) - {stage.name}
+    upstream = [inventory.surveys[name].states for name in before]
     facts = _Facts(ledger, inventory.program) if _is_in_parts(stage) else None
     items = inventory.queries if stage.over == "queries" else inventory.videos
     for item in items:
@@ -317,7 +318,7 @@ def _place(
         gone = {failure.key.part for failure in failed}
         todo = [key for key in missing if key.part not in gone]
         result.failures += failed
-        result.states[item.key.id] = "quarantined" if failed else "todo"
+        result.states[item.key.id] = "todo" if todo else "quarantined"
         if todo:
             result.todo[item.key.id] = todo
 
@@ -374,7 +375,8 @@ def tasks_of(stages: StageSet, inventory: Inventory, ledger: Ledger) -> Iterator
     surveys = [inventory.surveys[name] for name in stages.names]
     first = stages.stages[0]
     items = inventory.queries if first.over == "queries" else inventory.videos
-    facts = _Facts(ledger, inventory.program) if PROBE in first.upstream else None
+    after_probe = PROBE in _with_upstream(inventory.program, [first.name]) - {first.name}
+    facts = _Facts(ledger, inventory.program) if after_probe else None
     group: list[Item] = []
     for item in items:
         todo = {one.stage.name: one.todo[item.key.id] for one in surveys if item.key.id in one.todo}

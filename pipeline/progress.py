@@ -33,6 +33,7 @@ class StageProgress:
     done: int = 0
     failed: int = 0
     began: float = field(init=False)
+    first: float | None = None
     ended: float | None = None
 
     def __post_init__(self) -> None:
@@ -43,24 +44,35 @@ class StageProgress:
         """Seconds since the stage began, until it ended."""
         return (self.ended if self.ended is not None else self.clock()) - self.began
 
+    def advance(self, done: int, failed: int) -> None:
+        """Count; the clock of the rate starts with the first unit."""
+        self.done += done
+        self.failed += failed
+        self.first = self.clock() if self.first is None else self.first
+
     @property
-    def rate_hz(self) -> float:
-        """Units per second so far; 0 before the first."""
-        return (self.done + self.failed) / max(self.seconds, 1e-6)
+    def rate_hz(self) -> float | None:
+        """Units per second: in the end over all the time; before that since the first unit, whose
+        time is mostly the start of the workers; None while nobody can know.
+        """
+        finished = self.done + self.failed
+        if self.ended is not None:
+            return finished / max(self.seconds, 1e-6)
+        if self.first is None or finished < 2:
+            return None
+        return (finished - 1) / max(self.clock() - self.first, 1e-6)
 
     @property
     def eta_s(self) -> float | None:
         """Seconds that the rest takes at this rate; None while nobody can know."""
         left = self.total - self.done - self.failed
-        if left <= 0:
-            return 0.0
-        return left / self.rate_hz if self.done + self.failed > 0 else None
+        return left / self.rate_hz if self.rate_hz else None
 
     @property
     def text(self) -> str:
         """One line."""
         failures = f", {self.failed} failed" if self.failed else ""
-        head = f"{self.name}: {self.done}/{self.total}{failures}, {self.rate_hz:.3g}/s"
+        head = f"{self.name}: {self.done}/{self.total}{failures}, {_rate(self.rate_hz)}/s"
         if self.ended is not None:
             return f"{head}, took {duration(self.seconds)}"
         return f"{head}, {duration(self.eta_s)} left"
@@ -110,8 +122,7 @@ class Progress:
     def advance(self, stage: str, *, done: int = 0, failed: int = 0) -> None:
         """Units were computed (negative: lost again) or given up."""
         one = self.stages[stage]
-        one.done += done
-        one.failed += failed
+        one.advance(done, failed)
         if self._live is None and time.monotonic() - self._printed >= self.every_s:
             self._line(one.text)
 
@@ -128,13 +139,17 @@ class Progress:
         for one in self.stages.values():
             left = f"took {duration(one.seconds)}" if one.ended else duration(one.eta_s)
             counts = (one.before, one.done, one.total, one.failed)
-            table.add_row(one.name, *map(str, counts), f"{one.rate_hz:.3g}", left)
+            table.add_row(one.name, *map(str, counts), _rate(one.rate_hz), left)
         return table
 
     def _line(self, text: str) -> None:
         if self._live is None:
             self._printed = time.monotonic()
             self.note(text)
+
+
+def _rate(rate_hz: float | None) -> str:
+    return "?" if rate_hz is None else f"{rate_hz:.3g}"
 
 
 def duration(seconds: float | None) -> str:

@@ -171,12 +171,13 @@ class Run:
 
     def _run_sets(self, retry: frozenset[str]) -> None:
         for stages in self.view.program.sets:
-            rest: StageSet | None = stages
-            while rest is not None and not self.stop:
-                rest = self._run_set(rest, retry & frozenset(rest.names))
+            waiting = [stages]
+            while waiting and not self.stop:
+                some = waiting.pop(0)
+                waiting += self._run_set(some, retry & frozenset(some.names))
 
-    def _run_set(self, stages: StageSet, retry: frozenset[str]) -> StageSet | None:
-        """Run one set; the rest of the set if one of its stages cannot be set up."""
+    def _run_set(self, stages: StageSet, retry: frozenset[str]) -> list[StageSet]:
+        """Run one set; what is left to run of it if one of its stages cannot be set up."""
         inventory = self._survey(retry=retry, only=stages.names)
         busy = tuple(each for each in stages.stages if inventory.surveys[each.name].todo)
         self._announce_current(stages, only_new=True)
@@ -184,18 +185,21 @@ class Run:
             if busy:
                 self._work(StageSet(busy), inventory, retry)
         except StageSetupError as error:
-            self.broken[error.stage] = str(error)
             self.watcher.note(str(error))
+            if error.stage == "":
+                return [StageSet((each,)) for each in busy]
+            self.broken[error.stage] = str(error)
             rest = tuple(each for each in stages.stages if each.name != error.stage)
-            return StageSet(rest) if rest else None
+            return [StageSet(rest)] if rest else []
         if PROBE in stages.names:
             self._update_catalogue(self._survey(only=[PROBE]))
         if not self.stop:
             self._announce_current(stages)
-        return None
+        return []
 
     def _work(self, stages: StageSet, inventory: Inventory, retry: frozenset[str]) -> None:
         recipes = inventory.program.recipes
+        executor = self._started()
         failures = {name: self.store.failures(name, recipes[name].id) for name in stages.names}
         surveys = [inventory.surveys[name] for name in stages.names]
         for one in surveys:
@@ -204,7 +208,6 @@ class Run:
             total = sum(map(len, one.todo.values()))
             self.watcher.begin(one.stage.name, total, one.count("present"))
         job = self._job(stages, inventory)
-        executor = self._started()
         scheduler = Scheduler(
             job,
             executor,
@@ -217,7 +220,10 @@ class Run:
         )
         tasks = max(sum(map(len, one.todo.values())) for one in surveys)
         size = stages.stages[0].group_size if len(surveys) == 1 else 1
-        workers = min(executor.capacity(job), math.ceil(tasks / size))
+        room = executor.capacity(job)
+        if isinstance(self.config.engine.workers, int) and room < self.config.engine.workers:
+            self.watcher.note(f"{room} of {self.config.engine.workers} workers fit")
+        workers = min(room, math.ceil(tasks / size))
         scheduler.run(tasks_of(stages, inventory, self.ledger), workers)
         for one in surveys:
             self.watcher.end(one.stage.name)
@@ -346,8 +352,12 @@ def _facts(entry: CatalogueEntry | None) -> VideoFacts | None:
 
 
 def _list_videos(config: PipelineConfig) -> tuple[Video, ...]:
-    from data.video.listing import list_videos
+    from data.video import DECODERS, list_videos
 
+    for name in (config.decode.backend, *config.decode.fallbacks):
+        # A decoder of one's own, `module:Class`, is imported where it decodes.
+        if ":" not in name:
+            DECODERS.get(name)
     if config.videos.root is None:
         raise UsageError(
             "no videos are given; add `videos: {root: FOLDER}` to the config, "

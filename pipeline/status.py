@@ -120,10 +120,17 @@ def status_table(lines: Iterable[StageStatus], title: str) -> Table:
     for one in lines:
         numbers = (one.done, one.missing, one.failed, one.blocked)
         cells = ["–" if each is None else f"{each:,}" for each in numbers]
-        size = f"{one.bytes / 2**20:,.1f} MiB"
+        size = _size(one.bytes)
         written = one.last_write or "–"
         table.add_row(one.stage, *cells, size, str(one.shards), one.recipe, written, _remark(one))
     return table
+
+
+def _size(count: int) -> str:
+    for unit, step in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= step:
+            return f"{count / step:,.1f} {unit}"
+    return f"{count} B"
 
 
 def _remark(one: StageStatus) -> str:

@@ -53,16 +53,18 @@ class BlindBaseline:
         edges = np.arange(BINS + 1) / BINS
         start, end = np.triu_indices(BINS + 1, k=1)
         candidates = np.stack([edges[start], edges[end]], axis=1)
-        covers = _iou(candidates, moments) >= ENOUGH_IOU
+        iou = _iou(candidates, moments)
+        iou[iou < ENOUGH_IOU] = 0.0
 
         left, rows = np.ones(len(moments), bool), []
         for _ in range(count):
-            gains = (covers & left).sum(axis=1)
-            # where nothing is left to cover, the window that alone covers most is next
-            best = int(gains.argmax() if gains.any() else covers.sum(axis=1).argmax())
+            gains = (iou[:, left] > 0).sum(axis=1)
+            # among windows that cover equally many, the closest one; where nothing is left to
+            # cover, the window that alone covers best
+            best = int(np.lexsort((iou.sum(axis=1), iou[:, left].sum(axis=1), gains))[-1])
             rows.append([*candidates[best], gains[best] / len(moments)])
-            left &= ~covers[best]
-            covers[best] = False
+            left &= iou[best] == 0
+            iou[best] = 0.0
         return cls(np.asarray(rows), _mean_by_position([each.saliency for each in truths]))
 
     def predict(self, query: QueryInfo) -> Prediction:

@@ -44,8 +44,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     except FileNotFoundError:
         raise UsageError(f"there is no checkpoint '{path}'; run `trainer fit` first") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UsageError(
-            f"'{path}' is not a whole checkpoint of Storyline: {str(error).splitlines()[0]}; "
+            f"'{path}' is not a whole checkpoint of Storyline: {reason}; "
             "use the other checkpoint of the run (best.pt or last.pt)"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:

@@ -291,8 +291,8 @@ def _show(
     about: Mapping[str, Any],
     json_path: Path | None,
 ) -> None:
-    heading = f"{title} ({about['mode']} metrics)"
-    console.print(scores_table(heading, {"percent": scores["brief"]}))
+    _tell(console, f"{title} ({about['mode']} metrics)")
+    console.print(scores_table({"percent": scores["brief"]}))
     if json_path is not None:
         text = json.dumps({**scores, **about}, indent=4)
         atomic_write(json_path, (text + "\n").encode())
@@ -307,6 +307,6 @@ def _summarise(console: Console, run: Run, progress: Progress) -> None:
     if last:
         columns[f"last (epoch {last['epoch']})"] = last["scores"]["brief"]
     chosen = run.config.eval
-    title = f"{run.path}: split '{chosen.split}', {chosen.mode} metrics, best by {chosen.select}"
-    console.print(scores_table(title, columns))
+    _tell(console, f"split '{chosen.split}', {chosen.mode} metrics, best by {chosen.select}")
+    console.print(scores_table(columns))
     _tell(console, f"checkpoints, history and predictions are in {run.path}")

@@ -124,14 +124,13 @@ class Everyone:
             each.epoch(record)
 
 
-def scores_table(title: str, columns: Mapping[str, Mapping[str, Any]]) -> Table:
+def scores_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     """Brief metrics side by side.
 
     Args:
-        title: of the table.
         columns: brief metrics by the heading of their column.
     """
-    table = Table(title=title, title_justify="left")
+    table = Table()
     table.add_column("metric")
     for heading in columns:
         table.add_column(heading, justify="right")

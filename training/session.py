@@ -74,6 +74,12 @@ class Split:
             UsageError: no such split.
             StoreError: rows are missing and `data.require` is "all".
         """
+        stages = store.stages()
+        for stream in config.streams:
+            if stream not in stages:
+                raise UsageError(
+                    f"data.streams: '{stream}' is not in {store.path}; {nearest(stream, stages)}"
+                )
         samples = MomentDataset(
             store,
             name,

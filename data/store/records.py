@@ -166,9 +166,7 @@ class FileHashes:
         return str(sha256) if usable else None
 
     def remember(self, path: Path, sha256: str, before: os.stat_result) -> None:
-        """Keep a hash, unless the file changed since `before`, when hashing began."""
-        if _stamp_now(path) != _stamp(before):
-            return
+        """Keep a hash for as long as the file is as it was `before` hashing began."""
         size, mtime_ns = _stamp(before)
         name = str(path.absolute())
         record = {

@@ -62,8 +62,9 @@ class _Inspection:
             if current.get(stage) == folder.name:
                 self._compare_grids(name, clips)
             self._try("failures", name, self.store.failures(stage, folder.name).read)
-        for stage in sorted(set(current) - {each.parent.name for each in self._recipe_folders()}):
-            self._add("recipe", stage, f"{current[stage]} is current but has no folder")
+        for stage, recipe_id in current.items():
+            if not (self.store.path / stage / recipe_id).is_dir():
+                self._add("recipe", stage, f"{recipe_id} is current but has no folder")
         for split in self.store.splits():
             self._try("annotations", split, partial(self.store.annotations, split))
 
@@ -92,7 +93,8 @@ class _Inspection:
         return clips
 
     def _open(self, path: Path) -> Shard | None:
-        if self.deep and not file_sha256(path).startswith(path.stem.removeprefix("shard-")):
+        sha256 = self._try("shard", str(path), partial(file_sha256, path)) if self.deep else None
+        if sha256 is not None and not sha256.startswith(path.stem.removeprefix("shard-")):
             self._add("shard", str(path), f"its sha256 is not that of its name; {_REFILL}")
         shard = self._try("shard", str(path), partial(Shard, path, self._files))
         if shard is not None:
@@ -124,7 +126,7 @@ class _Inspection:
     def _try(self, kind: str, where: str, work: Callable[[], T]) -> T | None:
         try:
             return work()
-        except StorylineError as error:
+        except (StorylineError, OSError) as error:
             self._add(kind, where, str(error))
             return None
 

@@ -14,7 +14,10 @@ from data.video.convert import Converter
 from data.video.select import TOLERANCE_S, Picture, serve
 from data.video.types import FrameRequest, Video, VideoFacts, Window
 
-__all__ = ["DecordDecoder"]
+__all__ = ["DecordDecoder", "checked_spans"]
+
+_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")
+"""First bytes of formats that name other files and addresses."""
 
 
 class DecordDecoder:
@@ -76,21 +79,23 @@ def _opened(video: Video) -> tuple[Any, NDArray[np.float64]]:
             f"{video.path} cannot be opened by decord ({_first_line(error)}); "
             "use decoder 'pyav', which says more, or leave the file out",
         ) from error
-    return reader, _checked(video, spans)
+    return reader, checked_spans(video, spans)
 
 
 def _refuse_text(video: Video) -> None:
     """decord cannot be told which demuxers to use, and a playlist would name other files."""
     with video.path.open("rb") as file:
         head = file.read(1024)
-    if not any(byte < 9 for byte in head):
+    is_text = not any(byte < 9 for byte in head)
+    if is_text or head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
         raise InputError(
             "not-media",
             f"{video.path} is a text file or a playlist, not a media file; leave it out",
         )
 
 
-def _checked(video: Video, spans_s: NDArray[np.float64]) -> NDArray[np.float64]:
+def checked_spans(video: Video, spans_s: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`spans_s`, shape (frames, 2), if they start at or after 0 and increase, else InputError."""
     starts = spans_s[:, 0]
     sane = np.isfinite(spans_s).all() and (starts >= -TOLERANCE_S).all()
     if len(spans_s) and not (sane and (np.diff(starts) > 0).all()):

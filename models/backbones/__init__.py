@@ -39,10 +39,11 @@ def create(
     Raises:
         UsageError: unknown name, preset or option, or a checkpoint that does not fit.
     """
-    kind = BACKBONES.get(name)
+    kind: Any = BACKBONES.get(name)
     if preset not in kind.PRESETS:
         raise UsageError(
             f"backbone {name}: unknown preset '{preset}'; {nearest(preset, kind.PRESETS)}"
         )
     check_options(f"backbone {name}", kind, options)
-    return kind(checkpoint, **(kind.PRESETS[preset] | options)).to(device)
+    backbone: Backbone = kind(checkpoint, **(kind.PRESETS[preset] | options))
+    return backbone.to(device)

@@ -37,6 +37,7 @@ class Backbone(nn.Module, ABC):
     weights: buffers of the module, part of `weights.sha256`.
 
     Attributes:
+        net: the network itself, (preprocessed batch) -> (B, dim), under its public tensor names.
         dim: D, length of the feature vector.
         frames: k, frames per clip; where the window grows with the clip (I3D), the smallest.
         size: edge in pixels of the square pictures that the network sees.
@@ -63,7 +64,7 @@ class Backbone(nn.Module, ABC):
             self.net = build()
         self.dim, self.frames, self.size = dim, frames, size
         self.short_side = size if short_side is None else short_side
-        self.output = nn.Identity()
+        self.output: nn.Module = nn.Identity()
         self.weights: Weights
 
     def _fill(
@@ -81,14 +82,15 @@ class Backbone(nn.Module, ABC):
 
     def _settle(self, weights: Weights, seed: int, calibrated: bool) -> None:
         """Freeze; calibrate random weights if asked. The last thing that a constructor does."""
-        self.eval().requires_grad_(False)
+        self.net.eval().requires_grad_(False)
         if weights.kind == "random" and calibrated:
             drawings = moving_shapes(seed, CALIBRATION_CLIPS, self.frames, self.size)
             with torch.inference_mode():
-                raw = self.features(self.preprocess(torch.from_numpy(drawings)))
+                raw = self.net(self.preprocess(torch.from_numpy(drawings)))
             self.output = Standardise.measured(raw)
             weights = calibrated_weights(weights, seed, self.frames, self.size)
         self.weights = weights
+        self.eval()
 
     @abstractmethod
     def clip_times(
@@ -109,8 +111,8 @@ class Backbone(nn.Module, ABC):
 
         Returns:
             Seconds, shape (N, k). The frame wanted is the last one *before* the time
-            (`FrameRequest(inclusive=False)`), or the first of the video if there is none: frame j of
-            ffmpeg's `fps=F` filter is the one for `(j + 1/2) / F`.
+            (`FrameRequest(inclusive=False)`), or the first of the video if there is none: frame j
+            of ffmpeg's `fps=F` filter is the one for `(j + 1/2) / F`.
         """
 
     @abstractmethod
@@ -120,13 +122,9 @@ class Backbone(nn.Module, ABC):
         Frames larger than `size` are cropped at the centre; smaller ones are a ValueError.
         """
 
-    @abstractmethod
-    def features(self, batch: Tensor) -> Tensor:
-        """Preprocessed batch to (B, dim), before the output affine."""
-
     def forward(self, batch: Tensor) -> Tensor:
         """Preprocessed float batch, (B, 3, H, W) or (B, 3, T, H, W), to features (B, dim)."""
-        out: Tensor = self.output(self.features(batch))
+        out: Tensor = self.output(self.net(batch))
         return out
 
     @torch.inference_mode()

@@ -35,6 +35,8 @@ class Clip(Backbone):
     """
 
     name = "clip"
+    mean: Tensor
+    std: Tensor
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "full": {},
         "tiny": {"model": TINY_MODEL, "calibrated": True},
@@ -78,11 +80,6 @@ class Clip(Backbone):
         """uint8 (B, 1, H, W, 3) to float (B, 3, size, size), normalised with CLIP's constants."""
         batch = channels_first(self._cropped(frames)).squeeze(2)
         out: Tensor = (batch / 255.0 - self.mean) / self.std
-        return out
-
-    def features(self, batch: Tensor) -> Tensor:
-        """(B, 3, size, size) to (B, dim), before the output affine."""
-        out: Tensor = self.net(batch)
         return out
 
     def params(self) -> dict[str, Any]:

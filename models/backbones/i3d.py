@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from data.errors import UsageError
 from models.backbones.base import BACKBONES, Backbone, channels_first, he_uniform
@@ -57,7 +57,7 @@ def _pad_same(x: Tensor, kernel: _Triple, stride: _Triple) -> Tensor:
     for size, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
         total = max((math.ceil(size / s) - 1) * s + k - size, 0)
         pads += [total // 2, total - total // 2]
-    return F.pad(x, pads)
+    return functional.pad(x, pads)
 
 
 class _Unit(nn.Module):
@@ -70,7 +70,7 @@ class _Unit(nn.Module):
         self.bn = nn.BatchNorm3d(width, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.bn(self.conv3d(_pad_same(x, self.kernel, self.stride))))
+        return functional.relu(self.bn(self.conv3d(_pad_same(x, self.kernel, self.stride))))
 
 
 class _MaxPool(nn.Module):
@@ -80,7 +80,9 @@ class _MaxPool(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # Padding with zeros equals padding with -inf: the inputs are outputs of a ReLU.
-        return F.max_pool3d(_pad_same(x, self.kernel, self.stride), self.kernel, self.stride)
+        return functional.max_pool3d(
+            _pad_same(x, self.kernel, self.stride), self.kernel, self.stride
+        )
 
 
 class _Mixed(nn.Module):
@@ -144,15 +146,15 @@ class I3DNet(nn.Module):
             self.logits = _Logits(width, classes)
 
     def feature_map(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W) to the output of Mixed_5c, (B, dim, ceil(T/8), ceil(H/32), ceil(W/32))."""
+        """(B, C, T, H, W) to Mixed_5c, (B, dim, ceil(T/8), ceil(H/32), ceil(W/32))."""
         for name in self.order:
             x = getattr(self, name)(x)
         return x
 
     def pooled(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W), T >= 9, to the average-pooled map (B, dim, T', h, w); h = w = 1 at 224."""
+        """(B, C, T, H, W), T >= 9, to pooled maps (B, dim, T', h, w), h = w = 1 at 224."""
         x = self.feature_map(x)
-        return F.avg_pool3d(x, (2, min(7, x.shape[3]), min(7, x.shape[4])), stride=1)
+        return functional.avg_pool3d(x, (2, min(7, x.shape[3]), min(7, x.shape[4])), stride=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W), T >= 9, to features (B, dim)."""
@@ -255,11 +257,6 @@ class I3D(Backbone):
     def preprocess(self, frames: Tensor) -> Tensor:
         """uint8 (B, T, H, W, 3) to float (B, 3, T, size, size) in [-1, 1]."""
         return channels_first(self._cropped(frames)) * (2 / 255.0) - 1
-
-    def features(self, batch: Tensor) -> Tensor:
-        """(B, C, T, H, W), T >= 9, to (B, dim), before the output affine."""
-        out: Tensor = self.net(batch)
-        return out
 
     def params(self) -> dict[str, Any]:
         """See `Backbone.params`."""

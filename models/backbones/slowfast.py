@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from data.errors import UsageError
 from models.backbones.base import BACKBONES, Backbone, channels_first, he_uniform
@@ -48,7 +48,9 @@ class _Stem(nn.Module):
         self.bn = nn.BatchNorm3d(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.max_pool3d(F.relu(self.bn(self.conv(x))), (1, 3, 3), (1, 2, 2), (0, 1, 1))
+        return functional.max_pool3d(
+            functional.relu(self.bn(self.conv(x))), (1, 3, 3), (1, 2, 2), (0, 1, 1)
+        )
 
 
 class _Bottleneck(nn.Module):
@@ -66,8 +68,8 @@ class _Bottleneck(nn.Module):
         self.c_bn = nn.BatchNorm3d(4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.a_bn(self.a(x)))
-        x = F.relu(self.b_bn(self.b(x)))
+        x = functional.relu(self.a_bn(self.a(x)))
+        x = functional.relu(self.b_bn(self.b(x)))
         out: Tensor = self.c_bn(self.c(x))
         return out
 
@@ -82,7 +84,7 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.branch1_bn(self.branch1(x)) if hasattr(self, "branch1") else x
-        return F.relu(shortcut + self.branch2(x))
+        return functional.relu(shortcut + self.branch2(x))
 
 
 class _FuseFastToSlow(nn.Module):
@@ -94,7 +96,7 @@ class _FuseFastToSlow(nn.Module):
         self.bn = nn.BatchNorm3d(2 * fast_width)
 
     def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
-        return torch.cat([slow, F.relu(self.bn(self.conv_f2s(fast)))], dim=1)
+        return torch.cat([slow, functional.relu(self.bn(self.conv_f2s(fast)))], dim=1)
 
 
 class _Head(nn.Module):
@@ -296,11 +298,6 @@ class SlowFast(Backbone):
         """uint8 (B, 32, H, W, 3) to float (B, 3, 32, size, size), `(x / 255 - 0.45) / 0.225`."""
         return (channels_first(self._cropped(frames)) / 255.0 - _MEAN) / _STD
 
-    def features(self, batch: Tensor) -> Tensor:
-        """(B, 3, 32, H, W) to (B, dim), before the output affine."""
-        out: Tensor = self.net(batch)
-        return out
-
     def params(self) -> dict[str, Any]:
         """See `Backbone.params`."""
         return super().params() | self._architecture | {"sampling": self.sampling}
@@ -323,4 +320,5 @@ def _hero_times(
     total = max(1, int(np.floor(duration_s * RATE_FPS + 0.5)))
     seconds = -(-total // 30) * 30
     index = np.where(index < seconds, index, seconds - 30 + (index - seconds) % 30)
-    return (np.minimum(index, total - 1) + 0.5) / RATE_FPS
+    times: NDArray[np.float64] = (np.minimum(index, total - 1) + 0.5) / RATE_FPS
+    return times

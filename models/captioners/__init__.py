@@ -1,0 +1,46 @@
+"""Captioners: frames and a prompt in, words out.
+
+CAPTIONERS      all of them, by name
+create          one of them, by name, checkpoint and options
+load_prompt     what a captioner is asked, by id
+caption_flags   what is wrong with a caption
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from models.captioners import pixel  # noqa: F401  (adds itself to CAPTIONERS)
+from models.captioners.base import CAPTIONERS, Captioner, CaptionRequest, CaptionResult
+from models.captioners.guards import caption_flags
+from models.captioners.prompts import Prompt, load_prompt
+from models.options import check_options
+from models.weights import Checkpoint
+
+__all__ = [
+    "CAPTIONERS",
+    "CaptionRequest",
+    "CaptionResult",
+    "Captioner",
+    "Prompt",
+    "caption_flags",
+    "create",
+    "load_prompt",
+]
+
+
+def create(name: str, checkpoint: Checkpoint | None = None, **options: Any) -> Captioner:
+    """A captioner.
+
+    Args:
+        name: of the captioner.
+        checkpoint: its weights, if it has any.
+        options: of its constructor; `seed` and `device` are taken by all.
+
+    Raises:
+        UsageError: unknown name or option, or a checkpoint for a captioner without weights.
+    """
+    kind: Any = CAPTIONERS.get(name)
+    check_options(f"captioner {name}", kind, options)
+    captioner: Captioner = kind(checkpoint, **options)
+    return captioner

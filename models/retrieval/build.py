@@ -43,7 +43,7 @@ class Options(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-O = TypeVar("O", bound=Options)  # noqa: E741
+OptionsT = TypeVar("OptionsT", bound=Options)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Blueprint:
 
 
 @dataclass(frozen=True)
-class ModelFamily(Generic[O]):
+class ModelFamily(Generic[OptionsT]):
     """One base model: what a file of this package registers.
 
     Args:
@@ -91,15 +91,15 @@ class ModelFamily(Generic[O]):
             influence the output.
     """
 
-    options: type[O]
+    options: type[OptionsT]
     presets: Mapping[Preset, Mapping[str, Any]]
-    build: Callable[[Dims, O], Blueprint]
+    build: Callable[[Dims, OptionsT], Blueprint]
     official: OfficialLayout
     inert: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
-class Plugin(Generic[O]):
+class Plugin(Generic[OptionsT]):
     """A component that composes with several bases: what a file of `plugins` registers.
 
     Args:
@@ -112,8 +112,8 @@ class Plugin(Generic[O]):
 
     stage: str
     requires: frozenset[str]
-    options: type[O]
-    apply: Callable[[Blueprint, Dims, O], Blueprint]
+    options: type[OptionsT]
+    apply: Callable[[Blueprint, Dims, OptionsT], Blueprint]
     off: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -207,7 +207,7 @@ def load_official(name: str, checkpoint: Path | str | Mapping[str, Any]) -> Retr
     return model.eval()
 
 
-def read_options(owner: str, options: type[O], values: Mapping[str, Any]) -> O:
+def read_options(owner: str, options: type[OptionsT], values: Mapping[str, Any]) -> OptionsT:
     """Check options.
 
     Args:

@@ -2,85 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping
+from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data.errors import UsageError
 from models.retrieval.parts import losses
 from models.retrieval.parts.matcher import Matcher
-from models.retrieval.types import Batch, Predictions, StepContext, Targets
+from models.retrieval.stages import LossTerm, Outcome, Trace
+from models.retrieval.types import Batch, StepContext, Targets
 
 __all__ = [
     "Criterion",
     "LabelTerm",
-    "LossTerm",
     "MarginTerm",
     "NegativePairTerm",
-    "Outcome",
     "RankTerm",
     "SpanGIoUTerm",
     "SpanL1Term",
 ]
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """Everything a loss term may read. ℓ decoder layers, first layer first.
-
-    Args:
-        logits: (ℓ, B, Q, 2).
-        spans: (ℓ, B, Q, 2).
-        matched: (ℓ, B, G) query of every moment, −1 where it has none.
-        predictions: of the last layer, with saliency and extras.
-        batch: what the model was given.
-        targets: its ground truth.
-        context: where training stands.
-    """
-
-    logits: Tensor
-    spans: Tensor
-    matched: Tensor
-    predictions: Predictions
-    batch: Batch
-    targets: Targets
-    context: StepContext
-
-    def matched_spans(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Predicted span of every moment, its target, and whether the two belong together.
-
-        Returns:
-            (ℓ, B, G, 2), (B, G, 2), and (ℓ, B, G) bool.
-        """
-        index = self.matched.clamp(min=0).unsqueeze(-1).expand(*self.matched.shape, 2)
-        return self.spans.gather(-2, index), self.targets.spans, self.matched >= 0
-
-    def is_matched(self) -> Tensor:
-        """(ℓ, B, Q) bool, whether a query answers for a moment."""
-        count = self.matched.new_zeros(self.logits.shape[:-1])
-        found = (self.matched >= 0).to(count.dtype)
-        return count.scatter_add(-1, self.matched.clamp(min=0), found) > 0
-
-
-class LossTerm:
-    """One named loss.
-
-    Args:
-        weight: factor in the sum; a term with weight 0 is left out of a criterion.
-    """
-
-    name: str
-    requires: frozenset[str] = frozenset()
-
-    def __init__(self, weight: float) -> None:
-        self.weight = weight
-
-    def __call__(self, outcome: Outcome) -> Tensor:
-        """Unweighted loss: a scalar, or (ℓ,) with one value for every decoder layer."""
-        raise NotImplementedError
 
 
 class SpanL1Term(LossTerm):
@@ -89,7 +31,7 @@ class SpanL1Term(LossTerm):
     name = "span"
     requires = frozenset({"logits", "spans"})
 
-    def __call__(self, outcome: Outcome) -> Tensor:
+    def forward(self, outcome: Outcome) -> Tensor:
         """(ℓ,)."""
         return losses.span_l1(*outcome.matched_spans())
 
@@ -100,7 +42,7 @@ class SpanGIoUTerm(LossTerm):
     name = "giou"
     requires = frozenset({"logits", "spans"})
 
-    def __call__(self, outcome: Outcome) -> Tensor:
+    def forward(self, outcome: Outcome) -> Tensor:
         """(ℓ,)."""
         return losses.span_giou(*outcome.matched_spans())
 
@@ -120,7 +62,7 @@ class LabelTerm(LossTerm):
         super().__init__(weight)
         self.background = background
 
-    def __call__(self, outcome: Outcome) -> Tensor:
+    def forward(self, outcome: Outcome) -> Tensor:
         """(ℓ,)."""
         return losses.label_cross_entropy(
             outcome.logits, outcome.is_matched(), background=self.background
@@ -142,7 +84,7 @@ class MarginTerm(LossTerm):
         super().__init__(weight)
         self.margin = margin
 
-    def __call__(self, outcome: Outcome) -> Tensor:
+    def forward(self, outcome: Outcome) -> Tensor:
         """Scalar."""
         targets = outcome.targets
         return losses.margin_loss(
@@ -171,7 +113,7 @@ class RankTerm(LossTerm):
         wrong = {"saliency_negative", "negative_mask"} if against_negative else set()
         self.requires = frozenset({"saliency"} | wrong)
 
-    def __call__(self, outcome: Outcome) -> Tensor:
+    def forward(self, outcome: Outcome) -> Tensor:
         """Scalar."""
         scores, labels = outcome.predictions.saliency, outcome.targets.saliency
         mask = outcome.batch.video_mask
@@ -198,7 +140,7 @@ class NegativePairTerm(LossTerm):
         super().__init__(weight)
         self.log: Literal["softplus", "log"] = log
 
-    def __call__(self, outcome: Outcome) -> Tensor:
+    def forward(self, outcome: Outcome) -> Tensor:
         """Scalar."""
         scores = outcome.predictions.extras["saliency_negative"]
         return losses.negative_pair_loss(scores, _negative_clips(outcome), log=self.log)
@@ -209,12 +151,12 @@ def _negative_clips(outcome: Outcome) -> Tensor:
     return outcome.batch.video_mask & outcome.predictions.extras["negative_mask"].unsqueeze(1)
 
 
-class Criterion:
+class Criterion(nn.Module):
     """The weighted terms of a model; their sum is minimised.
 
     Args:
         terms: loss terms; those of weight 0 are left out.
-        matcher: gives every moment its query.
+        matcher: gives every moment its query; None for a model whose terms need no queries.
         every_layer: whether the moment terms also count for the earlier decoder layers.
 
     Raises:
@@ -222,21 +164,21 @@ class Criterion:
     """
 
     def __init__(
-        self, terms: Iterable[LossTerm], matcher: Matcher, *, every_layer: bool = True
+        self, terms: Iterable[LossTerm], matcher: Matcher | None, *, every_layer: bool = True
     ) -> None:
-        self.terms = tuple(term for term in terms if term.weight != 0)
-        self.matcher = matcher
-        self.every_layer = every_layer
-        names = [term.name for term in self.terms]
+        super().__init__()
+        counted = [term for term in terms if term.weight != 0]
+        names = [term.name for term in counted]
         if not names or len(set(names)) < len(names):
             raise UsageError(
                 f"a criterion needs at least one loss term with a weight other than 0, and each "
                 f"name once; got {names or 'none'}"
             )
+        self.terms = nn.ModuleDict({term.name: term for term in counted})
+        self.matcher = matcher
+        self.every_layer = every_layer
 
-    def __call__(
-        self, predictions: Predictions, batch: Batch, context: StepContext
-    ) -> dict[str, Tensor]:
+    def forward(self, trace: Trace, batch: Batch, context: StepContext) -> dict[str, Tensor]:
         """Weighted scalar terms by name; those of earlier decoder layers end in `_<layer>`.
 
         Raises:
@@ -247,22 +189,25 @@ class Criterion:
                 "losses need the ground truth, and this batch has no targets; "
                 "train on a split whose annotations have moments"
             )
-        outcome = self._outcome(predictions, batch, batch.targets, context)
+        outcome = self._outcome(trace, batch, batch.targets, context)
         weighted: dict[str, Tensor] = {}
-        for term in self.terms:
+        for name, term in cast("Mapping[str, LossTerm]", self.terms).items():
             value = term(outcome) * term.weight
             *earlier, last = value.unbind() if value.dim() else (value,)
-            weighted[term.name] = last
-            weighted.update({f"{term.name}_{i}": each for i, each in enumerate(earlier)})
+            weighted[name] = last
+            weighted.update({f"{name}_{i}": each for i, each in enumerate(earlier)})
         return weighted
 
     def _outcome(
-        self, predictions: Predictions, batch: Batch, targets: Targets, context: StepContext
+        self, trace: Trace, batch: Batch, targets: Targets, context: StepContext
     ) -> Outcome:
-        layers = (predictions.layers if self.every_layer else ()) + (
-            (predictions.logits, predictions.spans),
-        )
+        found = trace.predictions
+        layers = (*(found.layers if self.every_layer else ()), (found.logits, found.spans))
         logits = torch.stack([each[0] for each in layers]).float()
         spans = torch.stack([each[1] for each in layers]).float()
-        matched = self.matcher(logits, spans, targets.spans, targets.span_mask)
-        return Outcome(logits, spans, matched, predictions, batch, targets, context)
+        if self.matcher is None:
+            shape = (len(layers), *targets.span_mask.shape)
+            matched = torch.full(shape, -1, device=spans.device)
+        else:
+            matched = self.matcher(logits, spans, targets.spans, targets.span_mask)
+        return Outcome(logits, spans, matched, trace, batch, targets, context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -11,31 +10,22 @@ from torch import Tensor, nn
 from models.retrieval.criterion import Criterion
 from models.retrieval.decode import Decoding
 from models.retrieval.stages import (
-    Decoded,
     Head,
     Memory,
+    Part,
     Parts,
     Pass,
     Tokens,
+    Trace,
     cat_samples,
     check_path,
     split_samples,
 )
 from models.retrieval.types import Batch, Predictions, StepContext
 
-__all__ = ["RetrievalModel", "Trace"]
+__all__ = ["RetrievalModel"]
 
 _LAYERED = ("logits", "spans")
-
-
-@dataclass(frozen=True)
-class Trace:
-    """Everything between a batch and its predictions, for inspection and comparison."""
-
-    tokens: Tokens
-    memory: Memory
-    decoded: Decoded | None
-    predictions: Predictions
 
 
 class RetrievalModel(nn.Module):
@@ -95,8 +85,20 @@ class RetrievalModel(nn.Module):
             batch: with targets.
             context: where training stands.
         """
-        predictions = self.trace(batch, passes=True).predictions
-        return self.criterion(predictions, batch, context or StepContext())
+        found: dict[str, Tensor] = self.criterion(
+            self.trace(batch, passes=True), batch, context or StepContext()
+        )
+        return found
+
+    def after_step(self, context: StepContext) -> None:
+        """Let parts that keep a state of their own (queues, moving averages) take the step.
+
+        Args:
+            context: where training stands; called once after every optimiser step.
+        """
+        for part in self.modules():
+            if isinstance(part, Part):
+                part.after_step(context)
 
     def trace(self, batch: Batch, *, passes: bool) -> Trace:
         """Walk the path and keep what was made on the way.

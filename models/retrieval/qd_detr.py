@@ -41,7 +41,6 @@ from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily, Options
 from models.retrieval.criterion import (
     Criterion,
     LabelTerm,
-    LossTerm,
     MarginTerm,
     NegativePairTerm,
     RankTerm,
@@ -66,7 +65,7 @@ from models.retrieval.parts.heads import AnchorMomentHead, GlobalDotSaliency
 from models.retrieval.parts.matcher import Matcher
 from models.retrieval.parts.negatives import WrongText
 from models.retrieval.parts.projection import LearnedTextPosition
-from models.retrieval.stages import Fuser, Memory, Parts, Tokens
+from models.retrieval.stages import Fuser, LossTerm, Memory, Parts, Tokens
 
 __all__ = ["QDDETROptions", "TextToVideoFuser"]
 
@@ -373,8 +372,10 @@ MODELS.register("qd_detr")(
         },
         build=build,
         official=OfficialLayout(names=_NAMES, options=_from_public, unused=_unused),
-        # The first content is zero: layer 0 averages equal values, whoever attends to whom.
+        # What is added to all keys alike cancels in the softmax; and the first content is zero,
+        # so layer 0 averages equal values, whoever attends to whom.
         inert=(
+            r"decoder\.layers\.\d+\.(self|cross)_key(_pos)?\.bias",
             r"decoder\.layers\.0\.self_(query|key)(_pos)?\..*",
             r"decoder\.layers\.0\.self_value\.weight",
         ),

@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from data.errors import UsageError
-from models.retrieval.types import Batch
+from models.retrieval.types import Batch, Predictions, StepContext, Targets
 
 __all__ = [
     "Decoded",
@@ -29,13 +29,16 @@ __all__ = [
     "Encoders",
     "Fuser",
     "Head",
+    "LossTerm",
     "Memory",
     "Merge",
+    "Outcome",
     "Part",
     "Parts",
     "Pass",
     "Refiner",
     "Tokens",
+    "Trace",
     "cat_samples",
     "check_path",
     "split_samples",
@@ -105,11 +108,24 @@ class Decoded:
     extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Trace:
+    """Everything between a batch and its predictions: what losses may read."""
+
+    tokens: Tokens
+    memory: Memory
+    decoded: Decoded | None
+    predictions: Predictions
+
+
 class Part(nn.Module):
     """One replaceable part of the path; subclasses set what they need and give."""
 
     requires: frozenset[str] = frozenset()
     provides: frozenset[str] = frozenset()
+
+    def after_step(self, context: StepContext) -> None:
+        """Take an optimiser step: where a queue or a moving average changes, never in `forward`."""
 
 
 class Encoders(Part):
@@ -198,10 +214,66 @@ class Pass(Part):
         raise NotImplementedError
 
 
-class Term(Protocol):
-    """What `check_path` needs to know of a loss term."""
+@dataclass(frozen=True)
+class Outcome:
+    """Everything a loss term may read. ℓ decoder layers, first layer first.
 
-    requires: frozenset[str]
+    Args:
+        logits: (ℓ, B, Q, 2).
+        spans: (ℓ, B, Q, 2).
+        matched: (ℓ, B, G) query of every moment, −1 where it has none.
+        trace: what the model made on the way; `predictions` is its end.
+        batch: what the model was given.
+        targets: its ground truth.
+        context: where training stands.
+    """
+
+    logits: Tensor
+    spans: Tensor
+    matched: Tensor
+    trace: Trace
+    batch: Batch
+    targets: Targets
+    context: StepContext
+
+    @property
+    def predictions(self) -> Predictions:
+        """Of the last layer, with saliency and extras."""
+        return self.trace.predictions
+
+    def matched_spans(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Predicted span of every moment, its target, and whether the two belong together.
+
+        Returns:
+            (ℓ, B, G, 2), (B, G, 2), and (ℓ, B, G) bool.
+        """
+        index = self.matched.clamp(min=0).unsqueeze(-1).expand(*self.matched.shape, 2)
+        return self.spans.gather(-2, index), self.targets.spans, self.matched >= 0
+
+    def is_matched(self) -> Tensor:
+        """(ℓ, B, Q) bool, whether a query answers for a moment."""
+        count = self.matched.new_zeros(self.logits.shape[:-1])
+        found = (self.matched >= 0).to(count.dtype)
+        return count.scatter_add(-1, self.matched.clamp(min=0), found) > 0
+
+
+class LossTerm(Part):
+    """One named loss. Losses that align video and text have parameters of their own, so it is a
+    part like any other.
+
+    Args:
+        weight: factor in the sum; a term with weight 0 is left out of a criterion.
+    """
+
+    name: str
+
+    def __init__(self, weight: float) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, outcome: Outcome) -> Tensor:
+        """Unweighted loss: a scalar, or (ℓ,) with one value for every decoder layer."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -215,11 +287,11 @@ class Parts:
     merges: tuple[Merge, ...] = ()
     refiners: tuple[Refiner, ...] = ()
     passes: tuple[Pass, ...] = ()
-    terms: tuple[Any, ...] = ()
+    terms: tuple[LossTerm, ...] = ()
 
-    def in_order(self) -> Iterator[tuple[str, Any]]:
+    def in_order(self) -> Iterator[tuple[str, Part]]:
         """(stage, part) along the path."""
-        stages: tuple[tuple[str, Sequence[Any]], ...] = (
+        stages: tuple[tuple[str, Sequence[Part]], ...] = (
             ("encoders", (self.encoders,)),
             ("merge", self.merges),
             ("fuser", (self.fuser,)),
@@ -255,7 +327,7 @@ def check_path(parts: Parts, sides: Sequence[str] = ()) -> None:
                 f"provided so far: {have}. Choose an earlier part that provides '{need}', "
                 f"or a {stage} that does without"
             )
-        given.update(dict.fromkeys(getattr(part, "provides", frozenset()), name))
+        given.update(dict.fromkeys(part.provides, name))
     missing = {"logits", "spans", "saliency"} - given.keys()
     if missing:
         raise UsageError(

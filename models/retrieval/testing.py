@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.retrieval.types import Batch, Side, Targets
 
-__all__ = ["random_batch", "take"]
+__all__ = ["alone", "random_batch", "take"]
 
 
 def random_batch(
@@ -64,14 +64,8 @@ def random_batch(
     )
 
 
-def take(batch: Batch, rows: Sequence[int], *, clips: int | None = None) -> Batch:
-    """Some samples of a batch, in the given order.
-
-    Args:
-        batch: any batch.
-        rows: indices of samples.
-        clips: clips that are kept, to take padding away; all if not given.
-    """
+def take(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some samples of a batch, in the given order, padded as they were."""
     index = torch.tensor(rows)
 
     def pick(value: Any) -> Any:
@@ -83,18 +77,21 @@ def take(batch: Batch, rows: Sequence[int], *, clips: int | None = None) -> Batc
             return replace(value, **{f.name: pick(getattr(value, f.name)) for f in fields(value)})
         return value
 
-    taken = replace(batch, **{f.name: pick(getattr(batch, f.name)) for f in fields(batch)})
-    return taken if clips is None else _cut(taken, clips)
+    return replace(batch, **{f.name: pick(getattr(batch, f.name)) for f in fields(batch)})
 
 
-def _cut(batch: Batch, clips: int) -> Batch:
-    """Without the clips after the first `clips`; the ground truth is left away."""
-    side = {name: Side(s.x[:, :clips], s.mask[:, :clips]) for name, s in batch.side.items()}
+def alone(batch: Batch, row: int) -> Batch:
+    """One sample of a batch without padding and without its ground truth."""
+    one = take(batch, [row])
+    clips = int(one.video_mask.sum())
+    words = max(1, int(one.text_mask.sum()))
     return replace(
-        batch,
-        video=batch.video[:, :clips],
-        video_mask=batch.video_mask[:, :clips],
-        side=side,
+        one,
+        video=one.video[:, :clips],
+        video_mask=one.video_mask[:, :clips],
+        text=one.text[:, :words],
+        text_mask=one.text_mask[:, :words],
+        side={key: Side(s.x[:, :clips], s.mask[:, :clips]) for key, s in one.side.items()},
         targets=None,
     )
 

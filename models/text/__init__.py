@@ -10,7 +10,7 @@ from typing import Any
 
 from data.errors import UsageError, nearest
 from models.options import check_options
-from models.text import clip, hash  # noqa: A004, F401  (each adds itself to TEXT_ENCODERS)
+from models.text import clip, hash  # noqa: F401  (each adds itself to TEXT_ENCODERS)
 from models.text.base import TEXT_ENCODERS, CaptionVector, TextEncoder, TextStates
 from models.weights import Checkpoint
 
@@ -33,9 +33,10 @@ def create(
     Raises:
         UsageError: unknown name, preset or option, or a checkpoint that does not fit.
     """
-    kind = TEXT_ENCODERS.get(name)
+    kind: Any = TEXT_ENCODERS.get(name)
     what = f"text encoder {name}"
     if preset not in kind.PRESETS:
         raise UsageError(f"{what}: unknown preset '{preset}'; {nearest(preset, kind.PRESETS)}")
     check_options(what, kind, options)
-    return kind(checkpoint, **(kind.PRESETS[preset] | options))
+    encoder: TextEncoder = kind(checkpoint, **(kind.PRESETS[preset] | options))
+    return encoder

@@ -1,4 +1,4 @@
-"""CLIP's text side: states of all tokens after `ln_final`, and the projected state of the end token.
+"""CLIP's text side: states of all tokens after `ln_final`, and the end token's, projected.
 
 As in moment_detr and QD-DETR (specs/feature_extractors.md §2.1): token states are *not* projected
 and include the start and end markers. What differs: the valid length is the position of the end

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import InputError
+from data.errors import InputError, UsageError
 from data.identity import digest
 from models.text.base import TEXT_ENCODERS, TextEncoder, TextStates
-from models.weights import Weights
+from models.weights import Checkpoint, Weights
 
 __all__ = ["HashText"]
 
@@ -29,13 +29,23 @@ class HashText(TextEncoder):
     Args:
         dim: length of the vectors.
         seed: which of the random tables.
+        device: taken and not used: it runs on the CPU.
     """
 
     name = "hash"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"full": {"dim": 300}, "tiny": {"dim": 64}}
 
-    def __init__(self, checkpoint: None = None, *, dim: int = 300, seed: int = 0) -> None:
-        del checkpoint  # `create` refuses one
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None = None,
+        *,
+        dim: int = 300,
+        seed: int = 0,
+        device: str = "cpu",
+    ) -> None:
+        del device
+        if checkpoint is not None:
+            raise UsageError("text encoder hash has no weights; leave its checkpoint out")
         self.dim = self.pooled_dim = dim
         self._seed = seed
         self.weights = Weights("random", digest(["hash words", 1, dim, seed]), f"seed {seed}")

@@ -15,6 +15,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import Protocol
 
 from data.errors import StoreError
@@ -38,6 +39,9 @@ from pipeline.stage import FrameStage, Item
 __all__ = ["Limits", "Scheduler", "Tally", "Watcher"]
 
 
+_PATIENCE_S = 60.0
+
+
 @dataclass(frozen=True)
 class Limits:
     """How patient the scheduler is.
@@ -48,7 +52,7 @@ class Limits:
         timeout_s: longest time for one item.
         setup_timeout_s: longest time to start a worker and set up its stages.
         grace_s: time to finish and write after a wish to stop.
-        barren: workers in a row that may die without working on anything.
+        barren: workers in a row that may die while they start, or while they write.
     """
 
     attempts: int = 3
@@ -136,7 +140,9 @@ class Scheduler:
         self._again: deque[Task] = deque()
         self._suspects: deque[Task] = deque()
         self._tries: Counter[tuple[Unit, str]] = Counter()
-        self._barren = 0
+        self._barren: Counter[str] = Counter()
+        self._began = time.monotonic()
+        self._said: set[str] = set()
         self._prefetches = any(isinstance(each, FrameStage) for each in job.stages.stages)
 
     def run(self, tasks: Iterable[Task], workers: int) -> Tally:
@@ -151,13 +157,18 @@ class Scheduler:
             StoreError, OSError: the store cannot be written.
         """
         self._fresh = iter(tasks)
-        for number in range(workers):
-            self._start(number)
-        while self._seats:
-            for event in self.executor.wait(0.2):
-                self._handle(event)
-            self._end_overdue()
-            self._assign()
+        try:
+            for number in range(workers):
+                self._start(number)
+            while self._seats:
+                for event in self.executor.wait(0.2):
+                    self._handle(event)
+                self._end_overdue()
+                self._assign()
+                self._tell()
+        finally:
+            for number in self._seats:
+                self.executor.kill(number)
         return self.tally
 
     # --- handing out
@@ -193,6 +204,12 @@ class Scheduler:
         if fresh is None and self._suspects:
             return self._suspects.popleft()
         return fresh
+
+    def _has_work(self) -> bool:
+        """Whether anything waits for a worker."""
+        if not (self._again or self._suspects):
+            self._again.extend(islice(self._fresh, 1))
+        return bool(self._again or self._suspects)
 
     def _peek(self) -> Task | None:
         """The task that a worker gets after the current one, so that it can decode ahead."""
@@ -241,8 +258,8 @@ class Scheduler:
         if isinstance(event, Crashed):
             self._lose(event.worker, seat, "crash", event.why)
             return
+        self._barren[seat.doing] = 0
         if isinstance(event, Finished):
-            self._barren = 0
             self._book(seat, event.report)
         seat.doing, seat.task = "idle", None
 
@@ -296,8 +313,8 @@ class Scheduler:
     def _lose(self, number: int, seat: _Seat, cause: str, why: str) -> None:
         """A worker is gone: charge what it worked on, give its unwritten rows to others."""
         if seat.task is not None:
-            self._barren = 0
-            ids = ", ".join(dict.fromkeys(item.key.id for item in seat.task.items))
+            first, *others = [item.key.id for item in seat.task.items]
+            ids = f"{first} and {len(others)} more" if others else first
             self.watcher.note(f"a worker was lost while it worked on {ids}: {why}")
             alone = len(seat.task.units) == 1
             for task in seat.task.split():
@@ -306,16 +323,16 @@ class Scheduler:
                 else:
                     self._suspects.append(task)
         else:
-            self._barren += 1
+            self._barren[seat.doing] += 1
             self._give_up_on_workers(seat.doing, why)
         if seat.upcoming is not None:
             self._again.append(seat.upcoming)
         self._requeue_lost(seat)
         del self._seats[number]
-        if not self.stop:
-            self._start(number)
-        else:
+        if self.stop:
             self.tally.interrupted = True
+        elif self._has_work():
+            self._start(number)
 
     def _requeue_lost(self, seat: _Seat) -> None:
         written = self.durable(seat.held) if seat.held else set()
@@ -330,17 +347,18 @@ class Scheduler:
         self._again.extend(Task((item,), tuple(stages)) for item, stages in by_item.values())
 
     def _give_up_on_workers(self, doing: str, why: str) -> None:
-        if self._barren < self.limits.barren:
+        count = self._barren[doing]
+        if count < self.limits.barren:
             return
         names = ", ".join(self.job.stages.names)
         if doing == "flushing":
             raise StoreError(
-                f"{self._barren} workers in a row ended while writing shards of {names} to "
+                f"{count} workers in a row ended while writing shards of {names} to "
                 f"{self.job.store}: {why}; check that the disk answers and has room, then run again"
             )
         raise StageSetupError(
-            self.job.stages.names[0],
-            f"workers of {names} end while they start ({self._barren} in a row): {why}; run once "
+            self.job.stages.names[0] if len(self.job.stages.names) == 1 else "",
+            f"workers of {names} end while they start ({count} in a row): {why}; run once "
             "with --executor inline to see the error itself",
         )
 
@@ -355,6 +373,26 @@ class Scheduler:
             elif now > seat.deadline:
                 self.executor.kill(number)
                 self._lose(number, seat, "timeout", f"no answer within {self._limit(seat):g} s")
+
+    def _tell(self) -> None:
+        """Say once that a stop is on its way, or that no worker has come up."""
+        busy = sum(seat.doing != "idle" for seat in self._seats.values())
+        if self.stop and busy:
+            self._say(
+                f"stopping: finishing and writing what is in work, at most {self.limits.grace_s:g} "
+                "s; once more Ctrl-C ends at once"
+            )
+        waiting = all(seat.doing == "starting" for seat in self._seats.values())
+        if busy and waiting and time.monotonic() - self._began > _PATIENCE_S:
+            self._say(
+                f"no worker of {', '.join(self.job.stages.names)} has started after "
+                f"{_PATIENCE_S:g} s: it loads weights, or the cluster is full (`ray status`)"
+            )
+
+    def _say(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self.watcher.note(text)
 
     def _limit(self, seat: _Seat) -> float:
         starting = seat.doing == "starting"

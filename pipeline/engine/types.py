@@ -51,7 +51,7 @@ class StageSetupError(StorylineError):
     """A stage cannot be set up on a worker (a missing checkpoint, a missing package).
 
     Args:
-        stage: name of the stage.
+        stage: name of the stage; "" if nobody knows which of the set it was.
         message: the sentence for the user.
     """
 

@@ -25,7 +25,6 @@ __all__ = [
     "Events",
     "Method",
     "Node",
-    "Settings",
     "combine",
     "oneshot_clips",
     "parse",
@@ -82,16 +81,6 @@ class Events:
     scores: NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The arguments of `parse` in clips instead of seconds."""
-
-    min_len: int
-    delta_rel: float
-    max_events: int | None
-    max_depth: int | None
-
-
 def parse(
     features: NDArray[Any],
     clip_len_s: float,
@@ -139,9 +128,9 @@ def parse(
         )
     scorer = BoundaryScorer(features, _clips(half_width_s, clip_len_s), taper, edges)
     scores = scorer.segment(0, n)
-    settings = Settings(_clips(min_len_s, clip_len_s), delta_rel, max_events, max_depth)
-    cuts = METHODS[method](scorer, scores, settings, clip_len_s, duration_s)
-    return _events(cuts, duration_s, scores)
+    min_len = _clips(min_len_s, clip_len_s)
+    task = _Task(scorer, scores, clip_len_s, duration_s, min_len, delta_rel, max_events, max_depth)
+    return _events(METHODS[method](task), duration_s, scores)
 
 
 def combine(streams: Sequence[tuple[NDArray[Any], float]]) -> NDArray[np.float64]:
@@ -240,6 +229,24 @@ def _rescore(
 
 
 @dataclass(frozen=True)
+class _Task:
+    """One video and the arguments of `parse`, lengths in clips."""
+
+    scorer: BoundaryScorer
+    scores: NDArray[np.float64]
+    clip_len_s: float
+    duration_s: float
+    min_len: int
+    delta_rel: float
+    max_events: int | None
+    max_depth: int | None
+
+    @property
+    def max_cuts(self) -> int | None:
+        return None if self.max_events is None else self.max_events - 1
+
+
+@dataclass(frozen=True)
 class _Cut:
     """A boundary in seconds and its place in the tree; `parent` is the time of another cut."""
 
@@ -249,26 +256,22 @@ class _Cut:
     parent_s: float | None = None
 
 
-def _rtp(
-    scorer: BoundaryScorer,
-    scores: NDArray[np.float64],
-    settings: Settings,
-    clip_len_s: float,
-    duration_s: float,
-) -> list[_Cut]:
-    del duration_s
-    threshold = relative_threshold(scores, settings.delta_rel)
-    max_splits = None if settings.max_events is None else settings.max_events - 1
+def _rtp(task: _Task) -> list[_Cut]:
     nodes = recursive_nodes(
-        scorer, scores, settings.min_len, threshold, max_splits, settings.max_depth
+        task.scorer,
+        task.scores,
+        task.min_len,
+        relative_threshold(task.scores, task.delta_rel),
+        task.max_cuts,
+        task.max_depth,
     )
-    edges = {node.clip: _edge(scorer, node.clip) for node in nodes}
+    edges = {node.clip: _edge(task.scorer, node.clip) for node in nodes}
     cuts: dict[int, _Cut] = {}
     for node, parent in sorted(_with_parents(nodes), key=lambda pair: pair[0].depth):
         edge = edges[node.clip]
         if edge not in cuts:
-            above = None if parent is None else edges[parent.clip] * clip_len_s
-            cuts[edge] = _Cut(edge * clip_len_s, node.score, node.depth, above)
+            above = None if parent is None else edges[parent.clip] * task.clip_len_s
+            cuts[edge] = _Cut(edge * task.clip_len_s, node.score, node.depth, above)
     return list(cuts.values())
 
 
@@ -318,35 +321,20 @@ def oneshot_clips(scores: NDArray[np.float64], resolution: float = 1e-9) -> NDAr
     return np.flatnonzero(peaks & (inner > resolution)) + 1
 
 
-def _oneshot(
-    scorer: BoundaryScorer,
-    scores: NDArray[np.float64],
-    settings: Settings,
-    clip_len_s: float,
-    duration_s: float,
-) -> list[_Cut]:
-    del duration_s
-    clips = oneshot_clips(scores, scorer.resolution)
-    if settings.max_events is not None:
-        strongest = np.argsort(-scores[clips], kind="stable")[: settings.max_events - 1]
-        clips = clips[np.sort(strongest)]
-    cuts = {_edge(scorer, int(clip)): float(scores[clip]) for clip in clips}
-    return [_Cut(edge * clip_len_s, strength) for edge, strength in cuts.items()]
+def _oneshot(task: _Task) -> list[_Cut]:
+    clips = oneshot_clips(task.scores, task.scorer.resolution)
+    if task.max_cuts is not None:
+        clips = clips[np.argsort(-task.scores[clips], kind="stable")[: task.max_cuts]]
+    cuts = {_edge(task.scorer, int(clip)): float(task.scores[clip]) for clip in np.sort(clips)}
+    return [_Cut(edge * task.clip_len_s, strength) for edge, strength in cuts.items()]
 
 
-def _uniform(
-    scorer: BoundaryScorer,
-    scores: NDArray[np.float64],
-    settings: Settings,
-    clip_len_s: float,
-    duration_s: float,
-) -> list[_Cut]:
-    del scorer, scores, clip_len_s
-    events = settings.max_events or _UNIFORM_EVENTS
-    return [_Cut(duration_s * i / events) for i in range(1, events)]
+def _uniform(task: _Task) -> list[_Cut]:
+    events = task.max_events or _UNIFORM_EVENTS
+    return [_Cut(task.duration_s * i / events) for i in range(1, events)]
 
 
-METHODS: Mapping[str, Callable[..., list[_Cut]]] = {
+METHODS: Mapping[str, Callable[[_Task], list[_Cut]]] = {
     "rtp": _rtp,
     "oneshot": _oneshot,
     "uniform": _uniform,

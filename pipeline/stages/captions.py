@@ -20,8 +20,15 @@ from pydantic import Field
 from data.identity import canonical_json
 from data.store.types import Row, Schema, StreamSpec
 from data.video.types import FrameRequest, VideoFacts, View, Window
-from pipeline.stage import STAGES, FrameStage, Item, Resources
-from pipeline.stages.common import WorkerOptions, facts_of, grid_of, weights_params
+from pipeline.stage import STAGES, FrameStage, Item
+from pipeline.stages.common import (
+    Configured,
+    WorkerOptions,
+    built,
+    facts_of,
+    grid_of,
+    weights_params,
+)
 
 if TYPE_CHECKING:
     from models.captioners import Captioner, CaptionResult
@@ -54,7 +61,7 @@ class CaptionsOptions(WorkerOptions):
 
 
 @STAGES.register("captions")
-class CaptionsStage(FrameStage):
+class CaptionsStage(Configured, FrameStage):
     """Captions with times and records, in parts."""
 
     name = "captions"
@@ -77,11 +84,6 @@ class CaptionsStage(FrameStage):
         weights = weights_params(self.options.checkpoint, self.options.seed)
         prompt = load_prompt(self.options.prompt)
         return options | {"weights": weights, "instructions": list(prompt.instructions)}
-
-    @property
-    def resources(self) -> Resources:
-        """As configured."""
-        return self.options.resources
 
     @property
     def batch_size(self) -> int:
@@ -110,13 +112,13 @@ class CaptionsStage(FrameStage):
 
     def request(self, item: Item) -> FrameRequest:
         """The frames on the screen at each timestamp, or spread over each clip."""
-        captioner = self._built()
+        captioner = built(self._captioner, self.name)
         starts = self._of_part(item)
-        k = captioner.frames
+        frame = np.arange(captioner.frames, dtype=np.float64)
         if self.options.per == "clip":
-            offsets = (np.arange(k) + 0.5) * self.context.clip_len_s / k
+            offsets = (frame + 0.5) * (self.context.clip_len_s / captioner.frames)
         else:
-            offsets = (np.arange(k) - (k - 1)) * self.options.frame_gap_s
+            offsets = (frame - frame[-1]) * self.options.frame_gap_s
         view = View(captioner.short_side, captioner.crop)
         return FrameRequest(self.name, starts[:, None] + offsets, view, inclusive=True)
 
@@ -134,7 +136,7 @@ class CaptionsStage(FrameStage):
             )
             for window in windows
         ]
-        return self._built().caption(requests)
+        return built(self._captioner, self.name).caption(requests)
 
     def finish(self, item: Item, results: Sequence[CaptionResult]) -> Row:
         """Texts and records of one part."""
@@ -147,7 +149,7 @@ class CaptionsStage(FrameStage):
             grid_of(item, self.context),
             {"time_s": starts},
             {"caption": [result.text for result in results], "record": records},
-            {"captioner": dict(self._built().params())},
+            {"captioner": dict(built(self._captioner, self.name).params())},
         )
 
     def _record(self, item: Item, unit: int, result: CaptionResult) -> str:
@@ -184,11 +186,6 @@ class CaptionsStage(FrameStage):
         index = self._index(item, unit)
         count = len(self._prompt.instructions)
         return choose_instruction(self.options.seed, item.key.content, index, count)
-
-    def _built(self) -> Captioner:
-        if self._captioner is None:
-            raise ValueError("captions is used before its setup")
-        return self._captioner
 
 
 def choose_instruction(seed: int, content: str, index: int, count: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -15,7 +15,18 @@ from data.identity import digest, file_sha256
 from data.video.types import Video, VideoFacts
 from pipeline.stage import Item, Resources, StageContext
 
-__all__ = ["WorkerOptions", "facts_of", "grid_of", "video_of", "weights_params"]
+__all__ = [
+    "Configured",
+    "NetworkOptions",
+    "WorkerOptions",
+    "built",
+    "facts_of",
+    "grid_of",
+    "video_of",
+    "weights_params",
+]
+
+T = TypeVar("T")
 
 
 class WorkerOptions(Group):
@@ -29,6 +40,53 @@ class WorkerOptions(Group):
     def resources(self) -> Resources:
         """The same, for the engine."""
         return Resources(self.cpus, self.gpus, self.memory_mb)
+
+
+class NetworkOptions(WorkerOptions):
+    """Which network a stage uses, and its weights."""
+
+    preset: Literal["tiny", "full"] = Field(
+        "tiny", description="`full` is the published architecture, `tiny` a narrow one."
+    )
+    checkpoint: Path | None = Field(
+        None, description="Weights or table of the network; null: random weights from `seed`."
+    )
+    seed: int = Field(0, ge=0, description="Seed of random weights.")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="Further arguments of the network; they win over preset."
+    )
+
+    @property
+    def params(self) -> dict[str, Any]:
+        """What determines the network: plain JSON for the recipe."""
+        weights = weights_params(self.checkpoint, self.seed)
+        return {"preset": self.preset, "options": self.options, "weights": weights}
+
+    @property
+    def network_json(self) -> str:
+        """The options that say which network, without those of workers and batches."""
+        return self.model_dump_json(include=set(NetworkOptions.model_fields) - _OF_WORKERS)
+
+
+class Configured:
+    """A stage whose workers get what its options say."""
+
+    options: WorkerOptions
+
+    @property
+    def resources(self) -> Resources:
+        """As configured."""
+        return self.options.resources
+
+
+_OF_WORKERS = frozenset(WorkerOptions.model_fields)
+
+
+def built(thing: T | None, stage: str) -> T:
+    """What `setup` made; a stage that is used without it is a mistake of the engine."""
+    if thing is None:
+        raise ValueError(f"stage '{stage}' is used before its setup")
+    return thing
 
 
 def video_of(item: Item) -> Video:

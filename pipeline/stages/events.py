@@ -13,8 +13,8 @@ from data.errors import InputError, UsageError
 from data.store.types import Row, Schema, StreamSpec
 from pipeline.events.parser import Method, combine, parse
 from pipeline.events.scores import Edges, Taper
-from pipeline.stage import STAGES, Inputs, Item, Resources, RowStage, StageContext
-from pipeline.stages.common import WorkerOptions
+from pipeline.stage import STAGES, Inputs, Item, RowStage, StageContext
+from pipeline.stages.common import Configured, WorkerOptions
 
 __all__ = ["EventsOptions", "EventsStage"]
 
@@ -49,7 +49,7 @@ class EventsOptions(WorkerOptions):
 
 
 @STAGES.register("events")
-class EventsStage(RowStage):
+class EventsStage(Configured, RowStage):
     """Boundaries, spans that partition `[0, D]`, and boundary scores, in seconds."""
 
     name = "events"
@@ -83,11 +83,6 @@ class EventsStage(RowStage):
     def params(self) -> Mapping[str, Any]:
         """All options that `parse` sees."""
         return self.options.model_dump(mode="json", exclude=set(WorkerOptions.model_fields))
-
-    @property
-    def resources(self) -> Resources:
-        """As configured."""
-        return self.options.resources
 
     def process(self, item: Item, inputs: Inputs) -> Row:
         """Parse the features of one video.

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +16,8 @@ from pydantic import Field
 
 from data.store.types import Row, Schema, StreamSpec
 from data.video.types import FrameRequest, View, Window
-from pipeline.stage import STAGES, FrameStage, Item, Resources
-from pipeline.stages.common import WorkerOptions, facts_of, grid_of, weights_params
+from pipeline.stage import STAGES, FrameStage, Item
+from pipeline.stages.common import Configured, NetworkOptions, built, facts_of, grid_of
 
 if TYPE_CHECKING:
     from models.backbones import Backbone
@@ -33,26 +32,13 @@ __all__ = [
 ]
 
 
-class BackboneOptions(WorkerOptions):
+class BackboneOptions(NetworkOptions):
     """Section of a backbone stage in pipeline.yaml."""
 
-    preset: Literal["tiny", "full"] = Field(
-        "tiny", description="`full` is the published architecture, `tiny` a narrow one."
-    )
-    checkpoint: Path | None = Field(
-        None, description="Weights of the preset's architecture; null: random weights from `seed`."
-    )
-    seed: int = Field(0, ge=0, description="Seed of random weights.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Further arguments of the backbone; they win over preset."
-    )
     batch_size: int = Field(8, ge=1, description="Clips that go through the network together.")
 
 
-_WHICH = {"preset", "checkpoint", "seed", "options"}
-
-
-class BackboneStage(FrameStage):
+class BackboneStage(Configured, FrameStage):
     """Frames of each clip to one un-normalised float16 vector, exactly N rows per video."""
 
     stream: ClassVar[str]
@@ -70,16 +56,7 @@ class BackboneStage(FrameStage):
 
     def params(self) -> Mapping[str, Any]:
         """Architecture and weights."""
-        return {
-            "preset": self.options.preset,
-            "options": self.options.options,
-            "weights": weights_params(self.options.checkpoint, self.options.seed),
-        }
-
-    @property
-    def resources(self) -> Resources:
-        """As configured."""
-        return self.options.resources
+        return self.options.params
 
     @property
     def batch_size(self) -> int:
@@ -99,7 +76,7 @@ class BackboneStage(FrameStage):
     def request(self, item: Item) -> FrameRequest:
         """The frames that the backbone wants of every clip of the grid."""
         facts = facts_of(item)
-        backbone = self._built()
+        backbone = built(self._backbone, self.name)
         times = backbone.clip_times(
             grid_of(item, self.context).starts_s,
             self.context.clip_len_s,
@@ -111,7 +88,9 @@ class BackboneStage(FrameStage):
     def encode(self, item: Item, windows: Sequence[Window]) -> Sequence[NDArray[np.float32]]:
         """One vector (D,) per window."""
         del item
-        return list(self._built().encode(np.stack([window.frames for window in windows])))
+        return list(
+            built(self._backbone, self.name).encode(np.stack([window.frames for window in windows]))
+        )
 
     def finish(self, item: Item, results: Sequence[NDArray[np.float32]]) -> Row:
         """The row; its facts say which weights were really used."""
@@ -127,19 +106,14 @@ class BackboneStage(FrameStage):
                 f"features of video {item.key.id} are not finite in float16; "
                 "the weights do not fit the network"
             )
-        facts = {"weights": self._built().weights.recipe()}
+        facts = {"weights": built(self._backbone, self.name).weights.recipe()}
         return Row(item.key, grid, {self.stream: features}, facts=facts)
 
     def _dim(self) -> int:
         """Length of the vector; only unusual options make it necessary to build the network."""
         if not self.options.options:
             return self.dims[self.options.preset]
-        return _built_dim(self.name, self.options.model_dump_json(include=_WHICH))
-
-    def _built(self) -> Backbone:
-        if self._backbone is None:
-            raise ValueError(f"stage '{self.name}' is used before its setup")
-        return self._backbone
+        return _built_dim(self.name, self.options.network_json)
 
 
 class ClipOptions(BackboneOptions):

@@ -7,7 +7,7 @@ the store and never made again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,9 +17,10 @@ from pydantic import Field
 
 from data.errors import InputError
 from data.store.types import Row, Schema, StreamSpec
-from pipeline.stage import STAGES, Inputs, Item, Resources, RowStage
+from pipeline.stage import STAGES, Inputs, Item, RowStage
 from pipeline.stages.align import align
-from pipeline.stages.text import TextOptions, build_encoder, text_dims, text_params
+from pipeline.stages.common import Configured, built
+from pipeline.stages.text import TextOptions, build_encoder, text_dims
 
 if TYPE_CHECKING:
     from models.text import CaptionVector, TextEncoder
@@ -52,7 +53,7 @@ class _Said:
 
 
 @STAGES.register("narratives")
-class NarrativesStage(RowStage):
+class NarrativesStage(Configured, RowStage):
     """One float16 vector and a coverage mark per clip; the paragraph as `t: caption` lines."""
 
     name = "narratives"
@@ -60,7 +61,7 @@ class NarrativesStage(RowStage):
     stream: ClassVar[str] = "narrative"
     Options: ClassVar[type[Any]] = NarrativesOptions
     options: NarrativesOptions
-    _encoder: TextEncoder | None = None
+    _embed: Callable[[str], CaptionVector | None] | None = None
 
     @property
     def schema(self) -> Schema:
@@ -76,22 +77,15 @@ class NarrativesStage(RowStage):
     def params(self) -> Mapping[str, Any]:
         """Encoder, fill policy, and what happens to flagged captions."""
         policies = {"fill": self.options.fill, "flagged": self.options.flagged}
-        return {"encoder": text_params(self.options)} | policies
-
-    @property
-    def resources(self) -> Resources:
-        """As configured."""
-        return self.options.resources
+        return {"encoder": self.options.params} | policies
 
     def setup(self) -> None:
         """Build the text encoder. Captions repeat, within a video and between videos."""
-        self._encoder = build_encoder(self.options, self.context.device)
-        self._embed = lru_cache(_REMEMBERED)(partial(_vector_of, self._encoder))
+        encoder = build_encoder(self.options, self.context.device)
+        self._embed = lru_cache(_REMEMBERED)(partial(_vector_of, encoder))
 
     def process(self, item: Item, inputs: Inputs) -> Row:
         """Captions of one video to its narrative. A caption without words counts as missing."""
-        if self._encoder is None:
-            raise ValueError("narratives is used before its setup")
         captions = inputs.row("captions")
         if captions.grid is None:
             raise ValueError(f"the captions of {item.key.id} come without a grid")
@@ -117,9 +111,10 @@ class NarrativesStage(RowStage):
 
     def _said(self, captions: Row) -> Iterator[_Said]:
         """The captions that count, in the order of the row."""
+        embed = built(self._embed, self.name)
         columns = (captions["time_s"], captions.texts["caption"], captions.texts["record"])
         for time_s, text, record in zip(*columns, strict=True):
-            embedded = self._embed(text) if self._usable(record) else None
+            embedded = embed(text) if self._usable(record) else None
             if embedded is not None:
                 yield _Said(float(time_s), text, embedded)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from data.store.types import Row, Schema
-from pipeline.stage import STAGES, Inputs, Item, Resources, RowStage
-from pipeline.stages.common import WorkerOptions, video_of
+from pipeline.stage import STAGES, Inputs, Item, RowStage
+from pipeline.stages.common import Configured, WorkerOptions, built, video_of
 
 if TYPE_CHECKING:
     from data.video import IsolatedDecoder
@@ -26,7 +26,7 @@ class ProbeOptions(WorkerOptions):
 
 
 @STAGES.register("probe")
-class ProbeStage(RowStage):
+class ProbeStage(Configured, RowStage):
     """Facts of one video: `VideoFacts` as the row's facts, and its grid.
 
     A file that cannot be used raises the InputError of the decoder (reasons: `data.video`). What
@@ -52,11 +52,6 @@ class ProbeStage(RowStage):
             "damaged": self.context.damaged,
         }
 
-    @property
-    def resources(self) -> Resources:
-        """As configured."""
-        return self.options.resources
-
     def setup(self) -> None:
         """Make ready a decoder; its child process starts with the first video."""
         from data.video import IsolatedDecoder
@@ -76,7 +71,5 @@ class ProbeStage(RowStage):
     def process(self, item: Item, inputs: Inputs) -> Row:
         """Decode the whole (part of the) video without keeping pictures."""
         del inputs
-        if self._decoder is None:
-            raise ValueError("probe is used before its setup")
-        facts = self._decoder.probe(video_of(item))
+        facts = built(self._decoder, self.name).probe(video_of(item))
         return Row(item.key, facts.grid(self.context.clip_len_s), facts=facts.to_json())

@@ -9,8 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from data.store.types import Row, Schema, StreamSpec
-from pipeline.stage import STAGES, Inputs, Item, Resources, RowStage
-from pipeline.stages.text import TextOptions, build_encoder, text_dims, text_params
+from pipeline.stage import STAGES, Inputs, Item, RowStage
+from pipeline.stages.common import Configured, built
+from pipeline.stages.text import TextOptions, build_encoder, text_dims
 
 if TYPE_CHECKING:
     from models.text import TextEncoder
@@ -25,7 +26,7 @@ class QueriesOptions(TextOptions):
 
 
 @STAGES.register("queries")
-class QueriesStage(RowStage):
+class QueriesStage(Configured, RowStage):
     """Token states (T, D) and pooled vector (1, P), un-normalised float16."""
 
     name = "queries"
@@ -47,12 +48,7 @@ class QueriesStage(RowStage):
 
     def params(self) -> Mapping[str, Any]:
         """The encoder."""
-        return {"encoder": text_params(self.options)}
-
-    @property
-    def resources(self) -> Resources:
-        """As configured."""
-        return self.options.resources
+        return {"encoder": self.options.params}
 
     @property
     def group_size(self) -> int:
@@ -70,11 +66,9 @@ class QueriesStage(RowStage):
             InputError: `no-text`, a sentence without words.
         """
         del inputs
-        if self._encoder is None:
-            raise ValueError("queries is used before its setup")
         if item.text is None:
             raise ValueError(f"item {item.key.id} has no sentence")
-        (states,) = self._encoder.encode([item.text])
+        (states,) = built(self._encoder, self.name).encode([item.text])
         arrays = {
             "tokens": states.tokens.astype(np.float16),
             "pooled": states.pooled.reshape(1, -1).astype(np.float16),

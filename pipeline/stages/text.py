@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from pipeline.stages.common import WorkerOptions, weights_params
+from pipeline.stages.common import NetworkOptions
 
 if TYPE_CHECKING:
     from models.text import TextEncoder
 
-__all__ = ["KNOWN_DIMS", "TextOptions", "build_encoder", "text_dims", "text_params"]
+__all__ = ["KNOWN_DIMS", "TextOptions", "build_encoder", "text_dims"]
 
 KNOWN_DIMS: dict[tuple[str, str], tuple[int, int]] = {
     ("clip", "full"): (512, 512),
@@ -24,33 +23,15 @@ KNOWN_DIMS: dict[tuple[str, str], tuple[int, int]] = {
 """(token states, pooled vector) by encoder and preset, so that a plan needs no network."""
 
 
-class TextOptions(WorkerOptions):
+class TextOptions(NetworkOptions):
     """Which text encoder a stage uses."""
 
     encoder: str = Field("clip", description="Name of the text encoder.")
-    preset: Literal["tiny", "full"] = Field(
-        "tiny", description="`full` is the published architecture, `tiny` a narrow one."
-    )
-    checkpoint: Path | None = Field(
-        None, description="Weights or table of the encoder; null: random weights from `seed`."
-    )
-    seed: int = Field(0, ge=0, description="Seed of random weights.")
-    options: dict[str, Any] = Field(
-        default_factory=dict, description="Further arguments of the encoder; they win over preset."
-    )
 
-
-_WHICH = {"encoder", "preset", "checkpoint", "seed", "options"}
-
-
-def text_params(options: TextOptions) -> dict[str, Any]:
-    """What determines the states of a text: plain JSON for the recipe."""
-    return {
-        "name": options.encoder,
-        "preset": options.preset,
-        "options": options.options,
-        "weights": weights_params(options.checkpoint, options.seed),
-    }
+    @property
+    def params(self) -> dict[str, Any]:
+        """What determines the states of a text: plain JSON for the recipe."""
+        return {"name": self.encoder} | super().params
 
 
 def build_encoder(options: TextOptions, device: str = "cpu") -> TextEncoder:
@@ -61,13 +42,9 @@ def build_encoder(options: TextOptions, device: str = "cpu") -> TextEncoder:
     """
     from models.text import create
 
-    return create(
-        options.encoder,
-        options.checkpoint,
-        preset=options.preset,
-        device=device,
-        **{"seed": options.seed, **options.options},
-    )
+    where = {} if device == "cpu" else {"device": device}  # encoders without a network take none
+    arguments = {"seed": options.seed, **where, **options.options}
+    return create(options.encoder, options.checkpoint, preset=options.preset, **arguments)
 
 
 def text_dims(options: TextOptions) -> tuple[int, int]:
@@ -75,10 +52,11 @@ def text_dims(options: TextOptions) -> tuple[int, int]:
     known = KNOWN_DIMS.get((options.encoder, options.preset))
     if known is not None and not options.options:
         return known
-    return _built_dims(options.model_dump_json(include=_WHICH))
+    return _built_dims(options.encoder, options.network_json)
 
 
 @lru_cache
-def _built_dims(options: str) -> tuple[int, int]:
-    encoder = build_encoder(TextOptions.model_validate_json(options))
-    return encoder.dim, encoder.pooled_dim
+def _built_dims(encoder: str, network: str) -> tuple[int, int]:
+    which = NetworkOptions.model_validate_json(network).model_dump()
+    built = build_encoder(TextOptions(encoder=encoder, **which))
+    return built.dim, built.pooled_dim

@@ -15,7 +15,7 @@ from models.retrieval import MODELS, PLUGINS, PRESETS, RetrievalModel, create_mo
 from models.retrieval.decode import ranked
 from models.retrieval.official import fill, official_state_dict
 from models.retrieval.parts.spans import overlap, start_end
-from models.retrieval.testing import random_batch, take
+from models.retrieval.testing import alone, random_batch, take
 from models.retrieval.types import Batch, Predictions, StepContext
 
 VIDEO, TEXT, SIDES = 18, 12, {"narrative": 12}
@@ -94,14 +94,14 @@ def test_a_sample_alone_gives_what_it_gives_beside_longer_ones(case: Case) -> No
     model, batch = case.build().eval(), ragged()
     together = model(batch)
     for row, clips in enumerate(batch.video_mask.sum(1).tolist()):
-        alone = model(take(batch, [row], clips=clips))
+        by_itself = model(alone(batch, row))
         beside = Predictions(
             together.logits[row : row + 1],
             together.spans[row : row + 1],
             together.saliency[row : row + 1],
             tuple((a[row : row + 1], b[row : row + 1]) for a, b in together.layers),
         )
-        equal(alone, beside, clips)
+        equal(by_itself, beside, clips)
 
 
 @every_fixed
@@ -110,8 +110,8 @@ def test_what_lies_in_padding_changes_nothing(case: Case) -> None:
     model, batch = case.build().eval(), ragged()
     noisy = replace(
         batch,
-        video=torch.where(batch.video_mask.unsqueeze(-1), batch.video, 9.0),
-        text=torch.where(batch.text_mask.unsqueeze(-1), batch.text, -9.0),
+        video=torch.where(batch.video_mask.unsqueeze(-1), batch.video, torch.randn(VIDEO)),
+        text=torch.where(batch.text_mask.unsqueeze(-1), batch.text, torch.randn(TEXT)),
     )
     equal(model(noisy), model(batch), clips=3)
 
@@ -150,7 +150,7 @@ def test_gradients_reach_every_parameter(case: Case) -> None:
 def test_every_loss_is_named_finite_and_in_the_sum_that_is_minimised(case: Case) -> None:
     model = case.build().train()
     losses = model.losses(ragged(), StepContext())
-    terms = {term.name: term.weight for term in model.criterion.terms}
+    terms = {name: term.weight for name, term in model.criterion.terms.items()}
     assert terms.keys() <= losses.keys()
     for name, loss in losses.items():
         assert loss.shape == (), name
@@ -264,6 +264,17 @@ def test_extreme_features_train_without_nan(case: Case, size: float) -> None:
     check_step(
         case.build().train(), replace(batch, video=batch.video * size, text=batch.text * size)
     )
+
+
+@every_fixed
+def test_autocast_to_bfloat16_trains_and_stays_near(case: Case) -> None:
+    model, batch = case.build().train(), ragged()
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        check_step(model, batch)
+        near = model(batch)
+    assert (near.spans - exact.spans).abs().max() < 0.05
+    assert near.saliency.dtype == torch.float32
 
 
 def check_step(model: RetrievalModel, batch: Batch) -> None:

@@ -15,8 +15,10 @@ from rich.console import Console
 from pipeline.config import load_pipeline_config
 from pipeline.engine.stop import StopFlag
 from pipeline.progress import Progress
-from pipeline.run import Result, Run, look, ray_or_inline
+from pipeline.engine.types import Executor
+from pipeline.run import Result, Run, StageWatcher, look, ray_or_inline
 from pipeline.stage import STAGES
+
 
 @pytest.fixture
 def toy_stages(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,6 +48,8 @@ def run_toys(tmp_path: Path, toy_stages: None) -> toys.RunToys:
         limit: int | None = None,
         retry_failed: bool = False,
         stop: StopFlag | None = None,
+        executor: Executor | None = None,
+        watcher: StageWatcher | None = None,
         **config: Any,
     ) -> Result:
         file = tmp_path / "pipeline.yaml"
@@ -58,9 +62,9 @@ def run_toys(tmp_path: Path, toy_stages: None) -> toys.RunToys:
         file.write_text(yaml.safe_dump(base | config))
         loaded = load_pipeline_config(file, overrides)
         view = look(loaded, asked, limit)
-        progress = Progress(Console(quiet=True))
-        flag = stop or StopFlag()
-        run = Run(loaded, view, ray_or_inline(loaded), progress, flag)
+        maker = ray_or_inline(loaded) if executor is None else lambda program: executor
+        quiet = watcher or Progress(Console(quiet=True))
+        run = Run(loaded, view, maker, quiet, StopFlag() if stop is None else stop)
         return run.run(retry_failed=retry_failed)
 
     return run

@@ -53,7 +53,7 @@ def test_quarantine_ends_with_3_and_says_how_many_why_and_how_to_retry(folder: P
     assert "toy-refused" in done.output
     assert "refuse-1: refuse-1 is refused" in done.output
     assert "pipeline run --stage rows --limit 4 --retry-failed" in done.output
-    assert "1 damaged videos were kept with the frames that decode" in done.output
+    assert "decode.damaged is 'keep'" in done.output
     assert "damaged-1 (3 packets)" in done.output
 
 
@@ -69,6 +69,10 @@ WRONG = {
         "unknown key 'stages.rosw'; did you mean 'rows'",
     ),
     "wrong value": (["run", "--set", "clip_len_s=-1"], "'clip_len_s': "),
+    "unknown decoder": (
+        ["run", "--set", "decode.backend=pyva"],
+        "unknown video decoder 'pyva'; did you mean 'pyav'",
+    ),
     "missing folder": (["run", "--set", "videos.root=nowhere"], "nowhere does not exist"),
     "empty folder": (["run", "--set", "videos.root=empty"], "holds no videos"),
     "empty list": (["run", "--set", "videos.root=empty.jsonl"], "lists no videos"),

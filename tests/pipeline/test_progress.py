@@ -10,16 +10,26 @@ from rich.console import Console
 from pipeline.progress import Progress, StageProgress, duration
 
 
-def test_rate_and_rest_follow_the_clock() -> None:
+def test_rate_and_rest_count_from_the_first_unit() -> None:
     now = [0.0]
-    stage = StageProgress("clip", total=100, before=7, clock=lambda: now[0])
+    stage = StageProgress("clip", total=101, before=7, clock=lambda: now[0])
+    assert stage.text == "clip: 0/101, ?/s, ? left"
+    now[0] = 30.0
+    stage.advance(1, 0)
     assert stage.eta_s is None
-    now[0] = 10.0
-    stage.done, stage.failed = 18, 2
+    now[0] = 40.0
+    stage.advance(18, 2)
     assert (stage.rate_hz, stage.eta_s) == (2.0, 40.0)
-    assert stage.text == "clip: 18/100, 2 failed, 2/s, 40 s left"
-    stage.done = 98
-    assert stage.eta_s == 0.0
+    assert stage.text == "clip: 19/101, 2 failed, 2/s, 40 s left"
+
+
+def test_in_the_end_the_rate_is_that_of_the_whole_stage() -> None:
+    now = [0.0]
+    stage = StageProgress("clip", total=20, before=0, clock=lambda: now[0])
+    now[0] = 5.0
+    stage.advance(20, 0)
+    now[0] = stage.ended = 10.0
+    assert stage.text == "clip: 20/20, 2/s, took 10 s"
 
 
 def test_a_file_gets_plain_lines() -> None:

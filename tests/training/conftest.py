@@ -31,8 +31,7 @@ def store(tmp_path_factory: pytest.TempPathFactory, splits: Annotations) -> Stor
     return write_store(tmp_path_factory.mktemp("trainer") / "store", splits)
 
 
-@pytest.fixture
-def values(store: Store) -> dict[str, Any]:
+def small_values(store: Store) -> dict[str, Any]:
     """A configuration that trains in a second per epoch at most."""
     return {
         "data": {"store": str(store.path)},
@@ -52,6 +51,12 @@ def values(store: Store) -> dict[str, Any]:
         "loop": {"epochs": 2, "batch_size": 8, "device": "cpu", "seed": 3},
         "eval": {"batch_size": 4},
     }
+
+
+@pytest.fixture
+def values(store: Store) -> dict[str, Any]:
+    """A configuration that a test may change."""
+    return small_values(store)
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ def _sample(row: Annotation) -> Sample:
         grid=Grid(CLIPS * CLIP_LEN_S, CLIP_LEN_S),
         video=video.astype(np.float32),
         text=text.astype(np.float32),
-        narrative=video[:, :5].astype(np.float32),
+        narrative=video[:, :WIDTH].astype(np.float32),
         narrative_mask=np.arange(CLIPS) % 4 > 0,
         events=np.asarray([[0.0, 0.5, 0.0], [0.5, 1.0, 0.0]], np.float32),
     )
@@ -76,7 +76,7 @@ def write_store(path: Path, splits: Annotations) -> Store:
         "slowfast": _recipe("slowfast", slowfast=StreamSpec((half,), "float16", "clip")),
         "narratives": _recipe(
             "narratives",
-            narrative=StreamSpec((5,), "float16", "clip"),
+            narrative=StreamSpec((WIDTH,), "float16", "clip"),
             coverage=StreamSpec((), "uint8", "clip"),
         ),
         "events": _recipe(

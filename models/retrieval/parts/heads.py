@@ -53,8 +53,8 @@ class GlobalDotSaliency(Head):
         self.whole = nn.Linear(width, width)
 
     def forward(self, memory: Memory, decoded: Decoded | None) -> dict[str, Tensor]:
-        """`saliency` (B, L), unbounded."""
+        """`saliency` (B, L) float32 under autocast too, unbounded."""
         assert memory.global_token is not None
-        whole = self.whole(memory.global_token).unsqueeze(1)
-        score = (self.clip(memory.clip) * whole).sum(-1)
+        whole = self.whole(memory.global_token).unsqueeze(1).float()
+        score = (self.clip(memory.clip).float() * whole).sum(-1)
         return {"saliency": score / math.sqrt(whole.shape[-1])}

@@ -6,8 +6,6 @@ solvers here are exact, run on all samples and layers at once, and never synchro
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 
@@ -101,24 +99,21 @@ def assign_by_enumeration(cost: Tensor, mask: Tensor) -> Tensor:
     Returns:
         (B, G) int64; columns of rows that do not count have no meaning.
     """
-    batch, rows, _ = cost.shape
+    rows = cost.shape[1]
     cheap, column = cost.topk(rows, dim=-1, largest=False)
-    total = cost.new_zeros((batch,) + (1,) * rows)
-    for i in range(rows):
-        total = total + cheap[:, i].view(_axes(batch, rows, i))
-    for i, j in itertools.combinations(range(rows), 2):
-        twice = column[:, i, :, None] == column[:, j, None, :]
-        twice = twice & (mask[:, i] & mask[:, j]).view(batch, 1, 1)
-        forbidden = cost.new_zeros(twice.shape).masked_fill(twice, torch.inf)
-        total = total + forbidden.view(_axes(batch, rows, i, j))
-    best = total.flatten(1).argmin(1)
-    place = torch.stack([best // rows ** (rows - 1 - i) % rows for i in range(rows)], dim=1)
+    flat = column.flatten(1)
+    first_like_it = (flat.unsqueeze(2) == flat.unsqueeze(1)).int().argmax(2)
+    bit = (1 << first_like_it.int()).view(column.shape) * mask.unsqueeze(2)
+    # Every row puts its axis in front, so that the largest sums run over contiguous memory.
+    total, taken = cheap[:, 0], bit[:, 0]
+    for i in range(1, rows):
+        twice = (taken.unsqueeze(1) & bit[:, i].unsqueeze(2)) != 0
+        total = total.unsqueeze(1) + cheap[:, i].unsqueeze(2)
+        total = total.masked_fill_(twice, torch.inf).flatten(1)
+        taken = (taken.unsqueeze(1) | bit[:, i].unsqueeze(2)).flatten(1)
+    best = total.argmin(1)
+    place = torch.stack([best // rows**i % rows for i in range(rows)], dim=1)
     return column.gather(2, place.unsqueeze(-1)).squeeze(-1)
-
-
-def _axes(batch: int, rows: int, *wide: int) -> list[int]:
-    """Shape with `rows` entries on the axes of the named rows and 1 on those of all others."""
-    return [batch] + [rows if i in wide else 1 for i in range(rows)]
 
 
 def assign_by_augmenting(cost: Tensor) -> Tensor:

@@ -8,6 +8,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from data.errors import UsageError
+
 __all__ = ["MLP", "AnchorSine", "FeatureProjection", "LearnedTextPosition", "clip_position"]
 
 
@@ -119,5 +121,15 @@ class LearnedTextPosition(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, text: Tensor) -> Tensor:
-        """(B, T, width) code for (B, T, width) words; the code reads the words, as released."""
-        return self.dropout(self.norm(text + self.table.weight[: text.shape[1]]))  # type: ignore[no-any-return]
+        """(B, T, width) code for (B, T, width) words; the code reads the words, as released.
+
+        Raises:
+            UsageError: more words than the table has places.
+        """
+        words, places = text.shape[1], self.table.num_embeddings
+        if words > places:
+            raise UsageError(
+                f"a query has {words} words and the model's table of places {places}; "
+                "build the model with more max_words or cut the queries"
+            )
+        return self.dropout(self.norm(text + self.table.weight[:words]))  # type: ignore[no-any-return]

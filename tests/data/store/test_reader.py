@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -92,6 +93,20 @@ def test_a_row_that_was_written_twice_is_seen_once(
     reader = store.reader("clip", recipe.id)
     assert len(store.shards("clip", recipe.id)) == 2
     assert (len(reader), len(reader.keys())) == (2, 2)
+
+
+def test_of_rows_that_should_be_equal_the_first_in_name_order_is_read(
+    store: Store, recipe: Recipe, make_row: MakeRow, assert_same_row: SameRow
+) -> None:
+    rows = {}
+    writer = store.writer(recipe)
+    for number in range(4):
+        row = replace(make_row("v1"), facts={"number": number})
+        writer.add(row)
+        shard = writer.flush()
+        assert shard is not None
+        rows[shard.name] = row
+    assert_same_row(store.reader("clip", recipe.id).row("v1"), rows[min(rows)])
 
 
 def test_a_shard_in_the_wrong_folder_is_refused(

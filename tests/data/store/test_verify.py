@@ -101,8 +101,11 @@ def test_an_edited_or_missing_recipe_is_found(full: Store, recipe: Recipe) -> No
 
 
 def test_a_current_recipe_without_a_folder_is_found(full: Store) -> None:
-    full.set_current({"i3d": "0123456789abcdef"})
-    assert found(full) == [("recipe", "0123456789abcdef is current but has no folder")]
+    full.set_current({"i3d": "0123456789abcdef", "clip": "fedcba9876543210"})
+    assert found(full) == [
+        ("recipe", "fedcba9876543210 is current but has no folder"),
+        ("recipe", "0123456789abcdef is current but has no folder"),
+    ]
 
 
 def test_streams_with_different_numbers_of_clips_are_found(
@@ -120,7 +123,7 @@ def test_equal_duplicates_are_fine_and_different_ones_are_found(
 ) -> None:
     put(full, recipe, [make_row("v1")])
     assert full.verify() == []
-    put(full, recipe, [replace(make_row("v1"), facts={"other": True})])
+    put(full, recipe, [replace(make_row("v1"), facts={"flags": [1], "frames": 6})])
     assert {kind for kind, _ in found(full)} == {"duplicate"}
 
 

@@ -73,18 +73,25 @@ def make_video(tmp_path: Path) -> MakeVideo:
 
 
 @pytest.fixture
-def make_audio(tmp_path: Path) -> Callable[[str], Video]:
-    """Write a second of silence."""
+def make_audio(tmp_path: Path) -> Callable[[bool], Video]:
+    """Write a second of silence, with or without a cover picture."""
 
-    def make(name: str = "sound.mp3") -> Video:
-        with av.open(str(tmp_path / name), "w") as container:
+    def make(cover: bool) -> Video:
+        with av.open(str(tmp_path / "sound.mp3"), "w") as container:
             stream = container.add_stream("mp3", rate=32000)
+            if cover:
+                picture = container.add_stream("png", rate=1)
+                picture.width, picture.height, picture.pix_fmt = 32, 32, "rgb24"
+                picture.disposition = type(picture.disposition).attached_pic
+                black = np.zeros((32, 32, 3), np.uint8)
+                container.mux(picture.encode(av.VideoFrame.from_ndarray(black, "rgb24")))
+                container.mux(picture.encode(None))
             for start in range(0, 32000, 1152):
                 frame = av.AudioFrame.from_ndarray(np.zeros((2, 1152), np.int16), "s16p", "stereo")
                 frame.sample_rate, frame.pts = 32000, start
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
-        return Video("sound", tmp_path / name)
+        return Video("sound", tmp_path / "sound.mp3")
 
     return make
 

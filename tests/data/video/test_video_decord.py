@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from data.errors import InputError, UsageError
 from data.video import DECODERS, FrameRequest, Video, View, open_decoder
+from data.video.decord import checked_spans
 
 pytest.importorskip("decord")
 
@@ -56,16 +57,30 @@ def test_decord_refuses_a_file_whose_timestamps_it_gets_wrong(make_video: MakeVi
     assert caught.value.reason == "undecodable"
 
 
+@pytest.mark.parametrize(
+    "starts", [[-0.1, 0.0], [0.0, 0.2, 0.1], [0.0, 0.0], [0.0, float("nan")], [0.0, float("inf")]]
+)
+def test_timestamps_that_are_negative_not_increasing_or_no_numbers_are_refused(
+    starts: list[float],
+) -> None:
+    spans = np.stack([starts, np.asarray(starts) + 0.1], axis=1)
+    with pytest.raises(InputError, match="decord gives wrong timestamps"):
+        checked_spans(Video("a", Path("a.mp4")), spans)
+
+
 def test_decord_says_where_a_corrupted_file_stopped_it(shared: Path) -> None:
     video = Video("a", shared / "media" / "corrupted.mp4")
-    with pytest.raises(InputError, match="stopped at frame 28 of 50") as caught:
+    with pytest.raises(InputError, match=r"stopped at frame \d+ of 50") as caught:
         open_decoder("decord").probe(video)
     assert caught.value.reason == "undecodable"
 
 
-def test_decord_opens_no_text_and_no_playlist(make_video: MakeVideo, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tail", ["", "\0"])
+def test_decord_opens_no_text_and_no_playlist(
+    tail: str, make_video: MakeVideo, tmp_path: Path
+) -> None:
     playlist = tmp_path / "list.m3u8"
-    playlist.write_text(f"#EXTM3U\n#EXTINF:1.0,\n{make_video('a.ts').path}\n#EXT-X-ENDLIST\n")
+    playlist.write_text(f"#EXTM3U\n#EXTINF:1.0,\n{make_video('a.ts').path}\n#EXT-X-ENDLIST\n{tail}")
     with pytest.raises(InputError, match="text file or a playlist") as caught:
         open_decoder("decord").probe(Video("a", playlist))
     assert caught.value.reason == "not-media"

@@ -125,10 +125,3 @@ def test_a_bad_line_is_named_with_its_number(
 def test_an_empty_list_is_said_with_an_example_line(listing: Callable[..., Path]) -> None:
     with pytest.raises(UsageError, match="lists no videos; add lines such as"):
         list_videos(listing(""))
-
-
-def test_ten_thousand_files_are_listed(files: MakeFiles) -> None:
-    root = files(*(f"v{i:05d}.mp4" for i in range(10_000)))
-    found = list_videos(root)
-    assert len(found.videos) == 10_000
-    assert found.videos[123].id == "v00123"

@@ -277,16 +277,21 @@ def test_a_playlist_is_refused_although_its_file_exists(
 
 
 def test_a_name_with_a_colon_is_a_file_and_no_protocol(
-    make_video: MakeVideo, decoder: PyAVDecoder, tmp_path: Path
+    make_video: MakeVideo,
+    decoder: PyAVDecoder,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    path = make_video().path.rename(tmp_path / "http:x.mp4")
-    assert decoder.probe(Video("a", path)).frames == 30
+    make_video().path.rename(tmp_path / "http:x.mp4")
+    monkeypatch.chdir(tmp_path)
+    assert decoder.probe(Video("a", Path("http:x.mp4"))).frames == 30
 
 
-def test_audio_only_has_no_video_stream(
-    make_audio: Callable[[str], Video], decoder: PyAVDecoder
+@pytest.mark.parametrize("cover", [False, True])
+def test_audio_has_no_video_stream_even_with_a_cover_picture(
+    cover: bool, make_audio: Callable[[bool], Video], decoder: PyAVDecoder
 ) -> None:
-    assert refused(decoder, make_audio("sound.mp3")) == "no-video-stream"
+    assert refused(decoder, make_audio(cover)) == "no-video-stream"
 
 
 def test_a_truncated_file_gives_the_frames_that_are_there(

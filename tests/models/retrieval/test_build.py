@@ -16,6 +16,7 @@ from models.retrieval.official import official_state_dict
 from models.retrieval.parts.matcher import Matcher
 from models.retrieval.stages import Fuser, Memory, Tokens
 from models.retrieval.testing import random_batch
+from models.retrieval.types import StepContext
 
 SMALL: dict[str, Any] = {"video_dim": 18, "text_dim": 12, "hidden": 16, "heads": 2}
 PUBLIC = {"hidden_dim": 16, "nheads": 2, "max_q_l": 32}
@@ -91,6 +92,28 @@ def test_a_criterion_refuses_two_terms_of_one_name_and_none_at_all() -> None:
         Criterion([MarginTerm(1, margin=0.2), MarginTerm(2, margin=0.2)], Matcher())
     with pytest.raises(UsageError, match="at least one loss term"):
         Criterion([MarginTerm(0, margin=0.2)], Matcher())
+
+
+class Count(MarginTerm):
+    """A loss that counts the optimiser's steps."""
+
+    def after_step(self, context: StepContext) -> None:
+        self.steps = context.step
+
+
+def test_parts_with_a_state_of_their_own_take_every_step() -> None:
+    made, term = blueprint(), Count(1.0, margin=0.2)
+    model = RetrievalModel(made.parts, Criterion([term], Matcher()))
+    model.after_step(StepContext(step=7))
+    assert term.steps == 7
+
+
+def test_a_criterion_without_a_matcher_matches_nothing() -> None:
+    made = blueprint()
+    model = RetrievalModel(made.parts, Criterion(made.parts.terms, None))
+    losses = model.losses(random_batch([6, 4], [3, 2]))
+    assert losses["span"] == 0
+    assert losses["label"] > 0
 
 
 def test_losses_without_ground_truth_are_refused() -> None:

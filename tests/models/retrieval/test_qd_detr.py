@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from data.errors import UsageError
 from models.retrieval import MODELS, RetrievalModel, create_model
 from models.retrieval.decode import Decoding
 from models.retrieval.official import official_state_dict
@@ -61,8 +62,8 @@ def test_released_text_mask_lets_other_samples_hide_words() -> None:
     batch = random_batch([8, 3, 5], [6, 2, 4])
     for preset, depends in (("release", True), ("fixed", False)):
         model = small(preset=preset).eval()
-        alone = model(take(batch, [0])).spans
-        assert torch.allclose(model(batch).spans[:1], alone, atol=1e-5) != depends
+        by_itself = model(take(batch, [0])).spans
+        assert torch.allclose(model(batch).spans[:1], by_itself, atol=1e-5) != depends
 
 
 def test_wrong_text_comes_from_the_next_sample_of_another_video() -> None:
@@ -153,6 +154,11 @@ def test_learned_word_places_are_the_public_ones() -> None:
     public = official_state_dict(model, layout)
     assert layout.unused(model.recipe) == {}
     assert public["txt_position_embed.position_embeddings.weight"].shape == (9, 16)
+
+
+def test_more_words_than_places_are_refused() -> None:
+    with pytest.raises(UsageError, match="5 words and the model's table of places 4"):
+        small(text_position="learned", max_words=4)(random_batch([6], [5]))
 
 
 def test_the_last_clip_of_every_video_is_at_two_pi() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import toys
 
-from data.store import Store
+from data.store import Failure, Store
 from pipeline.engine.stop import StopFlag
 
 
@@ -205,6 +206,22 @@ def test_parts_are_stored_and_resumed_one_by_one(tmp_path: Path, run_toys: toys.
     assert {key.part for key in Store.open(tmp_path / "store").reader("halves").keys()} == {0, 1}  # noqa: SIM118
     assert store.reader("halves").row("a")["mean"][:, 0].tolist() == [1, 3, 5, 7]
     assert not run_toys(["halves"]).worked
+
+
+def test_a_part_in_quarantine_does_not_keep_the_others_from_being_worked_on(
+    tmp_path: Path, run_toys: toys.RunToys
+) -> None:
+    (video,) = toys.write_videos(tmp_path / "videos", ["a"])
+    run_toys(["halves"], limit=1)
+    store = Store.open(tmp_path / "store")
+    recipe = store.current["halves"]
+    for shard in store.shards("halves"):
+        shard.unlink()
+    bad = replace(toys.key_of(video), part=1, parts=2)
+    store.failures("halves", recipe).record(Failure("halves", bad, "toy", "told so", 1))
+    result = run_toys(["halves"])
+    assert (result.worked, result.exit_code) == (True, 3)
+    assert store.reader("halves").keys() == {replace(bad, part=0)}
 
 
 def test_groups_of_items_give_the_same_rows(tmp_path: Path, run_toys: toys.RunToys) -> None:

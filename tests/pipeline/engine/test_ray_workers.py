@@ -17,7 +17,7 @@ from data.store import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("toys_on_ray")]
 
-ENGINE = {"executor": "ray", "workers": 2, "timeout_s": 3.0, "attempts": 2, "commit_every_s": 60}
+ENGINE = {"executor": "ray", "workers": 2, "attempts": 2}
 
 
 def check_rows(store: Path, ids: list[str]) -> None:
@@ -34,7 +34,7 @@ def test_only_the_inputs_at_fault_are_given_up(tmp_path: Path, run_toys: toys.Ru
     good = [f"v{number:02}" for number in range(35)]
     bad = ["poison-1", "hang-1", "refuse-1", "refuse-2", "raise-1"]
     toys.write_videos(tmp_path / "videos", [*good, *bad])
-    result = run_toys(["rows"], engine=ENGINE)
+    result = run_toys(["rows"], engine=ENGINE | {"timeout_s": 2.0})
     print(result)
     check_rows(tmp_path / "store", good)
     assert result.exit_code == 3
@@ -55,10 +55,10 @@ def test_killed_workers_cost_no_input_anything(tmp_path: Path, run_toys: toys.Ru
     toys.write_videos(tmp_path / "videos", ids)
     run_toys(["probe"], engine=ENGINE)
     marks = tmp_path / "marks"
-    killed = kill_workers(marks, times=3)
+    killed = kill_workers(marks, times=2)
     options = {"rows": {"sleep_s": 0.1, "marks": str(marks)}}
     result = run_toys(["rows"], engine=ENGINE | {"attempts": 4}, stages=options)
-    assert len(killed) == 3
+    assert len(killed) == 2
     assert (result.exit_code, result.failures) == (0, [])
     check_rows(tmp_path / "store", ids)
 
@@ -84,9 +84,10 @@ def kill_workers(marks: Path, times: int) -> list[int]:
 def test_a_group_that_dies_is_worked_on_one_by_one(tmp_path: Path, run_toys: toys.RunToys) -> None:
     good = ["a", "b", "q", "r"]
     toys.write_videos(tmp_path / "videos", [*good, "poison-1"])
-    result = run_toys(["rows"], engine=ENGINE, stages={"rows": {"group": 5}})
+    engine = ENGINE | {"attempts": 1}
+    result = run_toys(["rows"], engine=engine, stages={"rows": {"group": 5}})
     check_rows(tmp_path / "store", good)
-    assert [(each.key.id, each.attempts) for each in result.failures] == [("poison-1", 2)]
+    assert [(each.key.id, each.attempts) for each in result.failures] == [("poison-1", 1)]
 
 
 def test_a_missing_checkpoint_stops_its_stage_with_its_sentence(

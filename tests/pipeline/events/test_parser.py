@@ -96,16 +96,15 @@ def test_the_incremental_recursion_equals_scoring_every_segment_anew() -> None:
 
 
 def test_max_events_keeps_the_strongest_and_max_depth_the_first_splits() -> None:
-    features = scenes([20, 20, 20, 20, 20], noise=0.4, seed=3)
-    everything = parse(features, 1.0, 100.0, delta_rel=0.2)
-    assert len(everything.boundaries_s) == 4
-    capped = parse(features, 1.0, 100.0, delta_rel=0.2, max_events=3)
-    root = everything.boundary_depth == 0
-    children = everything.boundary_depth == 1
-    strongest = everything.strength[children].max()
-    assert sorted(capped.strength) == sorted([everything.strength[root][0], strongest])
-    shallow = parse(features, 1.0, 100.0, delta_rel=0.2, max_depth=1)
-    np.testing.assert_array_equal(shallow.boundaries_s, everything.boundaries_s[root])
+    # left of the clearest cut is a faint one (45 degrees), right of it a clear one
+    directions = np.array([[1, 0, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    features = np.repeat(directions, [4, 8, 8, 4], axis=0)
+    how = {"half_width_s": 8.0, "delta_rel": 0.05, "min_len_s": 2.0}
+    everything = parse(features, 1.0, 24.0, **how)
+    assert everything.boundaries_s.tolist() == [4.0, 12.0, 20.0]
+    assert everything.boundary_depth.tolist() == [1, 0, 1]
+    assert parse(features, 1.0, 24.0, **how, max_events=3).boundaries_s.tolist() == [12.0, 20.0]
+    assert parse(features, 1.0, 24.0, **how, max_depth=1).boundaries_s.tolist() == [12.0]
 
 
 def test_an_event_is_as_deep_as_the_splits_that_led_to_it() -> None:

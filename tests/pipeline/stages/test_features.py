@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data.errors import UsageError
+from data.store.types import ItemKey
+from data.video.types import VideoFacts
+from pipeline.stage import STAGES, Item, StageContext
+from pipeline.stages.common import weights_params
+from pipeline.stages.features import BackboneStage
+from pipeline.stages.text import KNOWN_DIMS, TextOptions, build_encoder, text_dims
+
+FACTS = VideoFacts(3.0, 10, 30, 64, 64, 0, "h264", "yuv420p", 1, False, 0)
+ITEM = Item(ItemKey("film", "0" * 64), facts=FACTS)
+
+
+def stage(name: str = "clip", **options: Any) -> BackboneStage:
+    kind = STAGES.get(name)
+    made = kind(StageContext(1.0), kind.Options(**options))
+    assert isinstance(made, BackboneStage)
+    return made
+
+
+@pytest.fixture(scope="module")
+def clip() -> BackboneStage:
+    made = stage()
+    made.setup()
+    return made
+
+
+def test_a_video_gets_exactly_one_vector_per_clip(clip: BackboneStage) -> None:
+    vectors = [np.full(128, value, np.float32) for value in (0.1, 0.2, 0.3)]
+    row = clip.finish(ITEM, vectors)
+    np.testing.assert_array_equal(row["clip"], np.stack(vectors).astype(np.float16), strict=True)
+    assert row.facts["weights"]["kind"] == "random"
+    with pytest.raises(ValueError, match="2 features for the 3 clips of video film"):
+        clip.finish(ITEM, vectors[:2])
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e6])
+def test_features_that_float16_cannot_hold_are_refused(clip: BackboneStage, value: float) -> None:
+    with pytest.raises(ValueError, match="film are not finite in float16"):
+        clip.finish(ITEM, [np.full(128, value, np.float32)] * 3)
+
+
+def test_a_backbone_asks_for_frames_of_every_clip_at_its_own_size(clip: BackboneStage) -> None:
+    request = clip.request(ITEM)
+    assert request.times_s.tolist() == [[0.5], [1.5], [2.5]]
+    assert (request.view.short_side, request.inclusive) == (64, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["clip", "slowfast", "i3d"])
+def test_declared_lengths_are_those_of_the_published_networks(name: str) -> None:
+    made = stage(name, preset="full")
+    made.setup()  # compares the network that it builds with what was declared
+    assert (
+        made.schema.arrays[name].shape
+        == {"clip": (512,), "slowfast": (2304,), "i3d": (1024,)}[name]
+    )
+
+
+def test_another_declared_length_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(STAGES.get("clip"), "dims", {"tiny": 5})
+    with pytest.raises(ValueError, match="128-d features, the stage declares 5"):
+        stage().setup()
+
+
+def test_options_of_the_backbone_are_passed_on_and_change_the_recipe() -> None:
+    same = stage(options={"model": "tiny"})
+    assert same.schema == stage().schema
+    assert same.recipe({}).id != stage().recipe({}).id
+    with pytest.raises(UsageError, match="widht"):
+        _ = stage(options={"widht": 3}).schema
+
+
+@pytest.mark.parametrize(("encoder", "preset"), [key for key in KNOWN_DIMS if key[1] == "tiny"])
+def test_declared_lengths_of_text_encoders_are_those_of_the_networks(
+    encoder: str, preset: Any
+) -> None:
+    built = build_encoder(TextOptions(encoder=encoder, preset=preset))
+    assert (built.dim, built.pooled_dim) == KNOWN_DIMS[encoder, preset]
+
+
+def test_an_unusual_text_encoder_is_built_to_know_its_lengths() -> None:
+    assert text_dims(TextOptions(encoder="hash", options={"dim": 12})) == (12, 12)
+
+
+def test_weights_are_known_by_the_bytes_of_their_files_not_by_their_names(tmp_path: Path) -> None:
+    for name, content in (("a.pt", b"one"), ("b.pt", b"one"), ("c.pt", b"two")):
+        (tmp_path / name).write_bytes(content)
+    a, b, c = (weights_params(tmp_path / f"{name}.pt", 0) for name in "abc")
+    assert a == b != c
+    folder = weights_params(tmp_path, 0)
+    (tmp_path / "c.pt").write_bytes(b"three")
+    assert weights_params(tmp_path, 0) != folder
+    assert weights_params(None, 3) == {"kind": "random", "seed": 3}
+    with pytest.raises(UsageError, match="does not exist"):
+        weights_params(tmp_path / "d.pt", 0)

@@ -1,0 +1,315 @@
+"""The loop on a real store: resuming, choosing the best epoch, schedules, and failures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from data.config import parse_config
+from data.errors import UsageError
+from training.config import TrainerConfig
+from training.data import Order
+from training.evaluate import Evaluation
+from training.loop import (
+    DivergedError,
+    Loop,
+    Progress,
+    Reporter,
+    Silent,
+    Stop,
+    StoppedError,
+    stop_on_signals,
+)
+from training.run import Run
+from training.session import Session, fit
+
+
+class StopsAt(Silent):
+    """Asks to stop when so many batches of this part of the run are done."""
+
+    def __init__(self, stop: Stop, batches: int) -> None:
+        self.stop, self.left = stop, batches
+
+    def step(self, epoch: int, batch: int, batches: int) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.stop.request()
+
+
+def train(values: dict[str, Any], out: Path, *, resume: bool = False, stop_at: int = 0) -> Run:
+    stop = Stop()
+
+    @contextmanager
+    def report(progress: Progress) -> Iterator[Reporter]:
+        yield StopsAt(stop, stop_at)
+
+    run, _ = fit(
+        parse_config(TrainerConfig, values, source="test"),
+        out,
+        resume=resume,
+        allow_overlap=False,
+        tell=lambda sentence: None,
+        report=report,
+        stop=stop,
+    )
+    return run
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    lines = (run / "history.jsonl").read_text().splitlines()
+    return [{**json.loads(line), "seconds": None} for line in lines]
+
+
+def assert_equal_states(one: Any, other: Any) -> None:
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal_states(one[key], other[key])
+    elif isinstance(one, list):
+        for a, b in zip(one, other, strict=True):
+            assert_equal_states(a, b)
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+@pytest.mark.parametrize(
+    ("stops", "cache"),
+    [
+        pytest.param([6], "device", id="at-the-end-of-an-epoch"),
+        pytest.param([1, 3, 3], "device", id="often"),
+        pytest.param([4], "none", id="in-an-epoch-streamed"),
+    ],
+)
+def test_a_stopped_and_resumed_run_equals_one_that_was_not_stopped(
+    tmp_path: Path, values: dict[str, Any], stops: list[int], cache: str
+) -> None:
+    values["loop"]["epochs"] = 4
+    values["data"] |= {"cache": cache, "workers": 0}
+    train(values, tmp_path / "straight")
+    for part, batches in enumerate(stops):
+        with pytest.raises(StoppedError, match="stopped in epoch"):
+            train(values, tmp_path / "parts", resume=part > 0, stop_at=batches)
+    train(values, tmp_path / "parts", resume=True)
+
+    straight, parts = Run.open(tmp_path / "straight"), Run.open(tmp_path / "parts")
+    assert history(tmp_path / "parts") == history(tmp_path / "straight")
+    for which in ("last", "best"):
+        one, other = straight.checkpoint(which), parts.checkpoint(which)  # type: ignore[arg-type]
+        for key in ("model", "optimizer", "random"):
+            assert_equal_states(one[key], other[key])
+    assert parts.predictions_path.read_text() == straight.predictions_path.read_text()
+    metrics = [json.loads((each.path / "metrics.json").read_text()) for each in (straight, parts)]
+    assert metrics[0] == metrics[1]
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    values["loop"]["epochs"] = 1
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        values["loop"]["seed"] = seed
+        train(values, tmp_path / name)
+    assert history(tmp_path / "a") == history(tmp_path / "b")
+    assert history(tmp_path / "a") != history(tmp_path / "c")
+
+
+def test_a_finished_run_can_be_trained_longer(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["optim"]["schedule"] = {"name": "constant"}
+    values["loop"]["epochs"] = 3
+    train(values, tmp_path / "straight")
+    values["loop"]["epochs"] = 1
+    train(values, tmp_path / "longer")
+    values["loop"]["epochs"] = 3
+    train(values, tmp_path / "longer", resume=True)
+    assert history(tmp_path / "longer") == history(tmp_path / "straight")
+
+
+def test_resuming_with_another_configuration_is_refused_by_name(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    values["loop"]["epochs"] = 1
+    train(values, tmp_path / "run")
+    values["optim"]["lr"] = 0.5
+    with pytest.raises(UsageError, match=r"optim\.lr was 0\.001 and is 0\.5"):
+        train(values, tmp_path / "run", resume=True)
+
+
+def test_resuming_where_nothing_was_started_starts(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["loop"]["epochs"] = 1
+    train(values, tmp_path / "run", resume=True)
+    assert len(history(tmp_path / "run")) == 1
+
+
+def test_the_tiny_split_is_learned_by_heart(tmp_path: Path, values: dict[str, Any]) -> None:
+    values["data"]["train"] = "val"
+    values["eval"] |= {"split": "val", "every": 150}
+    values["model"]["options"] |= {"hidden": 32, "feedforward": 64, "input_dropout": 0.0}
+    values["model"]["options"] |= {"dropout": 0.0}
+    values["optim"] = {"lr": 3e-3}
+    values["loop"] |= {"epochs": 150, "batch_size": 10, "save_every": 150}
+    config = parse_config(TrainerConfig, values, source="test")
+    stop = Stop()
+    session = Session(config, lambda sentence: None)
+    untrained = session.task(session.train)
+    before = session.validator(session.train, untrained, session.hold(session.train))()
+
+    @contextmanager
+    def report(progress: Progress) -> Iterator[Reporter]:
+        yield Silent()
+
+    _, progress = fit(
+        config,
+        tmp_path / "run",
+        resume=False,
+        allow_overlap=True,
+        tell=lambda sentence: None,
+        report=report,
+        stop=stop,
+    )
+    assert progress.last is not None
+    assert progress.last["scores"]["brief"]["MR-full-R1@0.5"] >= 90
+    assert before.scores["brief"]["MR-full-R1@0.5"] <= 40
+
+
+class OneNumber:
+    """The smallest task: a single weight; its loss and its score are given per epoch."""
+
+    def __init__(self, loss: Callable[[int], float] = lambda epoch: 1.0) -> None:
+        self.model: nn.Module = nn.Linear(1, 1, bias=False)
+        self.loss = loss
+        self.rates: list[float] = []
+
+    def losses(self, batch: Any, context: Any) -> dict[str, torch.Tensor]:
+        return {"loss": self.model.weight.sum() * self.loss(context.epoch)}
+
+    def predict(self, batch: Any) -> list[Any]:
+        return []
+
+
+class Kept:
+    """Remembers what was written."""
+
+    def __init__(self) -> None:
+        self.saved: list[str] = []
+        self.best: list[Evaluation] = []
+
+    def save(self, which: str, state: Callable[[], dict[str, Any]]) -> None:
+        self.saved.append(f"{which} {state()['progress']['epoch']}")
+
+    def record(self, progress: Progress) -> None:
+        pass
+
+    def predictions(self, evaluation: Evaluation) -> None:
+        self.best.append(evaluation)
+
+
+class Batches:
+    """As many empty batches as the order asks for."""
+
+    about = ""
+
+    def read(self, batches: Any, draw: Any) -> Iterator[None]:
+        yield from (None for _ in batches)
+
+
+def tiny_loop(task: OneNumber, values: list[float | None], **more: Any) -> Loop:
+    scores = iter(values)
+
+    def validate() -> Evaluation:
+        return Evaluation({"brief": {"score": next(scores)}}, [])
+
+    return Loop(
+        task=task,
+        queries=Batches(),  # type: ignore[arg-type]
+        order=Order(4, 2),
+        validate=validate,
+        optimizer=torch.optim.SGD(task.model.parameters(), lr=1.0),
+        epochs=more.pop("epochs", len(values)),
+        select="score",
+        keeper=more.pop("keeper", Kept()),
+        device=torch.device("cpu"),
+        rate=more.pop("rate", lambda epoch, step: 0.0),
+        **more,
+    )
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_and_both_are_kept() -> None:
+    kept = Kept()
+    progress = tiny_loop(OneNumber(), [1.0, 3.0, None, 3.0, 2.0], keeper=kept).fit(Progress())
+    assert progress.best == {"epoch": 2, "value": 3.0, "scores": {"brief": {"score": 3.0}}}
+    assert progress.last == {"epoch": 5, "scores": {"brief": {"score": 2.0}}}
+    assert [each for each in kept.saved if "best" in each] == ["best 1", "best 2"]
+    assert len(kept.best) == 2
+
+
+def test_evaluation_and_saving_happen_once_in_a_while_and_at_the_end() -> None:
+    kept = Kept()
+    loop = tiny_loop(OneNumber(), [1.0, 1.0], epochs=5, keeper=kept, eval_every=4, save_every=3)
+    progress = loop.fit(Progress())
+    evaluated = [each["epoch"] for each in progress.history if each["val"]]
+    assert evaluated == [4, 5]
+    assert [each for each in kept.saved if "last" in each] == ["last 3", "last 5"]
+
+
+def test_the_rate_of_each_step_is_used_and_the_last_of_an_epoch_is_recorded() -> None:
+    task = OneNumber()
+    start = float(task.model.weight.detach())
+    loop = tiny_loop(task, [1.0, 1.0], rate=lambda epoch, step: 10.0**-step, clip_grad=0.0)
+    progress = loop.fit(Progress())
+    assert [each["lr"] for each in progress.history] == [0.1, 0.001]
+    assert float(task.model.weight.detach()) == pytest.approx(start - 1.111, abs=1e-5)
+
+
+def test_gradients_are_clipped() -> None:
+    task = OneNumber()
+    start = float(task.model.weight.detach())
+    tiny_loop(task, [1.0], rate=lambda epoch, step: 1.0, clip_grad=0.1).fit(Progress())
+    assert float(task.model.weight.detach()) == pytest.approx(start - 0.2, abs=1e-5)
+
+
+def test_losses_are_means_over_the_batches_of_an_epoch() -> None:
+    task = OneNumber(lambda epoch: epoch + 1.0)
+    weight = float(task.model.weight.detach())
+    progress = tiny_loop(task, [1.0, 1.0]).fit(Progress())
+    means = [each["losses"]["total"] for each in progress.history]
+    assert means == pytest.approx([weight, 2 * weight])
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_is_overwritten() -> None:
+    kept = Kept()
+    task = OneNumber(lambda epoch: float("nan") if epoch == 1 else 1.0)
+    loop = tiny_loop(task, [1.0, 1.0, 1.0], keeper=kept)
+    with pytest.raises(
+        DivergedError, match=r"in epoch 2 the loss 'total' is nan; .* Lower optim\.lr"
+    ):
+        loop.fit(Progress())
+    assert kept.saved == ["best 1", "last 1"]
+
+
+def test_a_checkpoint_of_another_number_of_processes_is_refused() -> None:
+    loop = tiny_loop(OneNumber(), [1.0])
+    with pytest.raises(UsageError, match="written by 2 processes and this run has 1"):
+        loop.restore({"random": [{}, {}]})
+
+
+def test_signals_ask_to_stop_and_are_given_back() -> None:
+    import os
+    import signal
+
+    before = signal.getsignal(signal.SIGTERM)
+    with stop_on_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGTERM) == before

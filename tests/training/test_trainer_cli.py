@@ -1,0 +1,312 @@
+"""The `trainer` command as a user meets it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_store import Annotations
+from typer.testing import CliRunner, Result
+
+from data.annotations import save_jsonl
+from data.store import Store
+from training.cli import app
+
+WriteConfig = Callable[..., Path]
+TRAINER = [sys.executable, "-c", "from training.cli import main; main()"]
+
+
+def call(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def good(*arguments: Any) -> Result:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def run(tmp_path: Path, config_file: WriteConfig) -> Path:
+    """A finished run of two epochs."""
+    good("fit", "--config", config_file(), "--out", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_fit_writes_what_the_run_directory_promises_and_shows_it(
+    tmp_path: Path, config_file: WriteConfig
+) -> None:
+    result = good("fit", "--config", config_file(), "--out", tmp_path / "run")
+    run = tmp_path / "run"
+    for name in ("config.yaml", "checkpoints/last.pt", "checkpoints/best.pt"):
+        assert (run / name).is_file()
+    assert list((run / "tensorboard").glob("events*"))
+    assert set(json.loads((run / "environment.json").read_text())["features"]) == {
+        "clip",
+        "slowfast",
+        "queries",
+    }
+    records = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert [each["epoch"] for each in records] == [1, 2]
+    assert {"epoch", "step", "lr", "losses", "seconds", "val"} == set(records[0])
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["selected_by"] == "MR-full-mAP"
+    assert metrics["last"]["brief"] == records[-1]["val"]
+    best = records[metrics["epoch_best"] - 1]["val"]
+    assert metrics["best"]["brief"] == best
+    assert best["MR-full-mAP"] == max(each["val"]["MR-full-mAP"] for each in records)
+    assert "epoch 2/2 | total" in result.output
+    assert "s/epoch, ETA 0:00" in result.output
+    assert "last (epoch 2)" in result.output
+
+
+def test_the_predictions_of_the_best_epoch_have_its_scores(
+    tmp_path: Path, run: Path, splits: Annotations
+) -> None:
+    save_jsonl(splits["val"], tmp_path / "val.jsonl")
+    good(
+        *("evaluate", "--dataset", "qvhighlights", "--json", tmp_path / "out.json"),
+        *("--predictions", run / "predictions" / "val-best.jsonl"),
+        *("--annotations", tmp_path / "val.jsonl"),
+    )
+    best = json.loads((run / "metrics.json").read_text())["best"]
+    assert json.loads((tmp_path / "out.json").read_text()) == {**best, "mode": "official"}
+
+
+@pytest.mark.parametrize("which", ["best", "last"])
+def test_a_run_is_evaluated_again_to_the_same_scores(tmp_path: Path, run: Path, which: str) -> None:
+    out = tmp_path / "again.json"
+    result = good("evaluate", "--run", run, "--which", which, "--json", out)
+    expected = json.loads((run / "metrics.json").read_text())[which]
+    assert json.loads(out.read_text()) == {**expected, "mode": "official"}
+    assert "MR-full-R1@0.5" in result.output
+
+
+def test_both_modes_are_wired_and_named(tmp_path: Path, run: Path) -> None:
+    good("evaluate", "--run", run, "--mode", "strict", "--json", tmp_path / "strict.json")
+    assert json.loads((tmp_path / "strict.json").read_text())["mode"] == "strict"
+
+
+def test_baselines_are_scored_without_a_run(tmp_path: Path, config_file: WriteConfig) -> None:
+    scores = {}
+    for name in ("untrained", "blind"):
+        out = tmp_path / f"{name}.json"
+        good("evaluate", "--config", config_file(), f"--{name}", "--json", out)
+        scores[name] = json.loads(out.read_text())["brief"]
+    assert scores["blind"] != scores["untrained"]
+    assert not (tmp_path / "runs").exists()
+
+
+def test_predict_writes_a_submission_for_every_query_of_a_split(
+    tmp_path: Path, run: Path, splits: Annotations
+) -> None:
+    good("predict", "--run", run, "--split", "test", "--out", tmp_path / "test.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
+    assert [row["qid"] for row in rows] == [each.qid for each in splits["test"]]
+    assert all(len(row["pred_relevant_windows"]) == 4 for row in rows)
+    assert all(len(row["pred_saliency_scores"]) == 12 for row in rows)
+
+
+def test_narratives_are_a_switch_that_reaches_the_model(
+    tmp_path: Path, config_file: WriteConfig
+) -> None:
+    config = config_file(loop__epochs=1)
+    switch = ["--set", "data.narratives=true", "--set", "model.plugins={tea: {}}"]
+    good("fit", "--config", config, "--out", tmp_path / "plain")
+    good("fit", "--config", config, "--out", tmp_path / "tea", *switch)
+    losses = [
+        json.loads((tmp_path / name / "history.jsonl").read_text())["losses"]
+        for name in ("plain", "tea")
+    ]
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "data.streams=[clip]",
+        "data.max_clips=6",
+        "data.max_tokens=1",
+        "optim.lr=0.01",
+        "optim.weight_decay=0.9",
+        "optim.clip_grad=0.001",
+        "optim.warmup_steps=5",
+        "optim.schedule={name: step, every: 1}",
+        "loop.batch_size=4",
+        "loop.seed=5",
+        "loop.precision=bfloat16",
+        "model.options.dropout=0.7",
+        "eval.nms_iou=0.01",
+        "eval.round_to_clip=false",
+        "eval.mode=strict",
+    ],
+)
+def test_every_option_changes_the_result(
+    tmp_path: Path, config_file: WriteConfig, reference: dict[str, str], override: str
+) -> None:
+    good("fit", "--config", config_file(), "--out", tmp_path / "run", "--set", override)
+    assert outcome(tmp_path / "run") != reference
+
+
+@pytest.fixture(scope="module")
+def reference(
+    tmp_path_factory: pytest.TempPathFactory, store: Store, request: pytest.FixtureRequest
+) -> dict[str, str]:
+    """The outcome without any change."""
+    import yaml
+    from conftest import small_values
+
+    folder = tmp_path_factory.mktemp("reference")
+    (folder / "c.yaml").write_text(yaml.safe_dump(small_values(store)))
+    good("fit", "--config", folder / "c.yaml", "--out", folder / "run")
+    return outcome(folder / "run")
+
+
+def outcome(run: Path) -> dict[str, str]:
+    lines = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    return {
+        "history": json.dumps([{**each, "seconds": None} for each in lines]),
+        "predictions": (run / "predictions" / "val-best.jsonl").read_text(),
+        "mode": json.loads((run / "metrics.json").read_text())["mode"],
+    }
+
+
+def test_a_run_directory_is_never_overwritten(tmp_path: Path, run: Path) -> None:
+    before = {each: each.stat().st_mtime_ns for each in run.rglob("*")}
+    result = call("fit", "--config", tmp_path / "config.yaml", "--out", run)
+    assert result.exit_code == 2
+    assert "exists already and nothing in it is deleted; continue it with --resume" in result.stderr
+    assert {each: each.stat().st_mtime_ns for each in run.rglob("*")} == before
+
+
+def test_a_split_that_shares_videos_with_training_is_refused_unless_allowed(
+    tmp_path: Path, config_file: WriteConfig
+) -> None:
+    config, out = config_file(eval__split="train", loop__epochs=1), tmp_path / "run"
+    result = call("fit", "--config", config, "--out", out)
+    assert result.exit_code == 2
+    assert "24 videos of split 'train' are in the training split too" in result.stderr
+    assert not out.exists()
+    allowed = good("fit", "--config", config, "--out", out, "--allow-overlap")
+    assert "allowed by --allow-overlap" in allowed.output
+    assert call("evaluate", "--run", out, "--split", "train").exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit"], "fit needs --config FILE"),
+        (["fit", "--config", "none.yaml"], "cannot read the configuration file 'none.yaml'"),
+        (["fit", "--config", "C", "--set", "loop.epoch=1"], "did you mean 'epochs'?"),
+        (["fit", "--config", "C", "--set", "data.store=none"], "none"),
+        (["fit", "--config", "C", "--set", "data.train=trian"], "trian"),
+        (["fit", "--config", "C", "--set", "data.streams=[clap]"], "clap"),
+        (
+            ["fit", "--config", "C", "--set", "eval.select=MR-full-MAP"],
+            "unknown metric 'MR-full-MAP'; did you mean 'MR-full-mAP'?",
+        ),
+        (
+            ["fit", "--config", "C", "--set", "eval.select=MR-long-mAP"],
+            "no query of split 'val' counts in this metric",
+        ),
+        (["fit", "--config", "C", "--set", "eval.metrics=tvsum"], "unknown dataset with metrics"),
+        (["fit", "--resume", "--out", "none"], "'none' is not the folder of a run"),
+        (["evaluate"], "needs one of --predictions FILE, --run RUN and --config FILE, got none"),
+        (["evaluate", "--config", "C"], "needs one of --untrained and --blind"),
+        (["evaluate", "--run", "none"], "'none' is not the folder of a run"),
+        (["evaluate", "--predictions", "p"], "needs --annotations FILE and --dataset NAME"),
+        (
+            ["evaluate", "--predictions", "p", "--annotations", "a", "--dataset", "qvh"],
+            "unknown dataset 'qvh'",
+        ),
+    ],
+    ids=lambda value: " ".join(value)[:50] if isinstance(value, list) else "",
+)
+def test_wrong_use_is_answered_with_a_sentence_and_exit_code_2(
+    config_file: WriteConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    config = str(config_file())
+    monkeypatch.chdir(tmp_path)
+    result = call(*[config if each == "C" else each for each in arguments])
+    assert (result.exit_code, message in result.stderr) == (2, True), result.stderr
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_published_predictions_are_scored_by_the_command(shared: Path, tmp_path: Path) -> None:
+    folder, out = shared / "predictions" / "qd_detr_val", tmp_path / "out.json"
+    done = subprocess.run(
+        [
+            *(*TRAINER, "evaluate", "--dataset", "qvhighlights", "--json", str(out)),
+            *("--predictions", str(folder / "predictions.jsonl")),
+            "--annotations",
+            str(shared / "annotations" / "qvhighlights" / "highlight_val_release.jsonl"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(out.read_text())
+    assert found.pop("mode") == "official"
+    assert found == json.loads((folder / "expected.json").read_text())
+
+
+def test_a_terminated_fit_exits_75_and_continues_to_the_same_end(
+    tmp_path: Path, config_file: WriteConfig
+) -> None:
+    config = config_file(loop__epochs=15, eval__every=15)
+    command = [*TRAINER, "fit", "--config", str(config), "--out"]
+    fitting = subprocess.Popen(
+        [*command, str(tmp_path / "cut")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "cut" / "history.jsonl").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(fitting.pid, signal.SIGTERM)
+    _, stderr = fitting.communicate(timeout=60)
+    assert fitting.returncode == 75, stderr
+    assert f"to continue:\n  trainer fit --resume --out {tmp_path / 'cut'}" in stderr
+    assert not (tmp_path / "cut" / "metrics.json").exists()
+
+    good("fit", "--resume", "--out", tmp_path / "cut")
+    good("fit", "--config", config, "--out", tmp_path / "whole")
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path: Path, config_file: WriteConfig) -> None:
+    config = config_file(loop__batch_size=4)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
+            *("--standalone", "--no-python", *TRAINER),
+            *("fit", "--config", str(config), "--out", str(tmp_path / "two")),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    lines = (tmp_path / "two" / "history.jsonl").read_text().splitlines()
+    # 24 queries, 4 for each of 2 processes
+    assert [json.loads(line)["step"] for line in lines] == [3, 6]
+    assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
+    assert done.stdout.count("epoch 2/2") == 1
+    alone = call("fit", "--resume", "--out", tmp_path / "two", "--set", "loop.epochs=3")
+    assert alone.exit_code == 2
+    assert "written by 2 processes and this run has 1" in alone.stderr
