@@ -24,9 +24,10 @@ from data.errors import StoreError, StorylineError, UsageError
 from data.store import Store
 from pipeline.config import PipelineConfig, load_pipeline_config
 from pipeline.engine.stop import StopFlag
-from pipeline.plan import Ledger, Plan, make_plan, survey
+from pipeline.plan import Plan, make_plan
 from pipeline.progress import Progress
 from pipeline.run import Result, Run, View, look, ray_or_inline
+from pipeline.survey import Ledger, survey
 
 __all__ = ["app", "main"]
 

@@ -19,18 +19,10 @@ from pipeline.corpus import Corpus, query_items
 from pipeline.engine.scheduler import Limits, Scheduler, Watcher
 from pipeline.engine.stop import StopFlag
 from pipeline.engine.types import Executor, Job, StageSetupError, Unit, unit_of
-from pipeline.plan import (
-    PROBE,
-    Inventory,
-    Ledger,
-    Plan,
-    Program,
-    facts_from_row,
-    make_plan,
-    survey,
-    tasks_of,
-)
+from pipeline.plan import Plan, make_plan
+from pipeline.program import PROBE, Program
 from pipeline.stage import Item, StageSet
+from pipeline.survey import Inventory, Ledger, facts_from_row, survey, tasks_of
 
 __all__ = ["Result", "Run", "StageWatcher", "look"]
 

@@ -23,7 +23,7 @@ from data.errors import StorylineError, UsageError
 from data.store.files import atomic_write
 from training.config import TrainerConfig
 from training.distributed import World, joined
-from training.evaluate import Evaluation, score
+from training.evaluate import score
 from training.loop import Progress, Reporter, Silent, StoppedError, stop_on_signals
 from training.metrics import Mode, Scores
 from training.predictions import read_predictions, write_predictions
@@ -32,12 +32,12 @@ from training.run import Run, Which
 from training.session import (
     Session,
     Split,
-    evaluate_blind,
-    evaluate_run,
-    evaluate_untrained,
     fit,
+    predict_blind,
     predict_run,
+    predict_untrained,
 )
+from training.task import Prediction
 
 __all__ = ["app", "main"]
 
@@ -154,7 +154,7 @@ def evaluate_command(
         typer.Option("--mode", help="As the published evaluator, or with its quirks mended."),
     ] = None,
     extended: Annotated[
-        bool, typer.Option("--extended", help="Also mIoU and R1@0.3 to 0.45 (with --predictions).")
+        bool, typer.Option("--extended", help="Also mIoU and R1@0.3 to 0.45.")
     ] = False,
     allow_overlap: OverlapOption = False,
     json_path: JsonOption = None,
@@ -164,16 +164,17 @@ def evaluate_command(
     The JSON has the official names in the official nesting, and `mode`.
     """
     console = Console()
-    chosen = [
-        name
-        for name, value in (("--predictions", predictions), ("--run", run), ("--config", config))
-        if value
-    ]
-    if len(chosen) != 1:
-        raise UsageError(
-            "evaluate needs one of --predictions FILE, --run RUN and --config FILE, got "
-            + (" and ".join(chosen) or "none")
-        )
+    _check_choice(
+        {"--predictions": predictions, "--run": run, "--config": config},
+        {
+            "--dataset": (dataset, ["--predictions"]),
+            "--annotations": (annotations, ["--predictions"]),
+            "--set": (overrides, ["--run", "--config"]),
+            "--split": (split, ["--run", "--config"]),
+            "--untrained": (untrained, ["--config"]),
+            "--blind": (blind, ["--config"]),
+        },
+    )
     if predictions is not None:
         scores = _score_file(predictions, annotations, dataset, mode or "official", extended)
         _show(console, str(predictions), scores, {"mode": mode or "official"}, json_path)
@@ -186,14 +187,14 @@ def evaluate_command(
     part = session.split(split or loaded.eval.split)
     session.check_disjoint(part, allow=allow_overlap)
     if opened:
-        evaluation = evaluate_run(session, opened, part, which)
-        title = f"{opened.path}, {which} checkpoint"
+        title, found = f"{run}, {which} checkpoint", predict_run(session, opened, part, which)
     else:
-        evaluation, title = _baseline(session, part, untrained=untrained, blind=blind)
+        title, found = _baseline(session, part, untrained=untrained, blind=blind)
     about: dict[str, Any] = {"mode": loaded.eval.mode}
     if part.samples.report.dropped_queries:
         about["queries_left_out"] = part.samples.report.dropped_queries
-    _show(console, f"{title}, split '{part.name}'", evaluation.scores, about, json_path)
+    scores = session.score(part, found, extended=extended)
+    _show(console, f"{title}, split '{part.name}'", scores, about, json_path)
 
 
 @app.command("predict")
@@ -228,14 +229,29 @@ def _reporting(
         yield Everyone([live, scalars])
 
 
+def _check_choice(
+    ways: Mapping[str, object], options: Mapping[str, tuple[object, Sequence[str]]]
+) -> None:
+    """Exactly one way to evaluate, and no option that this way would not look at."""
+    chosen = [name for name, value in ways.items() if value is not None]
+    if len(chosen) != 1:
+        raise UsageError(
+            "evaluate needs one of --predictions FILE, --run RUN and --config FILE, got "
+            + (" and ".join(chosen) or "none")
+        )
+    for name, (value, users) in options.items():
+        if value and chosen[0] not in users:
+            raise UsageError(f"{name} goes with {' or '.join(users)}, not with {chosen[0]}")
+
+
 def _baseline(
     session: Session, split: Split, *, untrained: bool, blind: bool
-) -> tuple[Evaluation, str]:
+) -> tuple[str, list[Prediction]]:
     if untrained == blind:
         raise UsageError("evaluate --config needs one of --untrained and --blind")
     if blind:
-        return evaluate_blind(session, split), "blind baseline (moment prior)"
-    return evaluate_untrained(session, split), "untrained model"
+        return "blind baseline (moment prior)", predict_blind(session, split)
+    return "untrained model", predict_untrained(session, split)
 
 
 def _score_file(

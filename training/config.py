@@ -130,10 +130,11 @@ class TrainerConfig(Group):
     eval: EvalGroup = Field(default_factory=EvalGroup)
 
     @model_validator(mode="after")
-    def _evaluation_happens(self) -> TrainerConfig:
-        if self.eval.every > self.loop.epochs:
-            raise ValueError(
-                f"eval.every={self.eval.every} is more than loop.epochs={self.loop.epochs}: "
-                "no epoch but the last would be evaluated; lower eval.every"
-            )
+    def _side_streams_are_read(self) -> TrainerConfig:
+        for name, loaded in (("narratives", self.data.narratives), ("events", self.data.events)):
+            if loaded and not self.model.plugins:
+                raise ValueError(
+                    f"data.{name}=true, but model.plugins is empty and nothing would read them; "
+                    f"add a plug-in, or set data.{name}=false"
+                )
         return self

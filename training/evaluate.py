@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,32 +65,18 @@ class Validator:
     Args:
         task: whose model is scored as it is.
         queries, order: the split.
-        annotations: its ground truth.
-        metrics, clip_len_s, mode: as in `score`.
+        score: scores of predictions for the split.
     """
 
     task: MomentTask
     queries: Queries
     order: Order
-    annotations: Sequence[Annotation]
-    metrics: str
-    clip_len_s: float
-    mode: Mode = "official"
+    score: Callable[[Sequence[Prediction]], Scores]
 
     def __call__(self) -> Evaluation:
         """Predictions for the whole split, and their scores."""
         predictions = predict(self.task, self.queries, self.order)
         return Evaluation(self.score(predictions), predictions)
-
-    def score(self, predictions: Sequence[Prediction]) -> Scores:
-        """Scores of predictions for the split, whoever made them."""
-        return score(
-            self.annotations,
-            predictions,
-            metrics=self.metrics,
-            clip_len_s=self.clip_len_s,
-            mode=self.mode,
-        )
 
 
 def check_disjoint(

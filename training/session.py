@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -20,8 +20,9 @@ from training.batch import QueryTruth, query_info
 from training.config import DataGroup, TrainerConfig
 from training.data import Order, Queries, hold
 from training.distributed import ALONE, World, device_of
-from training.evaluate import Evaluation, Validator, check_disjoint, predict
+from training.evaluate import Validator, check_disjoint, predict, score
 from training.loop import Loop, Progress, Reporter, Stop
+from training.metrics import Scores
 from training.predictions import rounded
 from training.retrieval_task import RetrievalTask, build_model, decoding_of
 from training.run import Run, Which, environment
@@ -31,11 +32,10 @@ from training.task import Prediction
 __all__ = [
     "Session",
     "Split",
-    "evaluate_blind",
-    "evaluate_run",
-    "evaluate_untrained",
     "fit",
+    "predict_blind",
     "predict_run",
+    "predict_untrained",
 ]
 
 Tell = Callable[[str], None]
@@ -143,17 +143,22 @@ class Session:
             world=self.world,
         )
 
-    def validator(self, split: Split, task: RetrievalTask, queries: Queries) -> Validator:
-        """Scores `task` on `split`."""
+    def order(self, split: Split) -> Order:
+        """All queries of a split as they come."""
+        return Order(len(split.samples), self.config.eval.batch_size, shuffle=False)
+
+    def score(
+        self, split: Split, predictions: Sequence[Prediction], *, extended: bool = False
+    ) -> Scores:
+        """Scores of predictions for a split, whoever made them."""
         chosen = self.config.eval
-        return Validator(
-            task,
-            queries,
-            Order(len(split.samples), chosen.batch_size, shuffle=False),
+        return score(
             split.annotations,
+            predictions,
             metrics=chosen.metrics or self.store.dataset,
             clip_len_s=self.store.clip_len_s,
             mode=chosen.mode,
+            extended=extended,
         )
 
     def check_disjoint(self, split: Split, *, allow: bool) -> None:
@@ -198,9 +203,11 @@ def fit(
     split = session.split(config.eval.split)
     session.check_disjoint(split, allow=allow_overlap)
     task = session.task(session.train)
-    queries, val_queries = session.hold(session.train), session.hold(split)
-    validator = session.validator(split, task, val_queries)
-    _rehearse(validator, split, config.eval.select)
+    _rehearse(session, split)
+    queries = session.hold(session.train)
+    validator = Validator(
+        task, session.hold(split), session.order(split), partial(session.score, split)
+    )
 
     about = environment(session.device, world.size, session.train.samples.recipes)
     about["queries_left_out"] = {
@@ -218,38 +225,25 @@ def fit(
         return run, loop.fit(progress)
 
 
-def evaluate_run(session: Session, run: Run, split: Split, which: Which) -> Evaluation:
-    """Scores of a trained run on a split."""
-    task = _trained(session, run, split, which)
-    return session.validator(split, task, session.hold(split))()
-
-
-def evaluate_untrained(session: Session, split: Split) -> Evaluation:
-    """Scores of the model at its initialisation."""
-    task = session.task(session.train)
-    return session.validator(split, task, session.hold(split))()
-
-
-def evaluate_blind(session: Session, split: Split) -> Evaluation:
-    """Scores of the moment prior of the training split."""
-    samples = session.train.samples
-    truths = [
-        QueryTruth.of(sample.annotation, sample.grid.n, sample.grid.clip_len_s)
-        for sample in (samples[index] for index in range(len(samples)))
-    ]
-    blind = BlindBaseline.fit([each for each in truths if each is not None])
-    infos = [query_info(split.samples[index]) for index in range(len(split.samples))]
-    predictions = [rounded(blind.predict(info)) for info in infos]
-    task = session.task(split)
-    validator = session.validator(split, task, session.hold(split))
-    return Evaluation(validator.score(predictions), predictions)
-
-
 def predict_run(session: Session, run: Run, split: Split, which: Which) -> list[Prediction]:
     """Predictions of a trained run for a split, with or without ground truth."""
     task = _trained(session, run, split, which)
-    order = Order(len(split.samples), session.config.eval.batch_size, shuffle=False)
-    return predict(task, session.hold(split), order)
+    return predict(task, session.hold(split), session.order(split))
+
+
+def predict_untrained(session: Session, split: Split) -> list[Prediction]:
+    """Predictions of the model at its initialisation."""
+    return predict(session.task(split), session.hold(split), session.order(split))
+
+
+def predict_blind(session: Session, split: Split) -> list[Prediction]:
+    """Predictions of the moment prior of the training split."""
+    truths = [
+        QueryTruth.of(each.annotation, each.grid.n, each.grid.clip_len_s)
+        for each in session.train.samples
+    ]
+    blind = BlindBaseline.fit([each for each in truths if each is not None])
+    return [rounded(blind.predict(query_info(each))) for each in split.samples]
 
 
 def _trained(session: Session, run: Run, split: Split, which: Which) -> RetrievalTask:
@@ -313,14 +307,20 @@ def _loop(
     )
 
 
-def _rehearse(validator: Validator, split: Split, select: str) -> None:
-    """Score made-up predictions, so that a fault of the annotations shows before training."""
-    infos = [query_info(split.samples[index]) for index in range(len(split.samples))]
+def _rehearse(session: Session, split: Split) -> None:
+    """Find faults of the annotations before training, by scoring made-up predictions."""
+    blind = [each.qid for each in session.train.annotations if not each.windows]
+    if blind:
+        raise UsageError(
+            f"{len(blind)} queries of split '{session.train.name}' have no ground-truth moment "
+            f"(first: {blind[0]}); nothing can be learned from them"
+        )
+    infos = [query_info(each) for each in split.samples]
     made_up = [
         Prediction(each.qid, each.query, each.video_id, ((0.0, 1.0, 1.0),), (0.0,) * each.grid.n)
         for each in infos
     ]
-    brief = validator.score(made_up)["brief"]
+    select, brief = session.config.eval.select, session.score(split, made_up)["brief"]
     if select not in brief:
         raise UsageError(f"eval.select: unknown metric '{select}'; {nearest(select, brief)}")
     if brief[select] is None:

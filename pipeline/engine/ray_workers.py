@@ -27,7 +27,8 @@ class RayExecutor:
     """Connects to a cluster, to the Ray that is already running here, or starts one on loopback.
 
     Args:
-        address: address of a cluster; None starts a local Ray without dashboard.
+        address: address of a cluster; None means that of `RAY_ADDRESS` (set inside `ray job
+            submit` and KubeRay), else a local Ray without dashboard.
         cpus: logical CPUs of a local Ray; None means as many as the machine has.
         workers: workers per stage set; None means as many as fit.
     """
@@ -35,6 +36,11 @@ class RayExecutor:
     def __init__(
         self, address: str | None = None, cpus: int | None = None, workers: int | None = None
     ) -> None:
+        address = address or os.environ.get("RAY_ADDRESS")
+        if address is None:
+            # Ray 2.60 turns 127.0.0.1 into the address of the network card and listens on all
+            # interfaces, except with this setting, which it reads when it is imported.
+            os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         # Without it Ray 2.60 warns about accelerators at each actor with num_gpus=0.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Under `uv run` Ray would start workers through uv again, which can hang.

@@ -14,8 +14,8 @@ from rich.console import Console
 
 from pipeline.config import load_pipeline_config
 from pipeline.engine.stop import StopFlag
-from pipeline.progress import Progress
 from pipeline.engine.types import Executor
+from pipeline.progress import Progress
 from pipeline.run import Result, Run, StageWatcher, look, ray_or_inline
 from pipeline.stage import STAGES
 

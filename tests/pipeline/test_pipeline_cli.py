@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toys
 import yaml
 from typer.testing import CliRunner, Result
 
-import toys
 from pipeline.cli import app
 
 pytestmark = pytest.mark.usefixtures("toy_stages")

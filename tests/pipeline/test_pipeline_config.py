@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import toys
 import yaml
 
-import toys
 from data.errors import UsageError
 from pipeline.config import load_pipeline_config, shipped_configs
-from pipeline.plan import Program
+from pipeline.program import Program
 from pipeline.stage import STAGES
 
 

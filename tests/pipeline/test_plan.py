@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from data.errors import UsageError
 from pipeline.cli import app
-from pipeline.plan import Program, differences
+from pipeline.program import Program
 from pipeline.stage import STAGES, Stage, StageContext
+from pipeline.survey import differences
 
 CONTEXT = StageContext(clip_len_s=2.0)
 

@@ -221,6 +221,8 @@ def test_a_split_that_shares_videos_with_training_is_refused_unless_allowed(
         (["fit", "--resume", "--out", "none"], "'none' is not the folder of a run"),
         (["evaluate"], "needs one of --predictions FILE, --run RUN and --config FILE, got none"),
         (["evaluate", "--config", "C"], "needs one of --untrained and --blind"),
+        (["evaluate", "--run", "r", "--blind"], "--blind goes with --config, not with --run"),
+        (["evaluate", "--predictions", "p", "--split", "val"], "--split goes with --run or"),
         (["evaluate", "--run", "none"], "'none' is not the folder of a run"),
         (["evaluate", "--predictions", "p"], "needs --annotations FILE and --dataset NAME"),
         (

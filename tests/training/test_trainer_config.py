@@ -39,7 +39,7 @@ def test_the_two_demo_configurations_differ_in_the_narrative_merge_alone() -> No
         ("loop.epoch=3", r"unknown key 'loop\.epoch'; did you mean 'epochs'\?"),
         ("optim.schedule={name: cosin}", r"unknown schedule 'cosin'; did you mean 'cosine'"),
         ("loop.epochs=0", r"'loop\.epochs': .* greater than or equal to 1, got 0"),
-        ("eval.every=9", r"eval\.every=9 is more than loop\.epochs=2"),
+        ("data.narratives=true", r"data\.narratives=true, but model\.plugins is empty"),
         ("data.cache=gpu", r"'data\.cache': .*'auto', 'device' or 'none', got 'gpu'"),
         ("data.max_windows=6", r"'data\.max_windows': .* less than or equal to 5"),
         ("model.preset=paper2", r"'model\.preset': .*'fixed', 'paper' or 'release'"),

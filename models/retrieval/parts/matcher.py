@@ -69,9 +69,9 @@ def assign(cost: Tensor, mask: Tensor) -> Tensor:
     rows, columns = cost.shape[1:]
     if rows == 0:
         return mask.to(torch.int64)
-    cost = cost.masked_fill(~mask.unsqueeze(-1), 0)
     if rows > columns:
         cost = _with_refuge(cost, rows - columns)
+    cost = cost.masked_fill(~mask.unsqueeze(-1), 0)
     if rows <= _MOST_ENUMERATED:
         column = assign_by_enumeration(cost, mask)
     else:

@@ -7,10 +7,12 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import toys
 import yaml
@@ -67,6 +69,17 @@ def test_a_killed_driver_leaves_nothing_torn_and_the_next_run_continues(tmp_path
         np.testing.assert_array_equal(store.reader("rows").row(id_)["vector"], toys.expected(id_))
 
 
+def listening(pid: int) -> set[str]:
+    """Addresses on which a process and those that it started wait for connections."""
+    driver = psutil.Process(pid)
+    found: set[str] = set()
+    for process in [driver, *driver.children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            sockets = process.net_connections(kind="inet")
+            found |= {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
+    return {address.removeprefix("::ffff:") for address in found}
+
+
 @pytest.mark.ray
 @pytest.mark.slow
 def test_sigterm_writes_what_is_done_and_says_how_to_continue(tmp_path: Path) -> None:
@@ -77,6 +90,7 @@ def test_sigterm_writes_what_is_done_and_says_how_to_continue(tmp_path: Path) ->
     write_config(tmp_path, engine=engine, stages=options)
     driver = start(tmp_path)
     wait_for(marks, 4)
+    assert listening(driver.pid) == {"127.0.0.1"}
     driver.send_signal(signal.SIGTERM)
     _, err = driver.communicate(timeout=60)
     assert driver.returncode == 75, err

@@ -16,7 +16,7 @@ from data.store import Row, Store
 from data.video.types import VideoFacts
 from pipeline.engine.types import UNKNOWN_CONTENT, Job, StageSetupError, Task
 from pipeline.engine.work import Worker
-from pipeline.plan import Program
+from pipeline.program import Program
 from pipeline.stage import Item, StageContext, StageSet
 
 HEAVY = {"torch", "ray", "av", "decord", "transformers", "open_clip", "spacy"}
