@@ -10,7 +10,7 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -274,11 +274,16 @@ def _summarise(result: Result, console: Console, again: str, config: PipelineCon
         say("nothing to do")
     console.print(_result_table(result))
     if result.partial:
-        shown = [f"{id_} ({count} packets)" for id_, count in list(result.partial.items())[:10]]
-        more = "" if len(result.partial) <= 10 else f" and {len(result.partial) - 10} more"
+        named = [f"{id_} ({count} packets)" for id_, count in result.partial.items()]
         say(
-            f"damaged videos that were kept with the frames that decode (decode.damaged is "
-            f"'{config.decode.damaged}'): {len(result.partial)}: {', '.join(shown)}{more}"
+            "damaged videos that were kept with the frames that decode (decode.damaged is "
+            f"'{config.decode.damaged}'): {_some(named)}"
+        )
+    if result.short:
+        named = [f"{id_} ({seconds:g} s)" for id_, seconds in result.short.items()]
+        say(
+            "videos shorter than half a clip, whose one clip is mostly their last frame: "
+            f"{_some(named)}"
         )
     if result.failures:
         console.print(_failure_table(result))
@@ -288,6 +293,12 @@ def _summarise(result: Result, console: Console, again: str, config: PipelineCon
     if result.exit_code == INTERRUPTED:
         why = "interrupted" if result.interrupted else "inputs changed meanwhile"
         typer.echo(f"pipeline: {why}; to continue:\n  {again}", err=True)
+
+
+def _some(named: Sequence[str], most: int = 10) -> str:
+    """The first few of a list, and how many there are."""
+    more = "" if len(named) <= most else f" and {len(named) - most} more"
+    return f"{len(named)}: {', '.join(named[:most])}{more}"
 
 
 def _result_table(result: Result) -> Table:

@@ -47,6 +47,7 @@ class Result:
         plan: where everything stands now.
         failures: what is in quarantine, of this run and of earlier ones.
         partial: damaged videos that were kept: id and number of undecodable packets.
+        short: videos shorter than half a clip, which have one clip all the same: id and seconds.
         broken: stages that could not be set up, with the sentence why.
         interrupted: whether the run was asked to stop before its end.
         worked: whether there was anything to do.
@@ -55,6 +56,7 @@ class Result:
     plan: Plan
     failures: list[Failure] = field(default_factory=list)
     partial: dict[str, int] = field(default_factory=dict)
+    short: dict[str, float] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     interrupted: bool = False
     worked: bool = False
@@ -293,24 +295,27 @@ class Run:
             )
 
     def _result(self, inventory: Inventory, worked: bool) -> Result:
+        facts = self._facts_of_videos(inventory)
+        half_a_clip_s = self.store.clip_len_s / 2
         return Result(
             plan=make_plan(inventory, self.ledger),
             failures=inventory.quarantined,
-            partial=self._partial(inventory),
+            partial={id: each.damaged for id, each in facts.items() if each.damaged},
+            short={
+                id: each.duration_s for id, each in facts.items() if each.duration_s < half_a_clip_s
+            },
             broken=self.broken,
             interrupted=bool(self.stop),
             worked=worked,
         )
 
-    def _partial(self, inventory: Inventory) -> dict[str, int]:
+    def _facts_of_videos(self, inventory: Inventory) -> dict[str, VideoFacts]:
+        """What probing found, of the videos of this run that were probed."""
         if PROBE not in inventory.surveys:
             return {}
         known: Mapping[str, CatalogueEntry] = self.store.catalogue()
-        return {
-            item.key.id: facts.damaged
-            for item in inventory.videos
-            if (facts := _facts(known.get(item.key.id))) is not None and facts.damaged
-        }
+        found = {item.key.id: _facts(known.get(item.key.id)) for item in inventory.videos}
+        return {id: facts for id, facts in found.items() if facts is not None}
 
 
 def ray_or_inline(config: PipelineConfig) -> Callable[[Program], Executor]:

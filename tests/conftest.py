@@ -30,7 +30,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """Real annotations, predictions, media and reference outputs, which are not in the repository."""
+    """Real annotations, predictions, media and reference outputs; not in the repository."""
     folder = Path(os.environ.get("STORYLINE_SHARED", ROOT.parent / "shared"))
     if not folder.is_dir():
         pytest.skip(f"needs the project's shared folder of real files, not found at {folder}")
@@ -40,13 +40,14 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def ray_local() -> Iterator[None]:
     """One local Ray for the session: loopback, no dashboard, logical CPUs above the real ones."""
+    # Read when Ray is imported: binds its services to loopback (`pipeline.engine.ray_workers`).
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray = pytest.importorskip("ray")
     ray.init(
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,
         object_store_memory=100 * 2**20,
-        _node_ip_address="127.0.0.1",
     )
     yield
     ray.shutdown()

@@ -8,14 +8,16 @@ caption_flags   what is wrong with a caption
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from models.captioners import pixel  # noqa: F401  (adds itself to CAPTIONERS)
 from models.captioners.base import CAPTIONERS, Captioner, CaptionRequest, CaptionResult
 from models.captioners.guards import caption_flags
 from models.captioners.prompts import Prompt, load_prompt
 from models.options import check_options
-from models.weights import Checkpoint
+
+if TYPE_CHECKING:
+    from models.weights import Checkpoint
 
 __all__ = [
     "CAPTIONERS",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from data.errors import UsageError
 from models.captioners.base import CAPTIONERS, Captioner, CaptionRequest, CaptionResult
 from models.captioners.guards import caption_flags
-from models.weights import Checkpoint
+
+if TYPE_CHECKING:
+    from models.weights import Checkpoint
 
 __all__ = ["Pixel", "describe"]
 

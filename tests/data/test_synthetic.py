@@ -75,7 +75,7 @@ def test_films_are_unique_and_splits_share_none(corpus: Path) -> None:
 
 def test_rows_are_consistent_qvhighlights_rows(corpus: Path) -> None:
     every = [row for path in (corpus / "annotations").glob("*.jsonl") for row in rows(path)]
-    assert len({row["qid"] for row in every}) == len(every) == 18
+    assert len({row["qid"] for row in every}) == len(every) == 30
     for row in every:
         clips = [
             clip for start, end in row["relevant_windows"] for clip in range(int(start), int(end))

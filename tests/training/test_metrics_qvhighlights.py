@@ -261,3 +261,12 @@ def test_every_dataset_with_metrics_is_known_by_name() -> None:
         UsageError, match="unknown dataset with metrics 'qvhighlight'; did you mean"
     ):
         METRICS.get("qvhighlight")
+
+
+def test_clips_that_strict_never_ranks_share_the_last_place_whatever_the_other_grids() -> None:
+    # one of three clips is scored, a positive one is not: found last, at precision 1/3
+    short = annotation(1, duration_s=6.0, clip_ids=(1,), saliency=((4.0,),))
+    long = annotation(2, duration_s=12.0, clip_ids=(0,), saliency=((4.0,),))
+    answers = [prediction(1, saliency=(-1.0,)), prediction(2, saliency=(1.0, 0, 0, 0, 0, 0))]
+    found = qvhighlights([short, long], answers, mode="strict")
+    assert found["HL-min-Fair"]["HL-mAP"] == 66.67
