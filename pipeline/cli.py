@@ -200,6 +200,26 @@ def verify(
 
 @app.command()
 @reported
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path(
+        "demo"
+    ),
+    train: Annotated[int, typer.Option(min=8, help="Rendered training videos.")] = 160,
+    val: Annotated[int, typer.Option(min=2, help="Rendered validation videos.")] = 40,
+    test: Annotated[int, typer.Option(min=1, help="Rendered test videos.")] = 20,
+    seed: Annotated[int, typer.Option(help="Of the rendered films.")] = 0,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Instead of those of the trainer's config.")
+    ] = None,
+) -> None:
+    """The whole road on a synthetic corpus: videos, shards, a trained model, metrics, a report."""
+    from pipeline.demo import DemoSize, run_demo
+
+    run_demo(out, DemoSize(train, val, test, seed, epochs), _console())
+
+
+@app.command()
+@reported
 def doctor(as_json: JsonOption = False) -> None:
     """Check this environment; exit code 1 if something needed is missing."""
     from pipeline.doctor import doctor_table, examine

@@ -138,6 +138,8 @@ def _write_job(out: Path) -> Path:
         "annotations": {
             split: f"corpus/annotations/{split}.jsonl" for split in ("train", "val", "test")
         },
+        # Scenes of the corpus last two clips or more; the defaults are for films of minutes.
+        "stages": {"events": {"half_width_s": 2.0, "min_len_s": 2.0, "delta_rel": 0.1}},
     }
     file = out / "pipeline.yaml"
     file.write_text(yaml.safe_dump(job, sort_keys=False))

@@ -103,9 +103,10 @@ def fit_command(
     allow_overlap: OverlapOption = False,
 ) -> None:
     """Train a model on a store. The default of --out is runs/ and the config's name."""
-    if config is None and not (resume and out):
+    if out is None and config is not None:
+        out = Path("runs") / config.stem
+    if out is None or (config is None and not resume):
         raise UsageError("fit needs --config FILE (or --resume --out RUN to continue a run)")
-    out = out or Path("runs") / _run_name(config)
     loaded = _configuration(config, overrides, out)
     with joined() as world, stop_on_signals() as stop:
         console = Console(quiet=not world.leads)
@@ -122,6 +123,7 @@ def fit_command(
             )
         except StoppedError as error:
             again = f"trainer fit --resume --out {shlex.quote(str(out))}"
+            again += " --allow-overlap" * allow_overlap
             raise StoppedError(f"{error}; to continue:\n  {again}") from None
         _summarise(console, run, progress)
 
@@ -274,20 +276,17 @@ def _score_file(
 
 
 def _configuration(
-    config: Path | None, overrides: Sequence[str] | None, out: Path | None
+    config: Path | None, overrides: Sequence[str] | None, run: Path | None
 ) -> TrainerConfig:
     if config is not None:
         return load_config(TrainerConfig, config, overrides or ())
-    assert out is not None
-    return Run.open(out, overrides or ()).config
+    if run is None:
+        raise UsageError("a configuration is needed: give --config FILE")
+    return Run.open(run, overrides or ()).config
 
 
 def _with_mode(config: TrainerConfig, mode: Mode) -> TrainerConfig:
     return config.model_copy(update={"eval": config.eval.model_copy(update={"mode": mode})})
-
-
-def _run_name(config: Path | None) -> str:
-    return config.stem if config else "run"
 
 
 def _exit_code(error: StorylineError) -> int:

@@ -238,6 +238,9 @@ class Loop:
             if self.world.leads:
                 self.keeper.record(progress)
                 self.report.epoch(record)
+        # also where an earlier part was killed between its last checkpoint and its last record
+        if self.world.leads:
+            self.keeper.record(progress)
         return progress
 
     def _train_epoch(self, progress: Progress) -> None:

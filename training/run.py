@@ -123,7 +123,7 @@ class Run:
         """Write the history; the scores when there is nothing left to train."""
         lines = "".join(json.dumps(each) + "\n" for each in progress.history)
         atomic_write(self.path / "history.jsonl", lines.encode())
-        if progress.epoch == self.config.loop.epochs:
+        if progress.epoch >= self.config.loop.epochs:
             atomic_write(self.path / "metrics.json", _json(self._metrics(progress)))
 
     def predictions(self, evaluation: Evaluation) -> None:

@@ -144,6 +144,18 @@ def test_resuming_with_another_configuration_is_refused_by_name(
         train(values, tmp_path / "run", resume=True)
 
 
+def test_a_run_that_was_killed_before_its_last_record_is_finished_by_resuming(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    run = train(values, tmp_path / "run")
+    records = {name: run.path / name for name in ("metrics.json", "history.jsonl")}
+    before = {name: path.read_text() for name, path in records.items()}
+    for path in records.values():
+        path.unlink()
+    train(values, tmp_path / "run", resume=True)
+    assert {name: path.read_text() for name, path in records.items()} == before
+
+
 def test_resuming_where_nothing_was_started_starts(tmp_path: Path, values: dict[str, Any]) -> None:
     values["loop"]["epochs"] = 1
     train(values, tmp_path / "run", resume=True)
