@@ -29,9 +29,11 @@ M = TypeVar("M", bound=BaseModel)
 
 
 class Group(BaseModel):
-    """A group of options: unknown keys are errors, values do not change after loading."""
+    """A group of options: unknown keys are errors, numbers are finite, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 def load_config(model: type[M], path: Path, overrides: Sequence[str] = ()) -> M:

@@ -182,6 +182,10 @@ class MomentDataset:
         readers = {**self._video_readers, QUERIES: self._queries}
         return {stage: reader.recipe_id for stage, reader in readers.items()}
 
+    def grid(self, video_id: str) -> Grid:
+        """The clips of a video of this split, after a cut to `max_clips`; reads nothing."""
+        return self._grids[video_id]
+
     def __len__(self) -> int:
         return len(self.annotations)
 
@@ -335,5 +339,5 @@ def _missing_message(store: Store, split: str, missing: dict[str, list[str]]) ->
     command = " ".join(f"--stage {stage}" for stage in missing)
     return (
         f"store {store.path} lacks rows that split '{split}' needs; {'; '.join(told)}; "
-        f"run `pipeline run {command}`, or leave their queries out (require any)"
+        f"run `pipeline run {command}`, or leave their queries out (data.require=any)"
     )

@@ -10,17 +10,18 @@ import functools
 import json
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.errors import StoreError, StorylineError, UsageError
+from data.commands import EXIT_INTERRUPTED, program, reported
+from data.errors import StoreError, UsageError
 from data.store import Store
 from pipeline.config import PipelineConfig, load_pipeline_config
 from pipeline.engine.stop import StopFlag
@@ -31,18 +32,8 @@ from pipeline.survey import Ledger, survey
 
 __all__ = ["app", "main"]
 
-INTERRUPTED = 75
-
-app = typer.Typer(
-    name="pipeline",
-    help="Turn videos and queries into features, captions, narratives and events.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-F = TypeVar("F", bound=Callable[..., None])
+app = program("pipeline", "Turn videos and queries into features, captions, narratives and events.")
+answered = reported("pipeline")
 
 ConfigOption = Annotated[
     Path, typer.Option("--config", "-c", help="The YAML file, or a shipped config by name.")
@@ -68,22 +59,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _DEFAULT_CONFIG = Path("pipeline.yaml")
 
 
-def reported(command: F) -> F:
-    """Errors that are meant for the user become one sentence on stderr and an exit code."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except StorylineError as error:
-            typer.echo(f"pipeline: {error}", err=True)
-            raise typer.Exit(2 if isinstance(error, UsageError) else 1) from None
-
-    return wrapped  # type: ignore[return-value]
-
-
 @app.command()
-@reported
+@answered
 def run(
     config: ConfigOption = _DEFAULT_CONFIG,
     stage: StageOption = None,
@@ -111,13 +88,13 @@ def run(
                 result = job.run(retry_failed=retry_failed)
         except KeyboardInterrupt:
             typer.echo(f"pipeline: interrupted; to continue:\n  {again}", err=True)
-            raise typer.Exit(INTERRUPTED) from None
+            raise typer.Exit(EXIT_INTERRUPTED) from None
     _summarise(result, console, again, loaded)
     raise typer.Exit(result.exit_code)
 
 
 @app.command()
-@reported
+@answered
 def plan(
     config: ConfigOption = _DEFAULT_CONFIG,
     stage: StageOption = None,
@@ -135,13 +112,15 @@ def plan(
         typer.echo(json.dumps(made.to_json(), indent=2))
         return
     console = _console()
+    for note in view.notes:
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(made.table())
     for damage in made.damage:
         console.print(f"damaged: {damage}", markup=False)
 
 
 @app.command()
-@reported
+@answered
 def status(
     config: ConfigOption = _DEFAULT_CONFIG,
     set_: SetOption = None,
@@ -173,7 +152,7 @@ def status(
 
 
 @app.command()
-@reported
+@answered
 def verify(
     config: ConfigOption = _DEFAULT_CONFIG,
     set_: SetOption = None,
@@ -199,7 +178,7 @@ def verify(
 
 
 @app.command()
-@reported
+@answered
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for everything that the demo writes.")] = Path(
         "demo"
@@ -219,7 +198,7 @@ def demo(
 
 
 @app.command()
-@reported
+@answered
 def doctor(as_json: JsonOption = False) -> None:
     """Check this environment; exit code 1 if something needed is missing."""
     from pipeline.doctor import doctor_table, examine
@@ -305,12 +284,14 @@ def _summarise(result: Result, console: Console, again: str, config: PipelineCon
             "videos shorter than half a clip, whose one clip is mostly their last frame: "
             f"{_some(named)}"
         )
+    for damage in result.plan.damage:
+        say(f"readers refuse this stage until the file is removed: {damage}")
     if result.failures:
         console.print(_failure_table(result))
         say(f"to try the inputs in quarantine again:\n  {again} --retry-failed")
     for name, sentence in result.broken.items():
         typer.echo(f"pipeline: stage '{name}' was left out: {sentence}", err=True)
-    if result.exit_code == INTERRUPTED:
+    if result.exit_code == EXIT_INTERRUPTED:
         why = "interrupted" if result.interrupted else "inputs changed meanwhile"
         typer.echo(f"pipeline: {why}; to continue:\n  {again}", err=True)
 

@@ -87,7 +87,9 @@ class PipelineConfig(Group):
         None, description="Format of the annotation files; null: that of `dataset`."
     )
     clip_len_s: float = Field(2.0, gt=0, description="Clip length of the grid in seconds.")
-    device: str = Field("auto", description="Device of networks: auto, cpu, cuda.")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="Device of networks; auto: cuda where this machine has it."
+    )
     decode: Decode = Decode()
     stages: Any = Field(default_factory=dict, description="Options of each stage.")
     engine: Engine = Engine()

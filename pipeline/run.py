@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,7 @@ from pipeline.engine.stop import StopFlag
 from pipeline.engine.types import Executor, Job, StageSetupError, Unit, unit_of
 from pipeline.plan import Plan, make_plan
 from pipeline.program import PROBE, Program
-from pipeline.stage import Item, StageSet
+from pipeline.stage import STAGES, Item, StageSet
 from pipeline.survey import Inventory, Ledger, facts_from_row, survey, tasks_of
 
 __all__ = ["Result", "Run", "StageWatcher", "look"]
@@ -80,6 +80,18 @@ class View:
     corpus: Corpus
     annotations: Mapping[str, list[Annotation]]
     store: Path
+    left_out: tuple[str, ...] = ()
+    """Stages over queries of a config without annotations, if nobody asked for them by name."""
+    whole: bool = True
+    """False where `--limit` leaves inputs out: then no complete recipe comes of it."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user does not get, and how to get it."""
+        return tuple(
+            f"{name}: left out, the config has no queries; add `annotations: {{train: FILE}}`"
+            for name in self.left_out
+        )
 
 
 def look(config: PipelineConfig, asked: Sequence[str], limit: int | None) -> View:
@@ -90,11 +102,14 @@ def look(config: PipelineConfig, asked: Sequence[str], limit: int | None) -> Vie
     """
     if config.store is None:
         raise UsageError("no store is given; add `store: FOLDER` to the config, or --set store=...")
-    program = Program.build(config.context, config.stage_options, asked)
+    annotations = _read_annotations(config)
+    options = config.stage_options
+    left_out = () if asked or annotations else _over_queries(options)
+    wanted = {name: each for name, each in options.items() if name not in left_out}
+    program = Program.build(config.context, wanted, asked)
     if not program.stages:
         raise UsageError("no stage is asked for; name one with --stage, or add `stages:`")
     over = {stage.over for stage in program.stages}
-    annotations = _read_annotations(config)
     if "queries" in over and not annotations:
         names = ", ".join(each.name for each in program.stages if each.over == "queries")
         raise UsageError(
@@ -103,7 +118,8 @@ def look(config: PipelineConfig, asked: Sequence[str], limit: int | None) -> Vie
         )
     videos = _list_videos(config) if "videos" in over else ()
     corpus = Corpus(tuple(videos), query_items(annotations) if "queries" in over else ())
-    return View(program, corpus.first(limit), annotations, config.store)
+    some = corpus.first(limit)
+    return View(program, some, annotations, config.store, left_out, whole=some == corpus)
 
 
 class Run:
@@ -143,8 +159,10 @@ class Run:
             self.store.save_annotations(split, rows)
         names = frozenset(self.view.program.recipes) if retry_failed else frozenset()
         inventory = self._survey(retry=names)
+        for note in self.view.notes:
+            self.watcher.note(note)
         for damage in self.ledger.damage:
-            self.watcher.note(f"damaged shard, its rows are computed again: {damage}")
+            self.watcher.note(f"rows of a damaged shard count as missing: {damage}")
         worked = make_plan(inventory, self.ledger).missing > 0
         if worked:
             try:
@@ -155,6 +173,7 @@ class Run:
             inventory = self._survey()
         elif PROBE in self.view.program.recipes:
             self._update_catalogue(inventory)
+        self._announce_complete(inventory)
         return self._result(inventory, worked)
 
     def _survey(
@@ -174,7 +193,7 @@ class Run:
         """Run one set; what is left to run of it if one of its stages cannot be set up."""
         inventory = self._survey(retry=retry, only=stages.names)
         busy = tuple(each for each in stages.stages if inventory.surveys[each.name].todo)
-        self._announce_current(stages, only_new=True)
+        self._announce_first(stages)
         try:
             if busy:
                 self._work(StageSet(busy), inventory, retry)
@@ -187,8 +206,7 @@ class Run:
             return [StageSet(rest)] if rest else []
         if PROBE in stages.names:
             self._update_catalogue(self._survey(only=[PROBE]))
-        if not self.stop:
-            self._announce_current(stages)
+        self._announce_complete(self._survey(only=stages.names))
         return []
 
     def _work(self, stages: StageSet, inventory: Inventory, retry: frozenset[str]) -> None:
@@ -260,20 +278,33 @@ class Run:
             if item.key in present[unit[0]]
         }
 
-    def _announce_current(self, stages: StageSet, *, only_new: bool = False) -> None:
-        """Tell readers which recipe is meant: a first one at once, a changed one when complete."""
+    def _announce_first(self, stages: StageSet) -> None:
+        """Send readers to a recipe as soon as it begins where they have nothing else to read."""
         current = self.store.current
-        recipes = self.view.program.recipes
-        news = {
-            name: recipes[name].id
+        self._announce(
+            name
             for name in stages.names
-            if current.get(name) != recipes[name].id and not (only_new and name in current)
-        }
-        for name in news:
+            if name not in current or not self.store.shards(name, current[name])
+        )
+
+    def _announce_complete(self, inventory: Inventory) -> None:
+        """Send readers to another recipe than before when its rows are there, not earlier."""
+        if self.view.whole:
+            self._announce(
+                name
+                for name, one in inventory.surveys.items()
+                if one.count("present") and not one.count("todo", "waiting")
+            )
+
+    def _announce(self, names: Iterable[str]) -> None:
+        current = self.store.current
+        recipes = {name: self.view.program.recipes[name] for name in names}
+        news = {name: one for name, one in recipes.items() if current.get(name) != one.id}
+        for recipe in news.values():
             # A recipe that readers are sent to must be there before its first row.
-            self.store.writer(recipes[name])
+            self.store.writer(recipe)
         if news:
-            self.store.set_current(news)
+            self.store.set_current({name: recipe.id for name, recipe in news.items()})
 
     def _update_catalogue(self, inventory: Inventory) -> None:
         """Enter the probed videos that the catalogue lacks."""
@@ -367,4 +398,23 @@ def _read_annotations(config: PipelineConfig) -> dict[str, list[Annotation]]:
     name = config.annotations_format or config.dataset
     if config.annotations_format is None and name not in DATASETS:
         name = "qvhighlights"
-    return {split: load_annotations(name, path) for split, path in config.annotations.items()}
+    splits = {split: load_annotations(name, path) for split, path in config.annotations.items()}
+    for split, rows in splits.items():
+        if any(row.saliency is not None for row in rows):
+            _check_saliency_grid(name, config.annotations[split], config.clip_len_s)
+    return splits
+
+
+def _check_saliency_grid(dataset: str, file: Path, clip_len_s: float) -> None:
+    """Saliency belongs to clips by number, so it means nothing on clips of another length."""
+    scored_s = DATASETS.get(dataset).clip_len_at(file)
+    if scored_s != clip_len_s:
+        raise UsageError(
+            f"the saliency scores in {file} belong to clips of {scored_s:g} s (format "
+            f"'{dataset}'), but clip_len_s is {clip_len_s:g}; set clip_len_s: {scored_s:g}, or "
+            "leave the saliency fields out of the file"
+        )
+
+
+def _over_queries(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if STAGES.get(name).over == "queries")

@@ -74,7 +74,7 @@ def _stage(store: Store, name: str, recipe: str, plan: Plan | None) -> StageStat
     shards = store.shards(name, recipe)
     line = next((each for each in plan.lines if each.stage == name), None) if plan else None
     done = len(reader)
-    wanted = _wanted(store, name)
+    wanted = line.wanted if line else _wanted(store, name)
     missing = None if wanted is None else max(0, wanted - done - len(failed))
     if line is not None and line.recipe == recipe:
         done, missing = line.present, line.missing

@@ -46,7 +46,7 @@ class Ledger:
         if self.store is None or recipe.id not in self.store.recipes(recipe.stage):
             return frozenset()
         reader = self.store.reader(recipe.stage, recipe.id, strict=False)
-        self.damage += [f"{each.where}: {each.message}" for each in reader.problems]
+        self.damage += [each.message for each in reader.problems]
         return reader.keys()
 
     def failures(self, recipe: Recipe) -> dict[tuple[str, str, int], Failure]:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data.annotations.types import Annotation
 from data.dataset import Sample
+from data.grid import Grid
 from models.retrieval.types import Batch, Side, Targets
 from training.task import MomentBatch, QueryInfo
 
@@ -120,7 +121,7 @@ def collate(samples: Sequence[Sample], draw: Draw | None) -> MomentBatch:
         (each.annotation.qid, QueryTruth.of(each.annotation, count, each.grid.clip_len_s))
         for each, count in zip(samples, clips, strict=True)
     ]
-    infos = tuple(query_info(each) for each in samples)
+    infos = tuple(query_info(each.annotation, each.grid) for each in samples)
     video, video_mask = pad([each.video for each in samples])
     text, text_mask = pad([each.text for each in samples])
     side, events, event_mask = side_streams(samples)
@@ -190,10 +191,9 @@ def pad(rows: Sequence[NDArray[Any]], *, at_least: int = 0) -> tuple[Tensor, Ten
     return torch.from_numpy(out), torch.from_numpy(mask)
 
 
-def query_info(sample: Sample) -> QueryInfo:
-    """The facts of a sample that a prediction must carry."""
-    note = sample.annotation
-    return QueryInfo(note.qid, note.query, note.video_id, sample.grid)
+def query_info(query: Annotation, grid: Grid) -> QueryInfo:
+    """The facts of a query that a prediction must carry."""
+    return QueryInfo(query.qid, query.query, query.video_id, grid)
 
 
 def video_numbers(video_ids: Sequence[str]) -> Tensor:

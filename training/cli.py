@@ -9,17 +9,18 @@ from __future__ import annotations
 import functools
 import json
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from data.annotations import DATASETS, load_annotations
+from data.commands import EXIT_INTERRUPTED, program, reported
 from data.config import load_config
-from data.errors import StorylineError, UsageError
+from data.errors import UsageError
 from data.store.files import atomic_write
 from training.config import TrainerConfig
 from training.distributed import World, joined
@@ -41,18 +42,8 @@ from training.task import Prediction
 
 __all__ = ["app", "main"]
 
-STOPPED = 75
-
-app = typer.Typer(
-    name="trainer",
-    help="Train, evaluate and use the models of the retrieval family.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
-F = TypeVar("F", bound=Callable[..., None])
+app = program("trainer", "Train, evaluate and use the models of the retrieval family.")
+answered = reported("trainer", {StoppedError: EXIT_INTERRUPTED})
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The YAML file.")]
 SetOption = Annotated[
@@ -69,23 +60,6 @@ JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the 
 def main() -> None:
     """Entry point of the console command."""
     app()
-
-
-def answered(command: F) -> F:
-    """Turn our errors into one sentence on stderr and the documented exit code."""
-
-    @functools.wraps(command)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            command(*args, **kwargs)
-        except StorylineError as error:
-            typer.echo(f"trainer: {error}", err=True)
-            raise typer.Exit(_exit_code(error)) from None
-        except KeyboardInterrupt:
-            typer.echo("trainer: interrupted at once; nothing more was saved", err=True)
-            raise typer.Exit(130) from None
-
-    return wrapped  # type: ignore[return-value]
 
 
 @app.callback()
@@ -166,6 +140,7 @@ def evaluate_command(
     The JSON has the official names in the official nesting, and `mode`.
     """
     console = Console()
+    _check_writable("--json", json_path)
     _check_choice(
         {"--predictions": predictions, "--run": run, "--config": config},
         {
@@ -210,6 +185,7 @@ def predict_command(
 ) -> None:
     """Write the predictions of a run for a split, with or without ground truth."""
     console = Console()
+    _check_writable("--out", out)
     opened = Run.open(run, overrides or ())
     session = Session(opened.config, functools.partial(_tell, console))
     found = predict_run(session, opened, session.split(split), which)
@@ -244,6 +220,16 @@ def _check_choice(
     for name, (value, users) in options.items():
         if value and chosen[0] not in users:
             raise UsageError(f"{name} goes with {' or '.join(users)}, not with {chosen[0]}")
+
+
+def _check_writable(option: str, path: Path | None) -> None:
+    """Before any work: whether the result can become a file there."""
+    if path is None:
+        return
+    there = next(each for each in (path.parent, *path.parent.parents) if each.exists())
+    if path.is_dir() or not there.is_dir():
+        fault = "is a folder" if path.is_dir() else f"cannot be made, because {there} is a file"
+        raise UsageError(f"{option}: '{path}' {fault}; name a file to write")
 
 
 def _baseline(
@@ -287,12 +273,6 @@ def _configuration(
 
 def _with_mode(config: TrainerConfig, mode: Mode) -> TrainerConfig:
     return config.model_copy(update={"eval": config.eval.model_copy(update={"mode": mode})})
-
-
-def _exit_code(error: StorylineError) -> int:
-    if isinstance(error, StoppedError):
-        return STOPPED
-    return 2 if isinstance(error, UsageError) else 1
 
 
 def _tell(console: Console, sentence: str) -> None:

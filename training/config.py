@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data.config import Group
 from data.errors import UsageError
+from models.retrieval import PLUGINS
 from training.schedule import make_schedule
 
 __all__ = ["DataGroup", "EvalGroup", "LoopGroup", "ModelGroup", "OptimGroup", "TrainerConfig"]
@@ -90,14 +91,6 @@ class LoopGroup(Group):
     compile: bool = Field(False, description="Whether `torch.compile` works on the training step.")
     save_every: int = Field(1, ge=1, description="Epochs between two writes of `last.pt`.")
 
-    @model_validator(mode="after")
-    def _half_needs_a_gpu(self) -> LoopGroup:
-        if self.precision == "float16" and self.device == "cpu":
-            raise ValueError(
-                "precision=float16 needs a GPU, and device=cpu; use precision=bfloat16 or float32"
-            )
-        return self
-
 
 class EvalGroup(Group):
     """When and how predictions are scored."""
@@ -131,10 +124,15 @@ class TrainerConfig(Group):
 
     @model_validator(mode="after")
     def _side_streams_are_read(self) -> TrainerConfig:
-        for name, loaded in (("narratives", self.data.narratives), ("events", self.data.events)):
-            if loaded and not self.model.plugins:
+        # an unknown plug-in is explained where the model is built
+        chosen = [PLUGINS.get(name) for name in self.model.plugins if name in PLUGINS]
+        read = {need for plugin in chosen for need in plugin.requires}
+        loaded = {"narratives": "side.narrative", "events": "events"}
+        for name, need in loaded.items():
+            if getattr(self.data, name) and need not in read:
+                plugins = ", ".join(self.model.plugins) or "none"
                 raise ValueError(
-                    f"data.{name}=true, but model.plugins is empty and nothing would read them; "
-                    f"add a plug-in, or set data.{name}=false"
+                    f"data.{name}=true, but nothing would read them (model.plugins: {plugins}); "
+                    f"add a plug-in that does, or set data.{name}=false"
                 )
         return self

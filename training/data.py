@@ -134,7 +134,7 @@ class ResidentQueries:
         texts, self._infos, self._truths, video_rows = [], [], [], []
         for index in range(len(samples)):
             sample = samples[index]
-            info = query_info(sample)
+            info = query_info(sample.annotation, sample.grid)
             if info.video_id not in videos:
                 videos[info.video_id] = len(videos)
                 shown.append(sample)
@@ -270,15 +270,20 @@ def _collate(items: Sequence[tuple[Sample, Draw | None]]) -> MomentBatch:
 
 
 def _bytes_needed(samples: Samples, looked_at: int = 32) -> int:
-    """Estimated bytes of all features as float32, from samples across the split."""
+    """Estimated bytes of `ResidentQueries`, from samples across the split.
+
+    There every video is held once, and all are padded to the longest.
+    """
     rows = np.unique(np.linspace(0, len(samples) - 1, looked_at).astype(int))
-    sizes = [_sample_bytes(samples[int(row)]) for row in rows]
-    return int(np.mean(sizes) * len(samples))
+    seen = [samples[int(row)] for row in rows]
+    videos = len({each.video_id for each in samples.annotations})
+    longest_video = max(_bytes(each.video, each.narrative, each.events) for each in seen)
+    longest_text = max(_bytes(each.text) for each in seen)
+    return videos * longest_video + len(samples) * longest_text
 
 
-def _sample_bytes(sample: Sample) -> int:
-    arrays = (sample.video, sample.text, sample.narrative, sample.events)
-    return sum(4 * array.size for array in arrays if array is not None)
+def _bytes(*arrays: NDArray[np.float32] | None) -> int:
+    return sum(array.nbytes for array in arrays if array is not None)
 
 
 def _free_memory(device: torch.device) -> int:

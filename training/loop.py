@@ -263,7 +263,8 @@ class Loop:
     def _train_step(self, batch: MomentBatch, progress: Progress, batches: int) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate(progress.epoch, progress.step)
-        losses = self.task.losses(batch, StepContext(progress.epoch, progress.step, batches))
+        context = StepContext(progress.epoch, progress.step, batches)
+        losses = self.task.losses(batch, context)
         total = torch.stack([*losses.values()]).sum()
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(total))
@@ -272,6 +273,7 @@ class Loop:
             nn.utils.clip_grad_norm_(self.task.model.parameters(), self.clip_grad)
         self.scaler.step(self.optimizer)
         self.scaler.update()
+        self.task.after_step(context)
         # added up on the device: reading a loss here would wait for it in every step
         for name, value in (("total", total), *losses.items()):
             sofar = progress.losses.get(name, torch.zeros((), dtype=torch.float64))

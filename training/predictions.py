@@ -117,12 +117,8 @@ def _some(qids: Sequence[int | str]) -> str:
 def _parse(line: bytes, where: str) -> Prediction:
     try:
         row = json.loads(line.strip())
-    except ValueError as error:
-        reason = getattr(error, "msg", None) or str(error)
-        raise UsageError(
-            f"{where} is not a complete JSON object: {reason} (column "
-            f"{getattr(error, 'colno', '?')})"
-        ) from None
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{where} is not a complete JSON object: {error}") from None
     if not isinstance(row, dict):
         raise UsageError(f"{where}: expected a JSON object, found a {type(row).__name__}")
     missing = [key for key in ("qid", "pred_relevant_windows") if key not in row]
@@ -146,7 +142,7 @@ def _numbers(row: dict[str, Any], key: str, dimensions: int, where: str) -> list
     expected = {1: "a list of finite numbers", 2: "a list of [start_s, end_s, score]"}[dimensions]
     try:
         array = np.asarray(row[key], np.float64)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"{where}: '{key}' must be {expected}") from None
     if array.size == 0:
         return []

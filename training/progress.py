@@ -87,7 +87,7 @@ class Scalars:
     def __init__(self, folder: Path, done: int) -> None:
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(folder), purge_step=done + 1 if done else None)
+        self._writer: Any = SummaryWriter(str(folder), purge_step=done + 1)
 
     def step(self, epoch: int, batch: int, batches: int) -> None:
         """Nothing; scalars are per epoch."""

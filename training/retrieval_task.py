@@ -45,7 +45,7 @@ class RetrievalTask:
         compile: bool = False,
         world: World = ALONE,
     ) -> None:
-        self.model: nn.Module = model
+        self.model: RetrievalModel = model
         self._decoding = decoding
         self._device = device
         self._autocast = PRECISIONS[precision]
@@ -65,6 +65,10 @@ class RetrievalTask:
         with self._precision():
             losses: Mapping[str, Tensor] = self._step(batch.tensors, context)
         return losses
+
+    def after_step(self, context: StepContext) -> None:
+        """See `MomentTask.after_step`."""
+        self.model.after_step(context)
 
     def predict(self, batch: MomentBatch) -> Sequence[Prediction]:
         """See `MomentTask.predict`."""
@@ -120,8 +124,7 @@ def build_model(config: ModelGroup, samples: Samples) -> RetrievalModel:
             **config.options,
         )
     except UsageError as error:
-        hint = "" if sides else " (narratives are not loaded: --set data.narratives=true)"
-        raise UsageError(f"model: {error}{hint if NARRATIVE in str(error) else ''}") from None
+        raise UsageError(f"model: {error}") from None
 
 
 def decoding_of(model: RetrievalModel, config: EvalGroup, round_to_s: float | None) -> Decoding:

@@ -27,8 +27,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+import yaml
 
-from data.config import dump_config, load_config
+from data.config import dump_config, load_config, parse_config
 from data.errors import UsageError
 from data.store.files import atomic_write
 from training.checkpoint import load_checkpoint, save_checkpoint
@@ -64,15 +65,21 @@ class Run:
             UsageError: `path` exists and is not an empty folder, or one in which a run was killed
                 before it began.
         """
+        cls.refuse_taken(path)
+        atomic_write(path / "environment.json", _json(about))
+        run = cls(path, config, about)
+        run.keep_config()
+        return run
+
+    @classmethod
+    def refuse_taken(cls, path: Path) -> None:
+        """The check of `create` alone, for before the features are read."""
         if path.exists() and not (path.is_dir() and _is_bare(path)):
             hint = "continue it with --resume, or " if cls.is_at(path) else ""
             raise UsageError(
                 f"'{path}' exists already and nothing in it is deleted; {hint}choose another "
                 "folder with --out"
             )
-        atomic_write(path / "environment.json", _json(about))
-        atomic_write(path / "config.yaml", dump_config(config).encode())
-        return cls(path, config, about)
 
     @classmethod
     def open(cls, path: Path, overrides: Sequence[str] = ()) -> Run:
@@ -90,12 +97,39 @@ class Run:
                 f"'{path}' is not the folder of a run: it has no config.yaml; give the folder "
                 "that `trainer fit --out` wrote"
             )
-        about = json.loads((path / "environment.json").read_text())
-        return cls(path, load_config(TrainerConfig, path / "config.yaml", overrides), about)
+        trained = load_config(TrainerConfig, path / "config.yaml")
+        config = load_config(TrainerConfig, path / "config.yaml", overrides)
+        changed = _differences(trained, config)
+        if changed:
+            raise UsageError(
+                f"--set cannot change what '{path}' was trained as: {changed}. Train another run, "
+                "or leave it out"
+            )
+        return cls(path, config, _about(path / "environment.json"))
 
     def checkpoint(self, which: Which, device: torch.device | str = "cpu") -> dict[str, Any]:
-        """The state of the best or the last epoch; UsageError if it was not written."""
-        return load_checkpoint(self._checkpoint_path(which), device)
+        """The state of the best or the last epoch.
+
+        Raises:
+            UsageError: it was not written, is damaged, or is of a run that trained another model.
+        """
+        path = self._checkpoint_path(which)
+        state = load_checkpoint(path, device)
+        written = yaml.safe_load(state.get("config", ""))
+        if not isinstance(written, dict):
+            raise UsageError(f"'{path}' is no checkpoint of a run: it holds no configuration")
+        source = f"configuration in '{path}'"
+        changed = _differences(parse_config(TrainerConfig, written, source=source), self.config)
+        if changed:
+            raise UsageError(f"'{path}' is a checkpoint of another run: {changed}")
+        return state
+
+    def keep_config(self) -> None:
+        """Write the configuration; if it changes, scores of a run before that one are dropped."""
+        path, text = self.path / "config.yaml", dump_config(self.config).encode()
+        if not path.is_file() or path.read_bytes() != text:
+            (self.path / "metrics.json").unlink(missing_ok=True)
+            atomic_write(path, text)
 
     @staticmethod
     def is_at(path: Path) -> bool:
@@ -144,6 +178,32 @@ class Run:
 
     def _checkpoint_path(self, which: str) -> Path:
         return self.path / "checkpoints" / f"{which}.pt"
+
+
+def _trained_as(config: TrainerConfig) -> dict[str, Any]:
+    """What the weights of a run mean nothing without."""
+    data = config.data.model_dump(include={"train", "streams", "narratives", "events"})
+    flat = {f"data.{key}": value for key, value in data.items()}
+    return flat | {f"model.{key}": value for key, value in config.model.model_dump().items()}
+
+
+def _differences(before: TrainerConfig, now: TrainerConfig) -> str:
+    old, new = _trained_as(before), _trained_as(now)
+    return "; ".join(
+        f"{key} was {old[key]} and is {new[key]}" for key in old if old[key] != new[key]
+    )
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+        features = about["features"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"'{path}' should say which features the run was trained on and cannot be read "
+            f"({error!r}); take it from a copy, or train again"
+        ) from None
+    return {**about, "features": dict(features)}
 
 
 def _is_bare(folder: Path) -> bool:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from training.predictions import rounded
 from training.retrieval_task import RetrievalTask, build_model, decoding_of
 from training.run import Run, Which, environment
 from training.schedule import make_schedule
-from training.task import Prediction
+from training.task import Prediction, QueryInfo
 
 __all__ = [
     "Session",
@@ -80,6 +80,12 @@ class Split:
                 raise UsageError(
                     f"data.streams: '{stream}' is not in {store.path}; {nearest(stream, stages)}"
                 )
+        for side, asked in (("narratives", config.narratives), ("events", config.events)):
+            if asked and side not in stages:
+                raise UsageError(
+                    f"data.{side}=true, but {store.path} holds no {side}; make them with "
+                    f"`pipeline run --stage {side}`"
+                )
         samples = MomentDataset(
             store,
             name,
@@ -94,6 +100,11 @@ class Split:
             tell(f"split '{name}': {sentence}")
         kept = {each.qid for each in samples.annotations}
         return cls(name, samples, [each for each in store.annotations(name) if each.qid in kept])
+
+    def infos(self) -> list[QueryInfo]:
+        """What a prediction must carry, for every query; reads no features."""
+        rows = self.samples.annotations
+        return [query_info(each, self.samples.grid(each.video_id)) for each in rows]
 
 
 class Session:
@@ -111,6 +122,11 @@ class Session:
         self.world = world
         self.store = Store.open(config.data.store)
         self.device = device_of(config.loop.device)
+        if config.loop.precision == "float16" and self.device.type == "cpu":
+            raise UsageError(
+                f"loop.precision=float16 needs a GPU, and loop.device={config.loop.device} is the "
+                "CPU here; use loop.precision=bfloat16 or float32"
+            )
 
     def split(self, name: str) -> Split:
         """A split of the store, with its features."""
@@ -197,8 +213,12 @@ def fit(
             annotations do not fit together.
         StoppedError: asked to stop.
     """
+    if world.leads and not resume:
+        Run.refuse_taken(out)
     store = config.data.store.resolve()
     config = config.model_copy(update={"data": config.data.model_copy(update={"store": store})})
+    if resume and Run.is_at(out):
+        _check_same(Run.open(out).config, config, out)
     session = Session(config, tell, world)
     split = session.split(config.eval.split)
     session.check_disjoint(split, allow=allow_overlap)
@@ -217,10 +237,12 @@ def fit(
     loop = _loop(session, task, queries, validator, run, stop)
     progress = Progress()
     if resume and run.has_checkpoint:
-        progress = loop.restore(run.checkpoint("last", session.device))
+        progress = _resumed(run, loop)
         tell(f"continuing after epoch {progress.epoch} and {progress.batch} batches")
     elif resume:
         tell("nothing was saved yet; starting from the beginning")
+    if resume and world.leads:
+        run.keep_config()
     with report(progress) as loop.report:
         return run, loop.fit(progress)
 
@@ -238,12 +260,13 @@ def predict_untrained(session: Session, split: Split) -> list[Prediction]:
 
 def predict_blind(session: Session, split: Split) -> list[Prediction]:
     """Predictions of the moment prior of the training split."""
+    grid = session.train.samples.grid
     truths = [
-        QueryTruth.of(each.annotation, each.grid.n, each.grid.clip_len_s)
-        for each in session.train.samples
+        QueryTruth.of(each, grid(each.video_id).n, grid(each.video_id).clip_len_s)
+        for each in session.train.samples.annotations
     ]
     blind = BlindBaseline.fit([each for each in truths if each is not None])
-    return [rounded(blind.predict(query_info(each))) for each in split.samples]
+    return [rounded(blind.predict(each)) for each in split.infos()]
 
 
 def _trained(session: Session, run: Run, split: Split, which: Which) -> RetrievalTask:
@@ -251,14 +274,26 @@ def _trained(session: Session, run: Run, split: Split, which: Which) -> Retrieva
     if changed:
         session.tell(f"the features are not those of the training: {changed}")
     task = session.task(split)
-    try:
+    with _explained(run):
         task.model.load_state_dict(run.checkpoint(which, session.device)["model"])
-    except RuntimeError as error:
-        raise UsageError(
-            f"the weights of {run.path} do not fit the model of its configuration and these "
-            f"features: {' '.join(str(error).split())[:300]}"
-        ) from None
     return task
+
+
+def _resumed(run: Run, loop: Loop) -> Progress:
+    with _explained(run):
+        return loop.restore(run.checkpoint("last", loop.device))
+
+
+@contextmanager
+def _explained(run: Run) -> Iterator[None]:
+    """Turn what torch raises about a checkpoint that does not fit into a sentence."""
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"a checkpoint of {run.path} does not fit the model of its configuration and these "
+            f"features: {' '.join(str(error).split())[:300]}; is it from another run?"
+        ) from None
 
 
 def _loop(
@@ -315,10 +350,9 @@ def _rehearse(session: Session, split: Split) -> None:
             f"{len(blind)} queries of split '{session.train.name}' have no ground-truth moment "
             f"(first: {blind[0]}); nothing can be learned from them"
         )
-    infos = [query_info(each) for each in split.samples]
     made_up = [
         Prediction(each.qid, each.query, each.video_id, ((0.0, 1.0, 1.0),), (0.0,) * each.grid.n)
-        for each in infos
+        for each in split.infos()
     ]
     select, brief = session.config.eval.select, session.score(split, made_up)["brief"]
     if select not in brief:
@@ -336,7 +370,6 @@ def _open_run(
     if not (resume and world.share(Run.is_at(out))):
         return Run.create(out, config, about) if world.leads else Run(out, config, about)
     run = Run.open(out)
-    _check_same(run.config, config, out)
     changed = _changed(run.about["features"], about["features"])
     if changed:
         raise UsageError(

@@ -59,10 +59,17 @@ class Prediction:
 class MomentTask(Protocol):
     """What the loop sees of a model. It never names a model, a loss or a dataset."""
 
-    model: nn.Module
+    @property
+    def model(self) -> nn.Module:
+        """What is optimised and saved."""
+        ...
 
     def losses(self, batch: MomentBatch, context: StepContext) -> Mapping[str, Tensor]:
         """Weighted scalar loss terms; their sum is minimised. Keys are the names in the log."""
+        ...
+
+    def after_step(self, context: StepContext) -> None:
+        """Called once after every optimiser step: where queues and moving averages change."""
         ...
 
     def predict(self, batch: MomentBatch) -> Sequence[Prediction]:

@@ -40,7 +40,7 @@ PRESETS: tuple[Preset, ...] = ("fixed", "release", "paper")
 class Options(BaseModel):
     """Options of a model or plug-in: unknown ones are errors, values are checked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)

@@ -97,6 +97,7 @@ class _Seat:
     task: Task | None = None
     upcoming: Task | None = None
     deadline: float = 0.0
+    allowed_s: float = 0.0
     held: dict[Unit, Item] = field(default_factory=dict)
 
 
@@ -234,6 +235,7 @@ class Scheduler:
 
     def _begin(self, seat: _Seat, doing: str, seconds: float) -> None:
         seat.doing = doing
+        seat.allowed_s = seconds
         seat.deadline = time.monotonic() + seconds
 
     def _start(self, number: int) -> None:
@@ -372,7 +374,7 @@ class Scheduler:
                 self._dismiss(number)
             elif now > seat.deadline:
                 self.executor.kill(number)
-                self._lose(number, seat, "timeout", f"no answer within {self._limit(seat):g} s")
+                self._lose(number, seat, "timeout", f"no answer within {seat.allowed_s:g} s")
 
     def _tell(self) -> None:
         """Say once that a stop is on its way, or that no worker has come up."""
@@ -393,10 +395,6 @@ class Scheduler:
         if text not in self._said:
             self._said.add(text)
             self.watcher.note(text)
-
-    def _limit(self, seat: _Seat) -> float:
-        starting = seat.doing == "starting"
-        return self.limits.setup_timeout_s if starting else self.limits.timeout_s
 
 
 def _item_of(task: Task | None, outcome: Outcome) -> Item:

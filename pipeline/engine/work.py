@@ -1,7 +1,8 @@
 """What a worker does: items to rows, rows to shards. Plain Python, whoever runs it.
 
 An error of one stage of the set fails that stage for that item and nothing else; an error of the
-decoder fails the item for all stages; an error of the store is nobody's input and is raised.
+decoder fails the item for all stages; an error of the store, or of what the user asked for (a
+decoder that cannot be imported), is nobody's input and is raised.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from data.errors import InputError
+from data.errors import InputError, UsageError
 from data.store import ItemKey, Row, ShardRef, ShardWriter, StageReader, Store
 from data.video.types import FrameRequest, Window
 from pipeline.engine.content import read_content
@@ -74,6 +75,7 @@ class Worker:
         """Work on one task; decode the upcoming one meanwhile.
 
         Raises:
+            StageSetupError: what the user asked of a stage cannot be had.
             OSError, StoreError: the store cannot be written.
         """
         outcomes: list[Outcome] = []
@@ -128,6 +130,8 @@ class Worker:
     def _keep(self, stage: str, key: ItemKey, result: Row | Exception) -> Outcome:
         if isinstance(result, Row):
             result = _attempt(self._add, stage, key, result)
+        if isinstance(result, UsageError):
+            raise StageSetupError(stage, _setup_sentence(stage, result))
         if isinstance(result, Exception):
             return _outcome(stage, key, result)
         return Outcome(stage, key, "done")
@@ -306,4 +310,4 @@ def _outcome(stage: str, key: ItemKey, error: Exception) -> Outcome:
 
 def _setup_sentence(stage: str, error: Exception) -> str:
     name = "" if str(error) and type(error).__module__ == "data.errors" else type(error).__name__
-    return f"stage '{stage}' cannot start: {name}{': ' if name else ''}{error}"
+    return f"stage '{stage}' cannot run: {name}{': ' if name else ''}{error}"

@@ -13,7 +13,7 @@ __all__ = ["Line", "Span", "Track", "line_chart", "timeline"]
 Across = Callable[[float], float]
 
 WIDTH, HEIGHT = 440, 220
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 26, 30
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 42, 30
 LABEL_WIDTH, TRACK_HEIGHT, TRACK_GAP = 150, 20, 7
 
 
@@ -145,7 +145,7 @@ def _x_tick(across: float, value: float) -> str:
 
 
 def _legend(index: int, name: str) -> str:
-    left, y = WIDTH - 150, 14 + 13 * index
+    left, y = LEFT + 150 * index, 30
     return (
         f'<line class="series s{index % 4}" x1="{left}" x2="{left + 16}" y1="{y}" y2="{y}"/>'
         f'<text class="legend" x="{left + 22}" y="{y + 4}">{escape(name)}</text>'

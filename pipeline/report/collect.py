@@ -171,7 +171,8 @@ def _event_tracks(store: Store, video_id: str, true_s: Sequence[float]) -> list[
     if "events" not in store.current:
         return []
     spans = store.reader("events").row(video_id)["spans_s"]
-    events = [Span(float(s), float(e)) for s, e in spans]
+    shades = (0.9, 0.5)  # so that neighbours can be told apart
+    events = [Span(float(s), float(e), shades[i % 2]) for i, (s, e) in enumerate(spans)]
     return [Track("events | true cuts", "event boundary", events, [float(t) for t in true_s])]
 
 

@@ -75,9 +75,14 @@ class CaptionsStage(Configured, FrameStage):
         return Schema({"time_s": StreamSpec((), "float64", "item")}, ("caption", "record"))
 
     def params(self) -> Mapping[str, Any]:
-        """Everything but the batch size, with the words of the prompt."""
-        from models.captioners import load_prompt
+        """Everything but the batch size, with the words of the prompt.
 
+        Raises:
+            UsageError: no such captioner, prompt or checkpoint.
+        """
+        from models.captioners import CAPTIONERS, load_prompt
+
+        CAPTIONERS.get(self.options.captioner)  # a wrong name is known before any work begins
         options = self.options.model_dump(
             mode="json", exclude={*WorkerOptions.model_fields, "batch_size", "checkpoint"}
         )

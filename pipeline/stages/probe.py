@@ -21,7 +21,7 @@ class ProbeOptions(WorkerOptions):
     """Section `probe` of pipeline.yaml."""
 
     timeout_s: float = Field(
-        300.0, gt=0, description="Longest silence of the decoder, in seconds, before it is ended."
+        300.0, gt=0, description="Longest time to probe one video: it is decoded to its end."
     )
 
 

@@ -57,6 +57,30 @@ def test_quarantine_ends_with_3_and_says_how_many_why_and_how_to_retry(folder: P
     assert "damaged-1 (3 packets)" in done.output
 
 
+def test_what_has_no_queries_to_work_on_is_said(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["a"])
+    write_config(folder, stages={"rows": {}, "lengths": {}})
+    for command in ("plan", "run"):
+        done = call(command)
+        assert done.exit_code == 0, done.output
+        assert "lengths: left out" in done.stdout
+
+
+def test_a_damaged_shard_is_named_until_it_is_removed(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["a", "b"])
+    write_config(folder)
+    call("run")
+    (shard,) = (folder / "store" / "rows").rglob("*.h5")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    # With one of the two videos the new shard is another file, so the damaged one stays.
+    done = call("run", "--limit", "1")
+    assert "rows of a damaged shard count as missing" in done.stdout
+    assert "readers refuse this stage until the file is removed" in done.stdout
+    assert done.stdout.count(shard.name) == 2
+    shard.unlink()
+    assert "damaged" not in call("run").stdout
+
+
 WRONG = {
     "unknown stage": (["run", "--stage", "rosw"], "unknown stage 'rosw'; did you mean 'rows'"),
     "unknown key": (["run", "--set", "stroe=x"], "unknown key 'stroe'; did you mean 'store'"),
@@ -69,6 +93,8 @@ WRONG = {
         "unknown key 'stages.rosw'; did you mean 'rows'",
     ),
     "wrong value": (["run", "--set", "clip_len_s=-1"], "'clip_len_s': "),
+    "infinite value": (["run", "--set", "clip_len_s=.inf"], "'clip_len_s': input should be a fin"),
+    "unknown device": (["run", "--set", "device=tpu"], "'device': input should be 'auto'"),
     "unknown decoder": (
         ["run", "--set", "decode.backend=pyva"],
         "unknown video decoder 'pyva'; did you mean 'pyav'",

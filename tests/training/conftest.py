@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from small_store import Annotations, annotation, write_store
+from small_store import Annotations, annotation, small_values, write_store
 
 from data.store import Store
 
@@ -29,28 +29,6 @@ def splits() -> Annotations:
 def store(tmp_path_factory: pytest.TempPathFactory, splits: Annotations) -> Store:
     """The splits with their features."""
     return write_store(tmp_path_factory.mktemp("trainer") / "store", splits)
-
-
-def small_values(store: Store) -> dict[str, Any]:
-    """A configuration that trains in a second per epoch at most."""
-    return {
-        "data": {"store": str(store.path)},
-        "model": {
-            "name": "qd_detr",
-            "options": {
-                "hidden": 16,
-                "heads": 2,
-                "feedforward": 32,
-                "queries": 4,
-                "t2v_layers": 1,
-                "encoder_layers": 1,
-                "input_dropout": 0.1,
-            },
-        },
-        "optim": {"lr": 1e-3, "schedule": {"name": "cosine"}},
-        "loop": {"epochs": 2, "batch_size": 8, "device": "cpu", "seed": 3},
-        "eval": {"batch_size": 4},
-    }
 
 
 @pytest.fixture

@@ -115,3 +115,25 @@ def write_store(path: Path, splits: Annotations) -> Store:
         writer.flush()
     store.set_current({stage: recipe.id for stage, recipe in recipes.items()})
     return store
+
+
+def small_values(store: Store) -> dict[str, Any]:
+    """A configuration that trains in a second per epoch at most."""
+    return {
+        "data": {"store": str(store.path)},
+        "model": {
+            "name": "qd_detr",
+            "options": {
+                "hidden": 16,
+                "heads": 2,
+                "feedforward": 32,
+                "queries": 4,
+                "t2v_layers": 1,
+                "encoder_layers": 1,
+                "input_dropout": 0.1,
+            },
+        },
+        "optim": {"lr": 1e-3, "schedule": {"name": "cosine"}},
+        "loop": {"epochs": 2, "batch_size": 8, "device": "cpu", "seed": 3},
+        "eval": {"batch_size": 4},
+    }

@@ -14,6 +14,7 @@ from torch import nn
 
 from data.config import parse_config
 from data.errors import UsageError
+from training.checkpoint import save_checkpoint
 from training.config import TrainerConfig
 from training.data import Order
 from training.evaluate import Evaluation
@@ -134,6 +135,42 @@ def test_a_finished_run_can_be_trained_longer(tmp_path: Path, values: dict[str, 
     assert history(tmp_path / "longer") == history(tmp_path / "straight")
 
 
+def test_a_run_that_is_trained_longer_stays_so_after_a_second_stop(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    values["loop"]["epochs"] = 1
+    run = train(values, tmp_path / "run")
+    values["loop"]["epochs"] = 3
+    with pytest.raises(StoppedError):
+        train(values, run.path, resume=True, stop_at=1)
+    assert Run.open(run.path).config.loop.epochs == 3
+    assert not (run.path / "metrics.json").exists()
+
+
+@pytest.mark.parametrize("damage", ["random", "optimizer"])
+def test_a_checkpoint_that_lacks_a_part_is_answered_with_a_sentence(
+    tmp_path: Path, values: dict[str, Any], damage: str
+) -> None:
+    values["loop"]["epochs"] = 1
+    run = train(values, tmp_path / "run")
+    state = run.checkpoint("last")
+    del state[damage]
+    save_checkpoint(run.path / "checkpoints" / "last.pt", state)
+    values["loop"]["epochs"] = 2
+    with pytest.raises(UsageError, match=f"does not fit the model .*{damage}.* another run"):
+        train(values, run.path, resume=True)
+    assert Run.open(run.path).config.loop.epochs == 1
+
+
+def test_a_folder_that_is_taken_is_refused_before_the_store_is_looked_at(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    (tmp_path / "notes.txt").touch()
+    values["data"]["store"] = "nowhere"
+    with pytest.raises(UsageError, match="exists already and nothing in it is deleted"):
+        train(values, tmp_path)
+
+
 def test_resuming_with_another_configuration_is_refused_by_name(
     tmp_path: Path, values: dict[str, Any]
 ) -> None:
@@ -198,10 +235,13 @@ class OneNumber:
     def __init__(self, loss: Callable[[int], float] = lambda epoch: 1.0) -> None:
         self.model: nn.Module = nn.Linear(1, 1, bias=False)
         self.loss = loss
-        self.rates: list[float] = []
+        self.steps: list[int] = []
 
     def losses(self, batch: Any, context: Any) -> dict[str, torch.Tensor]:
         return {"loss": self.model.weight.sum() * self.loss(context.epoch)}
+
+    def after_step(self, context: Any) -> None:
+        self.steps.append(context.step)
 
     def predict(self, batch: Any) -> list[Any]:
         return []
@@ -279,6 +319,25 @@ def test_the_rate_of_each_step_is_used_and_the_last_of_an_epoch_is_recorded() ->
     progress = loop.fit(Progress())
     assert [each["lr"] for each in progress.history] == [0.1, 0.001]
     assert float(task.model.weight.detach()) == pytest.approx(start - 1.111, abs=1e-5)
+
+
+def test_the_task_is_told_of_every_optimiser_step() -> None:
+    task = OneNumber()
+    tiny_loop(task, [1.0, 1.0]).fit(Progress())
+    assert task.steps == [0, 1, 2, 3]
+
+
+def test_parts_of_the_model_are_told_of_every_optimiser_step(
+    tmp_path: Path, values: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    monkeypatch.setattr(
+        "models.retrieval.RetrievalModel.after_step",
+        lambda model, context: told.append(context.step),
+    )
+    values["loop"]["epochs"] = 1
+    train(values, tmp_path / "run")
+    assert told == [0, 1, 2]
 
 
 def test_gradients_are_clipped() -> None:

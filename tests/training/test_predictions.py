@@ -43,6 +43,8 @@ def test_saliency_is_left_out_of_the_line_of_a_model_without_it(tmp_path: Path) 
     ("text", "message"),
     [
         ('{"qid": 3, "pred_rel', r"line 2 is not a complete JSON object: Unterminated string"),
+        ("[" * 100_000, r"line 2 is not a complete JSON object: maximum recursion"),
+        (line(pred_relevant_windows=[[0, 10**400, 1]]), r"must be a list of \[start_s, end_s, sc"),
         ("[]", r"line 2: expected a JSON object, found a list"),
         ('{"qid": 3}', r"line 2 has no 'pred_relevant_windows'; its keys are qid"),
         (line(qid=1.5), r"line 2: 'qid' must be a whole number or a string, got 1\.5"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,7 +163,7 @@ def reference(
 ) -> dict[str, str]:
     """The outcome without any change."""
     import yaml
-    from conftest import small_values
+    from small_store import small_values
 
     folder = tmp_path_factory.mktemp("reference")
     (folder / "c.yaml").write_text(yaml.safe_dump(small_values(store)))
@@ -185,6 +186,39 @@ def test_a_run_directory_is_never_overwritten(tmp_path: Path, run: Path) -> None
     assert result.exit_code == 2
     assert "exists already and nothing in it is deleted; continue it with --resume" in result.stderr
     assert {each: each.stat().st_mtime_ns for each in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["data.train=val", "data.streams=[clip, slowfast]", "model.preset=release"],
+)
+def test_what_a_run_was_trained_as_cannot_be_overridden(run: Path, override: str) -> None:
+    result = call("evaluate", "--run", run, "--set", override)
+    assert result.exit_code == 2
+    key = override.partition("=")[0]
+    assert f"--set cannot change what '{run}' was trained as: {key} was" in result.stderr
+
+
+def test_a_checkpoint_of_another_run_is_refused(
+    tmp_path: Path, run: Path, config_file: WriteConfig
+) -> None:
+    other = tmp_path / "other"
+    config = config_file(data__streams=["clip", "slowfast"], loop__epochs=1)
+    good("fit", "--config", config, "--out", other)
+    for which in ("best", "last"):
+        shutil.copy(other / "checkpoints" / f"{which}.pt", run / "checkpoints")
+    for command in (["evaluate", "--run", run], ["fit", "--resume", "--out", run]):
+        result = call(*command)
+        assert result.exit_code == 2
+        assert "is a checkpoint of another run: data.streams was ('clip', 's" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "[]"])
+def test_a_run_that_no_longer_says_its_features_is_refused(run: Path, text: str) -> None:
+    (run / "environment.json").write_text(text)
+    result = call("evaluate", "--run", run)
+    assert result.exit_code == 2
+    assert "should say which features the run was trained on" in result.stderr
 
 
 def test_a_split_that_shares_videos_with_training_is_refused_unless_allowed(
@@ -219,6 +253,12 @@ def test_a_split_that_shares_videos_with_training_is_refused_unless_allowed(
         ),
         (["fit", "--config", "C", "--set", "eval.metrics=tvsum"], "unknown dataset with metrics"),
         (["fit", "--resume", "--out", "none"], "'none' is not the folder of a run"),
+        (
+            ["evaluate", "--run", "r", "--json", "."],
+            "--json: '.' is a folder; name a file to write",
+        ),
+        (["evaluate", "--run", "r", "--json", "config.yaml/x"], "config.yaml is a file"),
+        (["predict", "--run", "r", "--split", "val", "--out", "."], "--out: '.' is a folder"),
         (["evaluate"], "needs one of --predictions FILE, --run RUN and --config FILE, got none"),
         (["evaluate", "--config", "C"], "needs one of --untrained and --blind"),
         (["evaluate", "--run", "r", "--blind"], "--blind goes with --config, not with --run"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,8 @@ def test_the_two_demo_configurations_differ_in_the_narrative_merge_alone() -> No
         ("loop.epoch=3", r"unknown key 'loop\.epoch'; did you mean 'epochs'\?"),
         ("optim.schedule={name: cosin}", r"unknown schedule 'cosin'; did you mean 'cosine'"),
         ("loop.epochs=0", r"'loop\.epochs': .* greater than or equal to 1, got 0"),
-        ("data.narratives=true", r"data\.narratives=true, but model\.plugins is empty"),
+        ("data.narratives=true", r"data\.narratives=true, but nothing would .*plugins: none"),
+        ("optim.lr=.inf", r"'optim\.lr': .*finite number, got inf"),
         ("data.cache=gpu", r"'data\.cache': .*'auto', 'device' or 'none', got 'gpu'"),
         ("data.max_windows=6", r"'data\.max_windows': .* less than or equal to 5"),
         ("model.preset=paper2", r"'model\.preset': .*'fixed', 'paper' or 'release'"),
@@ -52,9 +54,34 @@ def test_wrong_options_are_answered_with_a_sentence(
         parse_config(TrainerConfig, values, [override], source="test")
 
 
-def test_half_precision_on_a_cpu_is_refused(values: dict[str, Any]) -> None:
-    with pytest.raises(UsageError, match="precision=float16 needs a GPU, and device=cpu"):
-        parse_config(TrainerConfig, values, ["loop.precision=float16"], source="test")
+def test_a_stream_that_no_plug_in_reads_is_not_loaded_in_silence(values: dict[str, Any]) -> None:
+    values["data"] |= {"narratives": True, "events": True}
+    values["model"]["plugins"] = {"tea": {}}
+    with pytest.raises(UsageError, match=r"data\.events=true, but nothing .*plugins: tea\)"):
+        parse_config(TrainerConfig, values, source="test")
+
+
+def test_a_side_stream_whose_stage_was_not_run_is_named_with_the_command(
+    values: dict[str, Any], store: Store, tmp_path: Path
+) -> None:
+    shutil.copytree(store.path, tmp_path / "store")
+    shutil.rmtree(tmp_path / "store" / "narratives")
+    values["data"] |= {"store": str(tmp_path / "store"), "narratives": True}
+    values["model"]["plugins"] = {"tea": {}}
+    session = Session(parse_config(TrainerConfig, values, source="test"), lambda sentence: None)
+    with pytest.raises(UsageError, match=r"no narratives; .*pipeline run --stage narratives"):
+        session.split("val")
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_half_precision_on_a_cpu_is_refused(
+    values: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    values["loop"] |= {"precision": "float16", "device": device}
+    config = parse_config(TrainerConfig, values, source="test")
+    with pytest.raises(UsageError, match=f"float16 needs a GPU, and loop.device={device} is"):
+        Session(config, lambda sentence: None)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +90,7 @@ def test_half_precision_on_a_cpu_is_refused(values: dict[str, Any]) -> None:
         ("model.name=qd_det", "unknown model 'qd_det'; did you mean 'qd_detr'"),
         ("model.options={hiden: 8}", "hiden"),
         ("model.plugins={te: {}}", "unknown plug-in 'te'; did you mean 'tea'"),
-        ("model.plugins={tea: {}}", r"--set data\.narratives=true"),
+        ("model.plugins={tea: {}}", r"data\.narratives=true"),
         ("loop.device=cuda:99x", "is no device; allowed: auto, cpu, cuda"),
     ],
 )

@@ -121,6 +121,15 @@ def test_a_video_is_held_once_however_many_queries_it_has(ragged: Listed) -> Non
     assert "10 queries on 9 videos are held on cpu" in held.about
 
 
+def test_the_estimate_counts_a_video_once_and_padding_too(splits: Annotations) -> None:
+    long = replace(samples(splits["train"][:1])[0], video=np.zeros((1024, 1024), np.float32))
+    long = replace(long, text=np.zeros((1, 1), np.float32), narrative=None, events=None)
+    assert "(about 4 MiB" in hold(Listed([long] * 64), CPU).about
+    short = replace(samples(splits["train"][1:2])[0], video=long.video[:1], text=long.text)
+    short = replace(short, narrative=None, events=None)
+    assert "(about 8 MiB" in hold(Listed([long, short]), CPU).about
+
+
 def test_auto_streams_what_does_not_fit_and_says_so(
     ragged: Listed, monkeypatch: pytest.MonkeyPatch
 ) -> None:

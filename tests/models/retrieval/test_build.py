@@ -31,6 +31,7 @@ def test_models_are_listed() -> None:
     [
         ({"name": "qd_dert"}, "unknown model 'qd_dert'; did you mean 'qd_detr'"),
         ({"preset": "fix"}, "unknown preset 'fix'; did you mean 'fixed'"),
+        ({"margin": float("inf")}, "margin: Input should be a finite number"),
         ({"hiden": 32}, "model 'qd_detr' has no option 'hiden'; did you mean 'hidden'"),
         ({"heads": 3}, "hidden 16 must be a multiple of heads 3"),
         ({"negatives": "random"}, "negatives: .*got 'random'"),

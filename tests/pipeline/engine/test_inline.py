@@ -195,7 +195,7 @@ def test_a_stage_that_cannot_be_set_up_says_why_and_the_others_go_on(
     toys.write_videos(tmp_path / "videos", ["a"])
     result = run_toys(["bright", "dark"], stages={"bright": {"refuses_setup": True}})
     assert result.exit_code == 1
-    assert result.broken == {"bright": "stage 'bright' cannot start: the weights are missing"}
+    assert result.broken == {"bright": "stage 'bright' cannot run: the weights are missing"}
     assert sorted(stored(tmp_path / "store", "dark", "mean")) == ["a"]
 
 

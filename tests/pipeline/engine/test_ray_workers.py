@@ -98,7 +98,7 @@ def test_a_missing_checkpoint_stops_its_stage_with_its_sentence(
         ["rows"], engine=ENGINE, stages={"rows": {"checkpoint": str(tmp_path / "no.pt")}}
     )
     assert result.exit_code == 1
-    sentence = f"stage 'rows' cannot start: there is no checkpoint {tmp_path / 'no.pt'}"
+    sentence = f"stage 'rows' cannot run: there is no checkpoint {tmp_path / 'no.pt'}"
     assert result.broken == {"rows": sentence}
 
 

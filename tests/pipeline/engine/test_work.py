@@ -161,8 +161,6 @@ def test_a_stage_that_cannot_be_set_up_is_named(workers: Any, monkeypatch: Any) 
         raise ImportError("no module named open_clip")
 
     monkeypatch.setattr(toys.ToyDark, "setup", broken)
-    with pytest.raises(
-        StageSetupError, match="'dark' cannot start: ImportError: no module"
-    ) as info:
+    with pytest.raises(StageSetupError, match="'dark' cannot run: ImportError: no module") as info:
         workers("bright", "dark")
     assert info.value.stage == "dark"

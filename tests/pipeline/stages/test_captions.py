@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from data.errors import UsageError
 from data.store.types import ItemKey
 from data.video.types import VideoFacts
 from pipeline.stage import Item, StageContext
@@ -14,6 +15,11 @@ from pipeline.stages.captions import CaptionsOptions, CaptionsStage, choose_inst
 
 def stage(clip_len_s: float = 2.0, **options: Any) -> CaptionsStage:
     return CaptionsStage(StageContext(clip_len_s), CaptionsOptions(**options))
+
+
+def test_an_unknown_captioner_is_refused_before_any_work() -> None:
+    with pytest.raises(UsageError, match="unknown captioner 'pixle'; did you mean 'pixel'"):
+        stage(captioner="pixle").params()
 
 
 def facts(duration_s: float) -> VideoFacts:
