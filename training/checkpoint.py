@@ -44,7 +44,9 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     except FileNotFoundError:
         raise UsageError(f"there is no checkpoint '{path}'; run `trainer fit` first") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        # torch's own words here advise to load the file unsafely
+        unsafe = isinstance(error, pickle.UnpicklingError)
+        reason = "it holds more than plain tensors and values" if unsafe else _first_line(error)
         raise UsageError(
             f"'{path}' is not a whole checkpoint of Storyline: {reason}; "
             "use the other checkpoint of the run (best.pt or last.pt)"
@@ -55,6 +57,10 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             f"'{path}' has checkpoint format {found}, this version reads format {FORMAT}"
         )
     return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

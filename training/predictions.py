@@ -128,6 +128,10 @@ def _parse(line: bytes, where: str) -> Prediction:
     if isinstance(qid, bool) or not isinstance(qid, int | str):
         raise UsageError(f"{where}: 'qid' must be a whole number or a string, got {qid!r}")
     scores = row.get("pred_saliency_scores")
+    if scores == []:
+        raise UsageError(
+            f"{where}: 'pred_saliency_scores' is empty; leave it out if there are none"
+        )
     windows = _numbers(row, "pred_relevant_windows", 2, where)
     return Prediction(
         qid=qid,
@@ -141,16 +145,20 @@ def _parse(line: bytes, where: str) -> Prediction:
 def _numbers(row: dict[str, Any], key: str, dimensions: int, where: str) -> list[Any]:
     expected = {1: "a list of finite numbers", 2: "a list of [start_s, end_s, score]"}[dimensions]
     try:
-        array = np.asarray(row[key], np.float64)
-    except (TypeError, ValueError, OverflowError):
-        raise UsageError(f"{where}: '{key}' must be {expected}") from None
+        array = np.asarray(row[key])
+    except ValueError:
+        raise UsageError(
+            f"{where}: '{key}' must be {expected}, got rows of uneven length"
+        ) from None
+    if array.dtype.kind not in "iuf":
+        raise UsageError(f"{where}: '{key}' must be {expected}, found something else")
     if array.size == 0:
         return []
     if array.ndim != dimensions or (dimensions == 2 and array.shape[1] != 3):
         raise UsageError(f"{where}: '{key}' must be {expected}, got shape {array.shape}")
     if not np.isfinite(array).all():
         raise UsageError(f"{where}: '{key}' must be {expected}, found NaN or infinity")
-    values: list[Any] = array.tolist()
+    values: list[Any] = array.astype(np.float64).tolist()
     return values
 
 

@@ -69,6 +69,8 @@ class Captioner(ABC):
     """
 
     name: ClassVar[str]
+    has_weights: ClassVar[bool] = True
+    """False for a captioner that is a rule, so that recipes do not speak of random weights."""
     frames: int
     short_side: int
     crop: bool

@@ -74,6 +74,7 @@ class Pixel(Captioner):
     """
 
     name = "pixel"
+    has_weights = False
 
     def __init__(
         self, checkpoint: Checkpoint | None = None, *, seed: int = 0, device: str = "cpu"

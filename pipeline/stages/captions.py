@@ -82,11 +82,15 @@ class CaptionsStage(Configured, FrameStage):
         """
         from models.captioners import CAPTIONERS, load_prompt
 
-        CAPTIONERS.get(self.options.captioner)  # a wrong name is known before any work begins
+        captioner = CAPTIONERS.get(self.options.captioner)
         options = self.options.model_dump(
             mode="json", exclude={*WorkerOptions.model_fields, "batch_size", "checkpoint"}
         )
-        weights = weights_params(self.options.checkpoint, self.options.seed)
+        weights = (
+            weights_params(self.options.checkpoint, self.options.seed)
+            if captioner.has_weights
+            else {"kind": "none"}
+        )
         prompt = load_prompt(self.options.prompt)
         return options | {"weights": weights, "instructions": list(prompt.instructions)}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,3 +54,27 @@ def test_links_to_files_of_the_repository_are_not_dead(root: Path) -> None:
 @pytest.mark.parametrize("word", ["install", "demo", "test", "check", "bench"])
 def test_the_makefile_has_the_words_that_the_documents_use(root: Path, word: str) -> None:
     assert re.search(rf"^{word}:", (root / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_the_stage_of_the_guide_runs_as_it_is_printed(root: Path, tmp_path: Path) -> None:
+    code = re.findall(r"```python\n(.*?)```", (root / "docs/add_a_stage.md").read_text(), re.DOTALL)
+    (tmp_path / "brightness.py").write_text(code[0])
+    script = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+import brightness
+from pathlib import Path
+from data.store.types import ItemKey
+from data.synthetic import render_corpus
+from data.video import open_decoder
+from data.video.types import Video
+from pipeline.stage import STAGES, Item, StageContext
+render_corpus(Path({str(tmp_path)!r}) / "corpus", train=1, val=0, test=0, clips=4)
+video = Video("train-0000", Path({str(tmp_path)!r}) / "corpus/videos/train-0000.mp4")
+kind = STAGES.get("brightness")
+stage = kind(StageContext(1.0), kind.Options())
+item = Item(ItemKey(video.id, "0" * 64), video, open_decoder("pyav").probe(video))
+windows = list(open_decoder("pyav").windows(video, [stage.request(item)]))
+row = stage.finish(item, stage.encode(item, windows))
+assert row["brightness"].shape == (4, 1), row
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=root)

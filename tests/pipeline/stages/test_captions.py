@@ -76,3 +76,8 @@ def test_the_choice_of_an_instruction_is_even_and_depends_on_nothing_but_its_arg
     counts = Counter(choose_instruction(1, "cd" * 32, index, 10) for index in range(20_000))
     assert set(counts) == set(range(10))
     assert max(counts.values()) < 1.1 * min(counts.values())
+
+
+def test_the_recipe_of_a_captioner_without_weights_does_not_speak_of_random_ones() -> None:
+    params = stage().params()
+    assert (params["captioner"], params["weights"]) == ("pixel", {"kind": "none"})
