@@ -29,8 +29,8 @@ LIBRARIES = (
     ("av", "decoding", "14"),
     ("decord", "decoding, as a fallback", "0.6"),
     ("open_clip_torch", "stages clip, narratives and queries", "3.3"),
-    ("transformers", "captioners", "5.0"),
-    ("spacy", "linguistic checks", "3.8"),
+    ("transformers", "vision-language captioners (none in this version)", "5.0"),
+    ("spacy", "sentences of captions in stage narratives", "3.8"),
 )
 
 

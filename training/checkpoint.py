@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import random
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,11 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
         UsageError: no such file, not a checkpoint of Storyline, or of another format.
     """
     try:
+        _check_sums(path)
         state = torch.load(path, map_location=device, weights_only=True)
     except FileNotFoundError:
         raise UsageError(f"there is no checkpoint '{path}'; run `trainer fit` first") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except (*_DAMAGED, pickle.UnpicklingError) as error:
         # torch's own words here advise to load the file unsafely
         unsafe = isinstance(error, pickle.UnpicklingError)
         reason = "it holds more than plain tensors and values" if unsafe else _first_line(error)
@@ -57,6 +59,17 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
             f"'{path}' has checkpoint format {found}, this version reads format {FORMAT}"
         )
     return state
+
+
+_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile)
+
+
+def _check_sums(path: Path) -> None:
+    """Compare the checksums in the file, which `torch.load` does not look at."""
+    with zipfile.ZipFile(path) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} in it is wrong")
 
 
 def _first_line(error: Exception) -> str:

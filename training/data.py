@@ -7,6 +7,7 @@ in the middle of an epoch means skipping the batches that were done.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -231,6 +232,7 @@ class StreamedQueries:
             # its own generator: the loader must not touch the random state that training resumes
             generator=torch.Generator().manual_seed(0),
             persistent_workers=workers > 0,
+            worker_init_fn=_leave_stopping_to_the_parent,
         )
         self.about = f"features are read for each batch by {workers} workers ({sizes})"
 
@@ -263,6 +265,12 @@ class _Rows(Dataset[tuple[Sample, "Draw | None"]]):
     def __getitem__(self, at: tuple[int, Draw | None]) -> tuple[Sample, Draw | None]:
         row, draw = at
         return self._samples[row], draw
+
+
+def _leave_stopping_to_the_parent(worker: int) -> None:
+    """Schedulers and Ctrl-C signal the whole group; the batch under way must still be read."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
 
 
 def _collate(items: Sequence[tuple[Sample, Draw | None]]) -> MomentBatch:

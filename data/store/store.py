@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from data.annotations.jsonl import read_jsonl, save_jsonl
+from data.annotations.jsonl import jsonl_bytes, read_jsonl, save_jsonl
 from data.annotations.types import Annotation
 from data.errors import StoreError, UsageError, nearest
 from data.identity import check_id, file_sha256
@@ -298,8 +298,10 @@ class Store:
         return FileHashes(self.path / "cache" / "files.jsonl")
 
     def save_annotations(self, split: str, rows: Sequence[Annotation]) -> None:
-        """Keep the queries of a split, replacing what was there."""
-        save_jsonl(rows, self._annotations(split))
+        """Keep the queries of a split, replacing what was there; equal ones are left alone."""
+        path = self._annotations(split)
+        if not path.is_file() or path.read_bytes() != jsonl_bytes(rows):
+            save_jsonl(rows, path)
 
     def annotations(self, split: str) -> list[Annotation]:
         """The queries of a split; UsageError if the store has no such split."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -114,5 +114,19 @@ class TextEncoder(ABC):
 
 
 def split_sentences(text: str) -> list[str]:
-    """The sentences of `text`, cut after `.`, `!`, `?` before a blank and at line ends."""
-    return [each for each in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if each.strip()]
+    """The sentences of `text` by spaCy's rules for English, which need no model; lines are apart.
+
+    "Mr. Smith" and "3.5 m" are not cut.
+    """
+    lines = [line for line in text.splitlines() if line.strip()]
+    sentences = [found.text.strip() for line in lines for found in _sentencizer()(line).sents]
+    return [each for each in sentences if each]
+
+
+@cache
+def _sentencizer() -> Any:
+    import spacy
+
+    language = spacy.blank("en")
+    language.add_pipe("sentencizer")
+    return language

@@ -55,6 +55,16 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path: Path) -> None:
     assert not touched.exists()
 
 
+def test_a_checkpoint_with_one_flipped_bit_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "last.pt"
+    save_checkpoint(path, {"model": {"w": torch.full((100,), 7.0)}})
+    whole = path.read_bytes()
+    at = whole.index(np.full(100, 7.0, np.float32).tobytes()) + 40
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(UsageError, match=r"not a whole checkpoint .* the checksum of .* is wrong"):
+        load_checkpoint(path)
+
+
 @pytest.mark.parametrize("kept", [0, 100, -50])
 def test_a_cut_checkpoint_is_refused(tmp_path: Path, kept: int) -> None:
     path = tmp_path / "last.pt"

@@ -7,9 +7,9 @@ from models.text import create
 from models.text.base import split_sentences
 
 
-def test_sentences_end_at_full_stops_question_marks_and_lines() -> None:
-    text = "A dog runs. Is it 3.5 m away?\nYes!"
-    assert split_sentences(text) == ["A dog runs.", "Is it 3.5 m away?", "Yes!"]
+def test_sentences_end_at_full_stops_question_marks_and_lines_but_not_inside_names() -> None:
+    text = "Mr. Smith runs. Is it 3.5 m away?\nYes!"
+    assert split_sentences(text) == ["Mr. Smith runs.", "Is it 3.5 m away?", "Yes!"]
 
 
 def test_a_caption_is_the_mean_over_its_words_with_the_same_weight_in_every_sentence() -> None:
