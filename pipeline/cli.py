@@ -23,6 +23,7 @@ from rich.table import Table
 from data.commands import EXIT_INTERRUPTED, program, reported
 from data.errors import StoreError, UsageError
 from data.store import Store
+from data.video import list_videos
 from pipeline.config import PipelineConfig, load_pipeline_config
 from pipeline.engine.stop import StopFlag
 from pipeline.plan import Plan, make_plan
@@ -175,6 +176,33 @@ def verify(
         found = f"{len(problems)} problems" if problems else "everything is right"
         typer.echo(f"{opened.path}: {found}")
     raise typer.Exit(1 if problems else 0)
+
+
+@app.command()
+@answered
+def report(
+    run: Annotated[list[Path], typer.Option(help="A finished run of `trainer fit`; repeatable.")],
+    config: ConfigOption = _DEFAULT_CONFIG,
+    set_: SetOption = None,
+    store: StoreOption = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file of `trainer evaluate --json` for the table; repeatable."),
+    ] = None,
+    boundaries: Annotated[
+        Path | None, typer.Option(help="JSONL of true boundaries: vid, duration, boundaries.")
+    ] = None,
+    shown: Annotated[int, typer.Option(min=0, help="Queries that are drawn.")] = 6,
+    out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
+) -> None:
+    """One HTML file: stages, training curves, scores, and timelines of some queries."""
+    from pipeline.report import report_of_runs, write_report
+
+    loaded = load_pipeline_config(config, [*(set_ or []), *_overrides(store)])
+    opened = _open_store(_store_of(loaded))
+    videos = list_videos(loaded.videos.root).videos if loaded.videos.root else ()
+    write_report(report_of_runs(opened, videos, run, scores or [], boundaries, shown), out)
+    _console().print(f"report: {out.resolve()}", markup=False, soft_wrap=True)
 
 
 @app.command()

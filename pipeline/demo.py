@@ -31,9 +31,7 @@ from data.errors import StorylineError, UsageError
 from data.store import Store
 from data.synthetic import render_corpus
 from data.video.listing import list_videos
-from pipeline.events.evaluate import score_store
 from pipeline.report import ReportInputs, write_report
-from pipeline.report.build import EventScore
 from pipeline.report.collect import BRIEF, MetricRow, read_metrics
 
 __all__ = ["DemoError", "DemoSize", "run_demo"]
@@ -187,9 +185,6 @@ def _trained_row(run: Run) -> MetricRow:
 
 def _report(out: Path, runs: Sequence[Run], metrics: Sequence[MetricRow]) -> ReportInputs:
     store = Store.open(out / "store")
-    boundaries = [
-        json.loads(line) for line in (out / "corpus" / "boundaries.jsonl").read_text().splitlines()
-    ]
     listed = list_videos(out / "corpus" / "videos")
     return ReportInputs(
         title="Storyline demo",
@@ -202,15 +197,9 @@ def _report(out: Path, runs: Sequence[Run], metrics: Sequence[MetricRow]) -> Rep
         runs={run.name: run.folder for run in runs},
         metrics=metrics,
         metric_remarks=[_narrative_remark(metrics)],
-        events=event_scores(store, out / "corpus" / "boundaries.jsonl"),
         videos={video.id: video for video in listed.videos},
-        boundaries={row["vid"]: row["boundaries"] for row in boundaries},
+        boundaries=out / "corpus" / "boundaries.jsonl",
     )
-
-
-def event_scores(store: Store, boundaries: Path) -> list[EventScore]:
-    """F1 of the stored pseudo-events and of the baselines, for the table of the report."""
-    return [EventScore(name, **figures) for name, figures in score_store(store, boundaries).items()]
 
 
 def _narrative_remark(metrics: Sequence[MetricRow]) -> str:

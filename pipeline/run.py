@@ -12,6 +12,7 @@ from typing import Protocol
 from data.annotations import DATASETS, load_annotations
 from data.annotations.types import Annotation
 from data.errors import UsageError
+from data.identity import check_id
 from data.store import CatalogueEntry, Failure, Store
 from data.video.types import Video, VideoFacts
 from pipeline.config import PipelineConfig
@@ -400,6 +401,7 @@ def _read_annotations(config: PipelineConfig) -> dict[str, list[Annotation]]:
         name = "qvhighlights"
     splits = {split: load_annotations(name, path) for split, path in config.annotations.items()}
     for split, rows in splits.items():
+        check_id(split, what="split of `annotations`")
         if any(row.saliency is not None for row in rows):
             _check_saliency_grid(name, config.annotations[split], config.clip_len_s)
     return splits

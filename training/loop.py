@@ -286,7 +286,7 @@ class Loop:
         if broken:
             raise DivergedError(
                 f"in epoch {progress.epoch + 1} the loss '{broken[0]}' is {means[broken[0]]}; the "
-                "last checkpoint is from before. Lower optim.lr, or use loop.precision=float32"
+                "checkpoints, if any, are from before. Lower optim.lr, or use loop.precision=float32"
             )
         return means
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from data.annotations import PostProcessing
 from data.errors import UsageError
 from models.retrieval import RetrievalModel, create_model
 from models.retrieval.decode import Decoding, windows
@@ -127,17 +128,21 @@ def build_model(config: ModelGroup, samples: Samples) -> RetrievalModel:
         raise UsageError(f"model: {error}") from None
 
 
-def decoding_of(model: RetrievalModel, config: EvalGroup, round_to_s: float | None) -> Decoding:
+def decoding_of(model: RetrievalModel, config: EvalGroup, post: PostProcessing) -> Decoding:
     """How the spans of a model become windows.
 
     Args:
         model: its preset says which units it was trained in.
         config: what the user asked for.
-        round_to_s: to what the dataset's official scoring rounds edges; None if it does not.
+        post: what the dataset's public code does before scoring.
     """
     asked = config.round_to_clip
+    # the public code predicts in units of the duration, and cuts to the range of the dataset where
+    # a video is shorter, too
+    released = model.decoding.unit == "duration"
     return replace(
         model.decoding,
-        round_to_clip=(round_to_s is not None) if asked is None else asked,
+        clip_s=post.clamp_s if released else None,
+        round_to_clip=(post.round_to_s is not None) if asked is None else asked,
         nms_iou=config.nms_iou,
     )

@@ -149,10 +149,9 @@ class Session:
         loop = self.config.loop
         torch.manual_seed(loop.seed)
         model = build_model(self.config.model, split.samples).to(self.device)
-        post = DATASETS.get(self.store.dataset).post
         return RetrievalTask(
             model,
-            decoding_of(model, self.config.eval, post.round_to_s),
+            decoding_of(model, self.config.eval, DATASETS.get(self.store.dataset).post),
             device=self.device,
             precision=loop.precision,
             compile=loop.compile,

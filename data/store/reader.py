@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -231,10 +231,6 @@ class StageReader:
             },
             facts=_join_facts([row.facts for row in rows]),
         )
-
-
-def _chained(lists: Iterable[Sequence[str]]) -> list[str]:
-    return [text for each in lists for text in each]
 
 
 def _join_facts(facts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import StoreError
-from data.identity import file_sha256
 from data.store.files import append_records, atomic_write, exclusive, read_records, records_bytes
 from data.store.types import ItemKey
 from data.video.types import VideoFacts
@@ -148,15 +147,6 @@ class FileHashes:
         for record in read_records(path, torn=True):
             if isinstance(record.get("path"), str):
                 self._known[record["path"]] = record
-
-    def content_of(self, path: Path) -> str:
-        """sha256 of the bytes of a file: remembered, or computed and remembered."""
-        known = self.hash_of(path)
-        if known is None:
-            before = path.stat()
-            known = file_sha256(path)
-            self.remember(path, known, before)
-        return known
 
     def hash_of(self, path: Path) -> str | None:
         """The remembered sha256; None if there is none or the file changed or is gone."""

@@ -28,7 +28,8 @@ class Decoding:
         unit: what 1.0 of a span is: the grid (`n * clip_len`, as the targets) or the video's
             duration. The public code trains with the first and predicts with the second, which
             moves a window by up to a clip where the two differ (not on QVHighlights).
-        clip: whether windows are cut to [0, duration].
+        clip: whether windows are cut.
+        clip_s: range in seconds that they are cut to; None cuts to [0, duration].
         round_to_clip: whether edges go to whole clips, halves to the even one.
         decimals: digits that are kept before cutting and rounding; None keeps all.
         nms_iou: a window is dropped if a better one overlaps it more than this; None drops none.
@@ -37,6 +38,7 @@ class Decoding:
 
     unit: Literal["grid", "duration"] = "grid"
     clip: bool = True
+    clip_s: tuple[float, float] | None = None
     round_to_clip: bool = False
     decimals: int | None = None
     nms_iou: float | None = None
@@ -44,7 +46,10 @@ class Decoding:
 
     @classmethod
     def released(cls) -> Decoding:
-        """What the public QVHighlights code does: `clip_ts`, then `round_multiple`."""
+        """What the public QVHighlights code does: `clip_ts`, then `round_multiple`.
+
+        `clip_ts` cuts to a range of the dataset, which is to be given as `clip_s`.
+        """
         return cls(unit="duration", round_to_clip=True, decimals=4)
 
 
@@ -110,7 +115,8 @@ def windows(
     if how.decimals is not None:
         edges = edges.round(decimals=how.decimals)
     if how.clip:
-        edges = torch.minimum(edges.clamp(min=0), duration)
+        low, high = how.clip_s or (0.0, duration)
+        edges = torch.minimum(torch.maximum(edges, _column(low)), _column(high))
     if how.round_to_clip:
         if clip_len_s is None:
             raise ValueError("rounding to whole clips needs clip_len_s")

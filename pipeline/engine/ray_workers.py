@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import socket
 from typing import Any
 
 from data.errors import UsageError
@@ -22,6 +23,8 @@ __all__ = ["RayExecutor", "needs_of"]
 # Only tasks and reports pass through it; Ray's own default is 30 % of the machine's memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
 
+_CONNECT_S = 10.0
+
 
 class RayExecutor:
     """Connects to a cluster, to the Ray that is already running here, or starts one on loopback.
@@ -31,6 +34,9 @@ class RayExecutor:
             submit` and KubeRay), else a local Ray without dashboard.
         cpus: logical CPUs of a local Ray; None means as many as the machine has.
         workers: workers per stage set; None means as many as fit.
+
+    Raises:
+        UsageError: no cluster answers at the address.
     """
 
     def __init__(
@@ -41,6 +47,8 @@ class RayExecutor:
             # Ray 2.60 turns 127.0.0.1 into the address of the network card and listens on all
             # interfaces, except with this setting, which it reads when it is imported.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        else:
+            _check_answers(address)
         # Without it Ray 2.60 warns about accelerators at each actor with num_gpus=0.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         # Under `uv run` Ray would start workers through uv again, which can hang.
@@ -159,10 +167,7 @@ def _connect(address: str | None, cpus: int | None) -> None:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
-            raise UsageError(
-                f"no Ray cluster answers at {address!r} (engine.address): {error}; start one, or "
-                "leave engine.address out to run on this machine"
-            ) from None
+            raise _nobody_at(address, error) from None
         return
     ray.init(
         address="local",
@@ -172,6 +177,23 @@ def _connect(address: str | None, cpus: int | None) -> None:
         logging_level=logging.ERROR,
         object_store_memory=_OBJECT_STORE_BYTES,
         _node_ip_address="127.0.0.1",
+    )
+
+
+def _check_answers(address: str) -> None:
+    """UsageError if nothing listens there: Ray itself would try for minutes (2.60)."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _CONNECT_S).close()
+        except (OSError, OverflowError) as error:
+            raise _nobody_at(address, error) from None
+
+
+def _nobody_at(address: str, error: Exception) -> UsageError:
+    return UsageError(
+        f"no Ray cluster answers at {address!r} (engine.address): {error}; start one, or "
+        "leave engine.address out to run on this machine"
     )
 
 

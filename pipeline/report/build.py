@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,27 +14,20 @@ from data.annotations.types import Annotation
 from data.store import Store
 from data.store.files import atomic_write
 from data.video.types import Video
+from pipeline.events.evaluate import read_truth, score_store
 from pipeline.report.charts import line_chart, timeline
 from pipeline.report.collect import (
     BRIEF,
     MetricRow,
     collect_timeline,
     history_lines,
+    predicted_split,
+    read_metrics,
     read_predictions,
 )
 from pipeline.status import StageStatus, read_status
 
-__all__ = ["EventScore", "ReportInputs", "write_report"]
-
-
-@dataclass(frozen=True)
-class EventScore:
-    """Boundary detection beside a baseline: F1 at absolute tolerances, and the count ratio."""
-
-    name: str
-    f1_half: float
-    f1_one: float
-    ratio: float
+__all__ = ["ReportInputs", "report_of_runs", "write_report"]
 
 
 @dataclass(frozen=True)
@@ -47,9 +40,8 @@ class ReportInputs:
         store: the store of shards.
         runs: run directories of the trainer by display name; the first one's predictions are drawn.
         metrics: lines of the metric table, in order.
-        events: lines of the boundary table; empty when no true boundaries are known.
         videos: media files by id, for the frames.
-        boundaries: true boundaries in seconds by video id.
+        boundaries: JSONL of true boundaries (`vid`, `duration`, `boundaries`); None if not known.
         split: annotations that the predictions belong to.
         shown: how many queries are drawn.
         notes: sentences that a reader must know first (e.g. that weights are random).
@@ -61,13 +53,40 @@ class ReportInputs:
     store: Store
     runs: Mapping[str, Path]
     metrics: Sequence[MetricRow]
-    events: Sequence[EventScore]
     videos: Mapping[str, Video]
-    boundaries: Mapping[str, Sequence[float]]
+    boundaries: Path | None = None
     split: str = "val"
     shown: int = 6
     notes: Sequence[str] = ()
     metric_remarks: Sequence[str] = field(default_factory=tuple)
+
+
+def report_of_runs(
+    store: Store,
+    videos: Iterable[Video],
+    runs: Sequence[Path],
+    scores: Sequence[Path],
+    boundaries: Path | None,
+    shown: int,
+) -> ReportInputs:
+    """A report of trained runs beside files of scores, named after their folders and files.
+
+    Raises:
+        UsageError: a run that is not finished, or a file without scores.
+    """
+    metrics = [read_metrics(each / "metrics.json", each.name, "best epoch", "run") for each in runs]
+    metrics += [read_metrics(each, each.stem, "", "scores") for each in scores]
+    return ReportInputs(
+        title=store.dataset,
+        lead=f"Store {store.path}, {len(runs)} runs.",
+        store=store,
+        runs={each.name: each for each in runs},
+        metrics=metrics,
+        videos={video.id: video for video in videos},
+        boundaries=boundaries,
+        split=predicted_split(runs[0]),
+        shown=shown,
+    )
 
 
 def write_report(inputs: ReportInputs, file: Path) -> None:
@@ -84,7 +103,7 @@ def write_report(inputs: ReportInputs, file: Path) -> None:
         metrics=inputs.metrics,
         metric_remarks=inputs.metric_remarks,
         charts=_charts(inputs.runs),
-        events=inputs.events,
+        events=_events(inputs),
         stages=[_stage_row(inputs.store, each) for each in read_status(inputs.store)],
         timelines=_timelines(inputs),
         footer=f"Store {inputs.store.path}, dataset {inputs.store.dataset}.",
@@ -98,6 +117,13 @@ def _charts(runs: Mapping[str, Path]) -> list[Markup]:
         line_chart("Training loss", [loss for loss, _ in lines], "loss"),
         line_chart("Validation R1@0.5", [recall for _, recall in lines], "%"),
     ]
+
+
+def _events(inputs: ReportInputs) -> list[dict[str, Any]]:
+    if inputs.boundaries is None or "events" not in inputs.store.current:
+        return []
+    scores = score_store(inputs.store, inputs.boundaries)
+    return [{"name": name, **figures} for name, figures in scores.items()]
 
 
 def _stage_row(store: Store, status: StageStatus) -> dict[str, Any]:
@@ -125,6 +151,7 @@ def _timelines(inputs: ReportInputs) -> list[dict[str, Any]]:
         return []
     first = next(iter(inputs.runs.values()))
     predictions = read_predictions(first / "predictions" / f"{inputs.split}-best.jsonl")
+    true_cuts = read_truth(inputs.boundaries) if inputs.boundaries else {}
     chosen = _one_query_per_video(inputs.store.annotations(inputs.split), inputs)
     drawn = [
         collect_timeline(
@@ -132,7 +159,7 @@ def _timelines(inputs: ReportInputs) -> list[dict[str, Any]]:
             inputs.videos[each.video_id],
             each,
             predictions[str(each.qid)],
-            inputs.boundaries.get(each.video_id, ()),
+            true_cuts[each.video_id].raters[0] if each.video_id in true_cuts else (),
         )
         for each in chosen
     ]

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.annotations.types import Annotation
+from data.errors import UsageError
 from data.grid import Grid
 from data.store import Store
 from data.video import open_decoder
@@ -28,6 +29,7 @@ __all__ = [
     "TimelineData",
     "collect_timeline",
     "history_lines",
+    "predicted_split",
     "read_metrics",
     "read_predictions",
 ]
@@ -86,8 +88,19 @@ class TimelineData:
 
 
 def read_metrics(file: Path, name: str, about: str, role: str) -> MetricRow:
-    """A row of the metric table from `metrics.json` of a run or `trainer evaluate --json`."""
+    """A row of the metric table from `metrics.json` of a run or `trainer evaluate --json`.
+
+    Raises:
+        UsageError: no such file, or not the scores of the trainer.
+    """
+    if not file.is_file():
+        raise UsageError(
+            f"{file} does not exist; name the folder of a run that is finished (`trainer fit`), or "
+            "a file of `trainer evaluate --json`"
+        )
     metrics = json.loads(file.read_text())
+    if "brief" not in metrics.get("best", metrics):
+        raise UsageError(f"{file} holds no scores of `trainer` (no key 'brief')")
     brief = metrics.get("best", metrics)["brief"]
     return MetricRow(name, about, role, [brief.get(key) for key in BRIEF.values()])
 
@@ -99,6 +112,14 @@ def history_lines(run: Path, name: str) -> tuple[Line, Line]:
     key = BRIEF["R1@0.5"]
     recall = [(row["epoch"], row["val"][key]) for row in rows if row.get("val")]
     return Line(name, loss), Line(name, recall)
+
+
+def predicted_split(run: Path) -> str:
+    """The split that a run was validated on, from the name of its predictions."""
+    found = sorted((run / "predictions").glob("*-best.jsonl"))
+    if not found:
+        raise UsageError(f"{run} has no predictions of a best epoch; let `trainer fit` finish it")
+    return found[0].name.removesuffix("-best.jsonl")
 
 
 def read_predictions(file: Path) -> dict[str, Mapping[str, Any]]:

@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from data.store import Store
+from pipeline.cli import app
 
 PER_CLIP = {
     "clip": "clip",
@@ -69,3 +71,20 @@ def test_a_second_demo_works_on_nothing_and_ends_with_the_same_figures(road: Pat
     assert said.count("is trained already") == 2
     assert {path: path.stat().st_mtime_ns for path in (road / "store").rglob("*.h5")} == shards
     assert json.loads((road / "runs/qd_detr/metrics.json").read_text()) == before
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_report_of_own_runs_is_one_command_and_refuses_what_is_not_a_run(
+    road: Path, tmp_path: Path
+) -> None:
+    cli = CliRunner()
+    asked = ["report", "--config", str(road / "pipeline.yaml"), "--out", str(tmp_path / "r.html")]
+    done = cli.invoke(app, [*asked, "--run", str(road / "runs/qd_detr"), "--shown", "1"])
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "r.html").read_text()
+    assert page.count('class="timeline"') == 1
+    assert "No true boundaries were given" in page
+    refused = cli.invoke(app, [*asked, "--run", str(tmp_path)])
+    assert refused.exit_code == 2
+    assert "name the folder of a run that is finished" in refused.output

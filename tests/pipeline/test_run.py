@@ -40,6 +40,14 @@ def test_saliency_on_clips_of_another_length_is_refused(tmp_path: Path) -> None:
     assert view_of(tmp_path, [], QUERY | SALIENCY, clip_len_s=2.0).annotations["train"]
 
 
+def test_a_split_with_a_path_in_its_name_is_refused_before_anything_is_written(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "q.jsonl").write_text(json.dumps(QUERY) + "\n")
+    with pytest.raises(UsageError, match=r"split of `annotations` '\.\./x' is not allowed"):
+        view_of(tmp_path, [], None, annotations={"../x": "q.jsonl"})
+
+
 def test_moments_without_saliency_go_with_any_clip_length(tmp_path: Path) -> None:
     assert view_of(tmp_path, [], QUERY, clip_len_s=1.0).annotations["train"]
 

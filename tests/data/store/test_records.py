@@ -13,6 +13,13 @@ KEY = ItemKey("v1", "a" * 64)
 OTHER = ItemKey("v1", "a" * 64, 1, 2)
 
 
+def remembered(hashes: FileHashes, file: Path) -> str:
+    """The sha256 of a file, after it was hashed and remembered."""
+    sha256 = file_sha256(file)
+    hashes.remember(file, sha256, file.stat())
+    return sha256
+
+
 def test_the_last_failure_of_a_part_counts_until_it_is_forgotten(tmp_path: Path) -> None:
     log = FailureLog(tmp_path / "clip" / "failures.jsonl")
     assert log.read() == {}
@@ -52,29 +59,24 @@ def test_a_torn_failure_is_skipped_and_a_foreign_row_is_named(tmp_path: Path) ->
         log.read()
 
 
-def test_unchanged_files_are_not_hashed_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_hash_of_an_unchanged_file_is_remembered(tmp_path: Path) -> None:
     video = tmp_path / "v.mp4"
     video.write_bytes(b"frames")
     cache = tmp_path / "cache" / "files.jsonl"
     assert FileHashes(cache).hash_of(video) is None
-    sha256 = FileHashes(cache).content_of(video)
-    assert sha256 == file_sha256(video)
-    monkeypatch.setattr("data.store.records.file_sha256", lambda path: pytest.fail(f"read {path}"))
-    again = FileHashes(cache)
-    assert again.content_of(video) == again.hash_of(video) == sha256
+    sha256 = remembered(FileHashes(cache), video)
+    assert FileHashes(cache).hash_of(video) == sha256
 
 
-def test_a_file_that_changed_is_hashed_again(tmp_path: Path) -> None:
+def test_the_hash_of_a_file_that_changed_is_forgotten(tmp_path: Path) -> None:
     video = tmp_path / "v.mp4"
     video.write_bytes(b"frames")
     hashes = FileHashes(tmp_path / "files.jsonl")
-    old = hashes.content_of(video)
+    old = remembered(hashes, video)
     video.write_bytes(b"FRAMES")
     os.utime(video, ns=(1, 1))
     assert hashes.hash_of(video) is None
-    assert hashes.content_of(video) != old
+    assert remembered(hashes, video) != old
     assert FileHashes(tmp_path / "files.jsonl").hash_of(video) == file_sha256(video)
 
 
@@ -82,7 +84,7 @@ def test_a_file_that_is_gone_has_no_hash(tmp_path: Path) -> None:
     video = tmp_path / "v.mp4"
     video.write_bytes(b"frames")
     hashes = FileHashes(tmp_path / "files.jsonl")
-    hashes.content_of(video)
+    remembered(hashes, video)
     video.unlink()
     assert hashes.hash_of(video) is None
 
@@ -103,9 +105,9 @@ def test_a_damaged_or_deleted_cache_is_harmless(damage: bytes, tmp_path: Path) -
     video = tmp_path / "v.mp4"
     video.write_bytes(b"frames")
     cache = tmp_path / "files.jsonl"
-    FileHashes(cache).content_of(video)
+    remembered(FileHashes(cache), video)
     cache.write_bytes(damage)
     hashes = FileHashes(cache)
     assert hashes.hash_of(video) is None
-    assert hashes.content_of(video) == file_sha256(video)
-    assert FileHashes(cache).hash_of(video) == file_sha256(video)
+    sha256 = remembered(hashes, video)
+    assert FileHashes(cache).hash_of(video) == sha256

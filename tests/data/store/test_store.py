@@ -307,3 +307,14 @@ def test_annotations_are_kept_by_split(store: Store) -> None:
         store.annotations("vall")
     with pytest.raises(UsageError, match="split"):
         store.save_annotations("../x", rows)
+
+
+def test_equal_annotations_are_not_written_again(store: Store) -> None:
+    row = Annotation(7, "a red ball", "v1")
+    store.save_annotations("val", [row])
+    (file,) = (store.path / "annotations").iterdir()
+    before = file.stat().st_ino
+    store.save_annotations("val", [row])
+    assert file.stat().st_ino == before
+    store.save_annotations("val", [row, Annotation(8, "a blue ball", "v1")])
+    assert len(store.annotations("val")) == 2

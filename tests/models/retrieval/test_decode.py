@@ -52,6 +52,12 @@ def test_windows_are_cut_to_the_video_unless_asked_not_to() -> None:
     assert rounded(uncut[0]) == [(-2.0, 12.0, 0.5)]
 
 
+def test_windows_are_cut_to_a_given_range_instead_of_the_duration() -> None:
+    given = predictions((0.5, 1.4, 0.9))
+    found = windows(given, grid_s=10.0, duration_s=9.0, how=Decoding(clip_s=(1.0, 11.0)))
+    assert [window[:2] for window in found[0]] == [(1.0, 11.0)]
+
+
 def test_released_decoding_keeps_four_decimals_then_rounds_halves_to_even_clips() -> None:
     # 0.499996 * 10 s is 5.0000 with four decimals: two and a half clips, so two
     given = predictions((0.1, 0.499996, 0.5), (0.3, 0.7, 0.4))

@@ -14,6 +14,7 @@ import toys
 
 from data.errors import UsageError
 from data.store import Store
+from pipeline.engine.ray_workers import RayExecutor
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("toys_on_ray")]
 
@@ -109,6 +110,12 @@ def test_a_stage_that_fits_nowhere_is_refused_before_anything_hangs(
     run_toys(["probe"])
     with pytest.raises(UsageError, match=r"rows needs 64 CPUs.* the Ray cluster has 4 CPUs"):
         run_toys(["rows"], engine=ENGINE, stages={"rows": {"cpus": 64}})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1"])
+def test_an_address_where_nothing_listens_is_refused(address: str) -> None:
+    with pytest.raises(UsageError, match=r"no Ray cluster answers at .*engine\.address"):
+        RayExecutor(address)
 
 
 def test_workers_may_fill_all_cpus(tmp_path: Path, run_toys: toys.RunToys) -> None:
