@@ -13,8 +13,9 @@ help:  ## list the tasks
 
 install: $(READY)  ## create the environment and install both programs
 $(READY): pyproject.toml constraints.txt
-	@test -n "$(PYTHON)" || { echo "Storyline needs Python 3.11 or 3.12; none was found. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
+	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || { \
+	    echo "Storyline needs Python 3.11 or 3.12, and '$(PYTHON)' is none. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,trainer,dev]'
 	@touch $(READY)
 
@@ -24,11 +25,12 @@ demo: $(READY)  ## the whole road on a synthetic corpus: videos, shards, trainin
 test: $(READY)  ## the whole test suite
 	$(BIN)/python -m pytest -q
 
-check: $(READY)  ## lint, format, types, import contracts
+check: $(READY)  ## lint, format, types, import contracts, layout
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m pytest -q tests/test_layout.py
 
 fix: $(READY)  ## repair what ruff can repair
 	$(BIN)/ruff check --fix .

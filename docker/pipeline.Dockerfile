@@ -1,21 +1,25 @@
 # The preprocessing program. Build from the repository root:
 #   docker build -f docker/pipeline.Dockerfile -t storyline-pipeline .
-#   docker run --shm-size=2g -v /data:/data storyline-pipeline run --config /data/pipeline.yaml
-# For GPU machines give a CUDA base: --build-arg BASE=nvidia/cuda:13.0.0-runtime-ubuntu24.04 (has Python 3.12).
+#   docker run --shm-size=2g -v "$PWD":/data storyline-pipeline run
+# (reads /data/pipeline.yaml; add `--user "$(id -u)"` if uid 1000 may not write to that folder).
+# PyPI's torch brings its CUDA libraries: `--gpus all` needs only the driver. A CPU image is gigabytes
+# smaller with --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS install
+ARG TORCH_INDEX=
 WORKDIR /opt/storyline
-RUN if ! command -v python3 >/dev/null; then apt-get update && apt-get install -y --no-install-recommends python3 python3-venv && rm -rf /var/lib/apt/lists/*; fi
 COPY . .
 RUN python3 -m venv /opt/venv \
- && /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[pipeline]'
+ && /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} \
+        --constraint constraints.txt '.[pipeline]'
 
 FROM ${BASE}
-RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/* \
- && if ! command -v python3 >/dev/null; then apt-get update && apt-get install -y --no-install-recommends python3 && rm -rf /var/lib/apt/lists/*; fi
+RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
 COPY --from=install /opt/venv /opt/venv
-# Ray refuses unauthenticated clusters only if told so; our images tell it.
-ENV PATH=/opt/venv/bin:$PATH RAY_AUTH_MODE=token PYTHONUNBUFFERED=1
+# Ray in token mode refuses who has no token, and keeps its own token in the home folder, so that
+# must be writable whatever --user says.
+ENV PATH=/opt/venv/bin:$PATH HOME=/home/storyline RAY_AUTH_MODE=token PYTHONUNBUFFERED=1
+RUN install -d -m 1777 $HOME /data
 USER 1000:1000
 WORKDIR /data
 ENTRYPOINT ["tini", "--", "pipeline"]

@@ -1,17 +1,23 @@
 # The training program: no Ray, no video decoding. Build from the repository root:
 #   docker build -f docker/trainer.Dockerfile -t storyline-trainer .
-#   docker run --gpus all -v /data:/data storyline-trainer fit --config /data/trainer.yaml --out /data/runs/first
+#   docker run --gpus all -v "$PWD":/data storyline-trainer fit --config trainer.yaml --out runs/first
+# (reads /data/trainer.yaml; add `--user "$(id -u)"` if uid 1000 may not write to that folder).
+# PyPI's torch brings its CUDA libraries: `--gpus all` needs only the driver. A CPU image is gigabytes
+# smaller with --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu.
 ARG BASE=python:3.11-slim-bookworm
 FROM ${BASE} AS install
+ARG TORCH_INDEX=
 WORKDIR /opt/storyline
 COPY . .
 RUN python3 -m venv /opt/venv \
- && /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt '.[trainer]'
+ && /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} \
+        --constraint constraints.txt '.[trainer]'
 
 FROM ${BASE}
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
 COPY --from=install /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH PYTHONUNBUFFERED=1
+ENV PATH=/opt/venv/bin:$PATH HOME=/home/storyline PYTHONUNBUFFERED=1
+RUN install -d -m 1777 $HOME /data
 USER 1000:1000
 WORKDIR /data
 ENTRYPOINT ["tini", "--", "trainer"]

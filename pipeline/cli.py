@@ -75,12 +75,11 @@ def run(
     ] = None,
 ) -> None:
     """Do everything that is asked for and not in the store yet. Run it again to continue."""
-    overrides = [*(set_ or []), *_overrides(store)]
-    overrides += [f"engine.executor={executor}"] if executor else []
-    loaded = load_pipeline_config(config, overrides)
+    settings = [*(set_ or []), *([f"engine.executor={executor}"] if executor else [])]
+    loaded = load_pipeline_config(config, [*settings, *_overrides(store)])
     view = look(loaded, stage or [], limit)
     console = _console()
-    again = _command_line(config, stage or [], overrides, limit)
+    again = _command_line(config, stage or [], settings, store, limit)
     with StopFlag() as stop:
         try:
             with Progress(console) as progress:
@@ -253,7 +252,8 @@ def _console() -> Console:
 
 
 def _overrides(store: Path | None) -> list[str]:
-    return [] if store is None else [f"store={store}"]
+    """`--store` as a `--set`; quoted, for a folder may be called `2026` or `null`."""
+    return [] if store is None else [f"store={json.dumps(str(store))}"]
 
 
 def _store_of(config: PipelineConfig) -> Path:
@@ -283,13 +283,16 @@ def _plan(config: PipelineConfig, view: View, retry_failed: bool) -> Plan:
     return make_plan(survey(view.program, view.corpus, ledger, retry=names), ledger)
 
 
-def _command_line(config: Path, stages: list[str], overrides: list[str], limit: int | None) -> str:
+def _command_line(
+    config: Path, stages: list[str], settings: list[str], store: Path | None, limit: int | None
+) -> str:
     words = ["pipeline", "run"]
     words += ["--config", str(config)] if config != _DEFAULT_CONFIG else []
     for name in stages:
         words += ["--stage", name]
-    for override in overrides:
-        words += ["--set", override]
+    for setting in settings:
+        words += ["--set", setting]
+    words += ["--store", str(store)] if store is not None else []
     words += ["--limit", str(limit)] if limit is not None else []
     return shlex.join(words)
 

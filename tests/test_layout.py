@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import re
+import subprocess
+import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 PACKAGES = ("pipeline", "models", "data", "training")
+TRAINER = ("training", "models/retrieval", "data/store", "data/annotations", "data/dataset.py")
+PIPELINE = ("pipeline", "models", "data")
+DISTRIBUTIONS = {
+    "yaml": "pyyaml",
+    "PIL": "pillow",
+    "open_clip": "open_clip_torch",
+    "pydantic_core": "pydantic",  # pydantic requires exactly one version of it
+}
+
+
+def project(root: Path) -> dict[str, Any]:
+    return tomllib.loads((root / "pyproject.toml").read_text())
 
 
 @pytest.mark.parametrize("name", PACKAGES)
@@ -19,14 +37,35 @@ def test_each_generic_package_name_resolves_to_this_project(name: str, root: Pat
 
 
 def test_the_distribution_lists_every_package_and_nothing_else(root: Path) -> None:
-    project = tomllib.loads((root / "pyproject.toml").read_text())
-    listed = set(project["tool"]["setuptools"]["packages"])
+    listed = set(project(root)["tool"]["setuptools"]["packages"])
     there = {
         ".".join(init.parent.relative_to(root).parts)
         for name in PACKAGES
         for init in (root / name).rglob("__init__.py")
     }
-    assert {each for each in listed if not each.startswith("configs")} == there
+    configs = {
+        ".".join(folder.relative_to(root).parts)
+        for folder in [root / "configs", *(root / "configs").rglob("*")]
+        if folder.is_dir()
+    }
+    assert listed == there | configs
+
+
+def test_every_file_that_is_no_code_goes_into_the_distribution(root: Path) -> None:
+    patterns = project(root)["tool"]["setuptools"]["package-data"]
+    shipped = {
+        file
+        for package, globs in patterns.items()
+        for each in globs
+        for file in root.joinpath(*package.split(".")).glob(each)
+    }
+    there = {
+        file
+        for name in (*PACKAGES, "configs")
+        for file in (root / name).rglob("*")
+        if file.is_file() and file.suffix not in {".py", ".pyc"}
+    }
+    assert shipped == there
 
 
 def test_every_folder_with_python_files_is_a_package(root: Path) -> None:
@@ -40,21 +79,57 @@ def test_the_folders_that_the_user_fixed_are_there(root: Path) -> None:
 
 
 def test_console_commands_are_pipeline_and_trainer(root: Path) -> None:
-    project = tomllib.loads((root / "pyproject.toml").read_text())
-    assert project["project"]["scripts"] == {
+    assert project(root)["project"]["scripts"] == {
         "pipeline": "pipeline.cli:main",
         "trainer": "training.cli:main",
     }
 
 
-def test_the_trainer_imports_nothing_of_the_preprocessing_world(root: Path) -> None:
-    import subprocess
-    import sys
+@pytest.mark.parametrize(("extra", "sources"), [("trainer", TRAINER), ("pipeline", PIPELINE)])
+def test_each_program_lists_what_it_imports(
+    extra: str, sources: tuple[str, ...], root: Path
+) -> None:
+    table = project(root)["project"]
+    requirements = table["dependencies"] + table["optional-dependencies"][extra]
+    listed = {re.split(r"[^A-Za-z0-9_-]", each)[0].lower() for each in requirements}
+    imported = {name for source in sources for name in third_party(root / source)}
+    assert {DISTRIBUTIONS.get(name, name) for name in imported} - listed == set()
 
+
+def third_party(source: Path) -> Iterator[str]:
+    """Top names of what a file or folder imports, without the standard library and ourselves."""
+    for file in source.rglob("*.py") if source.is_dir() else [source]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            names = [each.name for each in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            tops = {name.partition(".")[0] for name in names}
+            yield from tops - sys.stdlib_module_names - set(PACKAGES)
+
+
+def test_every_requirement_has_an_exact_pin(root: Path) -> None:
+    table = project(root)["project"]
+    extras = table["optional-dependencies"]
+    wanted = table["dependencies"] + extras["pipeline"] + extras["trainer"] + extras["dev"]
+    pinned = re.findall(r"^([\w-]+)==", (root / "constraints.txt").read_text(), re.MULTILINE)
+    names = {re.split(r"[^A-Za-z0-9_-]", each)[0] for each in wanted}
+    assert {plain(name) for name in names} - {plain(name) for name in pinned} == set()
+
+
+def plain(distribution: str) -> str:
+    """A name as package indexes compare it."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def test_the_trainer_imports_nothing_of_the_preprocessing_world(root: Path) -> None:
     forbidden = ["ray", "av", "decord", "open_clip", "transformers", "spacy", "torchvision"]
     script = (
-        "import sys, training.cli, training.loop, data.dataset, models.retrieval\n"
-        f"bad = [m for m in {forbidden} if m in sys.modules]\n"
+        "import importlib, pkgutil, sys\n"
+        "import data.annotations, data.dataset, data.store, models.retrieval, training\n"
+        "for package in (training, models.retrieval, data.store, data.annotations):\n"
+        "    for found in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        importlib.import_module(found.name)\n"
+        f"bad = [name for name in {forbidden} if name in sys.modules]\n"
         "sys.exit(' '.join(bad) or 0)"
     )
     done = subprocess.run(

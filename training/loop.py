@@ -285,8 +285,9 @@ class Loop:
         broken = [name for name, value in means.items() if not math.isfinite(value)]
         if broken:
             raise DivergedError(
-                f"in epoch {progress.epoch + 1} the loss '{broken[0]}' is {means[broken[0]]}; the "
-                "checkpoints, if any, are from before. Lower optim.lr, or use loop.precision=float32"
+                f"in epoch {progress.epoch + 1} the loss '{broken[0]}' is {means[broken[0]]}; "
+                "checkpoints, if any, are from before. Lower optim.lr, or use "
+                "loop.precision=float32"
             )
         return means
 

@@ -23,6 +23,10 @@ __all__ = ["verify"]
 T = TypeVar("T")
 
 _RECIPE_ID = re.compile(r"[0-9a-f]{16}")
+_TWICE = (
+    "readers take the first in name order. Machines may round the last bit of a network "
+    "differently; remove either file, then `pipeline run` fills in what only it held"
+)
 _REFILL = "remove the file, then `pipeline run` fills in what it held"
 
 
@@ -86,7 +90,8 @@ class _Inspection:
                 self._check_item(shard, index)
                 crc, first = seen.setdefault(key, (shard.crc32(index), path))
                 if crc != shard.crc32(index):
-                    self._add("duplicate", str(path), f"{key} differs from its row in {first}")
+                    told = f"the row of {key.id} differs from its row in {first}; {_TWICE}"
+                    self._add("duplicate", str(path), told)
                 grid = shard.grid(index)
                 if grid is not None:
                     clips[key] = grid.n

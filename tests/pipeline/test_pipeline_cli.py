@@ -81,6 +81,17 @@ def test_a_damaged_shard_is_named_until_it_is_removed(folder: Path) -> None:
     assert "damaged" not in call("run").stdout
 
 
+def test_a_store_may_have_any_name_and_stands_in_the_command_that_retries(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["a", "refuse-1"])
+    write_config(folder)
+    done = call("run", "--store", "2026", "--set", "stages.rows.scale=2")
+    assert done.exit_code == 3, done.output
+    assert (folder / "2026" / "store.json").is_file()
+    again = "pipeline run --set stages.rows.scale=2 --store 2026 --retry-failed"
+    assert again in done.stdout
+    assert call("plan", "--store", "2026").exit_code == 0
+
+
 WRONG = {
     "unknown stage": (["run", "--stage", "rosw"], "unknown stage 'rosw'; did you mean 'rows'"),
     "unknown key": (["run", "--set", "stroe=x"], "unknown key 'stroe'; did you mean 'store'"),

@@ -53,7 +53,7 @@ def test_windows_are_cut_to_the_video_unless_asked_not_to() -> None:
 
 
 def test_windows_are_cut_to_a_given_range_instead_of_the_duration() -> None:
-    given = predictions((0.5, 1.4, 0.9))
+    given = predictions((0.05, 1.4, 0.9))
     found = windows(given, grid_s=10.0, duration_s=9.0, how=Decoding(clip_s=(1.0, 11.0)))
     assert [window[:2] for window in found[0]] == [(1.0, 11.0)]
 
