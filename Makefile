@@ -14,7 +14,7 @@ help:  ## list the tasks
 install: $(READY)  ## create the environment and install both programs
 $(READY): pyproject.toml constraints.txt
 	@"$(PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || { \
-	    echo "Storyline needs Python 3.11 or 3.12, and '$(PYTHON)' is none. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
+	    echo "Storyline needs Python 3.11 or 3.12, but PYTHON is '$(PYTHON)'. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 1; }
 	"$(PYTHON)" -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[pipeline,trainer,dev]'
 	@touch $(READY)

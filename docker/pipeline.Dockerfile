@@ -17,8 +17,8 @@ FROM ${BASE}
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
 COPY --from=install /opt/venv /opt/venv
 # Ray in token mode refuses who has no token, and keeps its own token in the home folder, so that
-# must be writable whatever --user says.
-ENV PATH=/opt/venv/bin:$PATH HOME=/home/storyline RAY_AUTH_MODE=token PYTHONUNBUFFERED=1
+# must be writable whatever --user says. USER: that uid has no name of its own to look up.
+ENV PATH=/opt/venv/bin:$PATH USER=storyline HOME=/home/storyline RAY_AUTH_MODE=token PYTHONUNBUFFERED=1
 RUN install -d -m 1777 $HOME /data
 USER 1000:1000
 WORKDIR /data

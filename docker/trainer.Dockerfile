@@ -16,7 +16,8 @@ RUN python3 -m venv /opt/venv \
 FROM ${BASE}
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
 COPY --from=install /opt/venv /opt/venv
-ENV PATH=/opt/venv/bin:$PATH HOME=/home/storyline PYTHONUNBUFFERED=1
+# torch keeps caches in the home folder and asks for the name of the user, who has none.
+ENV PATH=/opt/venv/bin:$PATH USER=storyline HOME=/home/storyline PYTHONUNBUFFERED=1
 RUN install -d -m 1777 $HOME /data
 USER 1000:1000
 WORKDIR /data

@@ -53,7 +53,7 @@ class Decode(Group):
     damaged: Literal["keep", "quarantine"] = Field(
         "keep", description="Videos with undecodable packets: keep what decodes, or refuse them."
     )
-    timeout_s: float = Field(300.0, gt=0, description="Longest silence of the decoder.")
+    timeout_s: float = Field(300.0, gt=0, description="Longest time without a decoded frame.")
 
 
 class Engine(Group):
@@ -65,7 +65,9 @@ class Engine(Group):
     )
     address: str | None = Field(None, description="Ray cluster; null starts a local Ray.")
     cpus: Literal["auto"] | PositiveInt = Field("auto", description="Logical CPUs of a local Ray.")
-    timeout_s: float = Field(1800.0, gt=0, description="Longest time for one item.")
+    timeout_s: float = Field(
+        1800.0, gt=0, description="Longest time for one item of up to ten minutes of video."
+    )
     setup_timeout_s: float = Field(1800.0, gt=0, description="Longest time to start a worker.")
     attempts: int = Field(
         3, ge=1, description="Tries of an input that crashes its worker or runs out of time."
@@ -108,6 +110,7 @@ class PipelineConfig(Group):
             fallbacks=self.decode.fallbacks,
             damaged=self.decode.damaged,
             device=_device(self.device),
+            decode_timeout_s=self.decode.timeout_s,
         )
 
 

@@ -251,7 +251,6 @@ class Run:
             store=self.view.store,
             shard_bytes=int(engine.shard_mb * 2**20),
             commit_every_s=engine.commit_every_s,
-            decode_timeout_s=self.config.decode.timeout_s,
         )
 
     def _limits(self) -> Limits:

@@ -47,6 +47,7 @@ class StageContext:
         decoder: name of the video decoder; `fallbacks` are tried in order when it fails.
         damaged: "keep" makes a video with undecodable packets partial, "quarantine" refuses it.
         device: torch device of networks, e.g. "cpu" or "cuda".
+        decode_timeout_s: longest time without a decoded frame.
     """
 
     clip_len_s: float
@@ -54,6 +55,7 @@ class StageContext:
     fallbacks: tuple[str, ...] = ("decord",)
     damaged: Literal["keep", "quarantine"] = "keep"
     device: str = "cpu"
+    decode_timeout_s: float = 300.0
 
 
 @dataclass(frozen=True)

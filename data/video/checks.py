@@ -9,7 +9,7 @@ from types import ModuleType
 from data.errors import InputError, UsageError
 from data.video.types import Video
 
-__all__ = ["MAX_PIXELS", "check_file", "check_size", "no_frames_in_part", "require"]
+__all__ = ["MAX_PIXELS", "check_file", "check_size", "no_frames_in_part", "require", "unheard"]
 
 MAX_PIXELS = 8192 * 8192
 """Largest picture that is decoded (8K film is 33 million pixels): a header of a few bytes may
@@ -63,3 +63,7 @@ def no_frames_in_part(video: Video) -> InputError:
         f"{video.path} has no frame in the part from {video.start_s} s to {end}; "
         "correct start_s and end_s in the list",
     )
+
+
+def unheard() -> None:
+    """The `progress` of a decoder that nobody watches."""

@@ -7,6 +7,7 @@ import queue
 import signal
 import sys
 import threading
+import time
 import traceback
 from typing import BinaryIO
 
@@ -14,6 +15,8 @@ from data.errors import InputError, UsageError
 from data.video import open_decoder, wire
 
 __all__ = ["main"]
+
+_HEARTBEAT_S = 1.0
 
 
 def main() -> None:
@@ -52,8 +55,23 @@ def _answer(job: wire.Job, answers: BinaryIO) -> None:
         wire.write(answers, {"kind": "failure", "message": traceback.format_exc()})
 
 
+class _Heartbeat:
+    """Tells the parent now and then that frames still come, however long an answer takes."""
+
+    def __init__(self, answers: BinaryIO) -> None:
+        self._answers = answers
+        self._last_s = time.monotonic()
+
+    def __call__(self) -> None:
+        now_s = time.monotonic()
+        if now_s - self._last_s >= _HEARTBEAT_S:
+            self._last_s = now_s
+            wire.write(self._answers, {"kind": "alive"})
+
+
 def _work(job: wire.Job, answers: BinaryIO) -> None:
     decoder = open_decoder(job.decoder)
+    decoder.progress = _Heartbeat(answers)
     if job.task == "probe":
         wire.write(answers, {"kind": "facts", "facts": decoder.probe(job.video).to_json()})
         return

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.video.checks import check_file, check_size, no_frames_in_part, require
+from data.video.checks import check_file, check_size, no_frames_in_part, require, unheard
 from data.video.convert import Converter
 from data.video.select import TOLERANCE_S, Picture, serve
 from data.video.types import FrameRequest, Video, VideoFacts, Window
@@ -36,13 +36,14 @@ class DecordDecoder:
 
     def __init__(self) -> None:
         require("decord")
+        self.progress: Callable[[], None] = unheard
 
     def probe(self, video: Video) -> VideoFacts:
         """Decode everything, convert nothing."""
         size_bytes = check_file(video.path)
         reader, spans_s = _opened(video)
         height, width = 0, 0
-        for pixels in _pixels(video, reader, spans_s):
+        for pixels in _pixels(video, reader, spans_s, self.progress):
             height, width = pixels.shape[:2]
         kept = _part(video, spans_s)
         return VideoFacts(
@@ -63,7 +64,16 @@ class DecordDecoder:
         """Serve all requests from one sequential pass, which ends when the last one is served."""
         check_file(video.path)
         reader, spans_s = _opened(video)
-        yield from serve(_pictures(video, reader, spans_s), requests)
+        yield from serve(self._pictures(video, reader, spans_s), requests)
+
+    def _pictures(
+        self, video: Video, reader: Any, spans_s: NDArray[np.float64]
+    ) -> Iterator[tuple[float, Picture]]:
+        converter = Converter()
+        starts = spans_s[_part(video, spans_s), 0] - video.start_s
+        frames = _pixels(video, reader, spans_s, self.progress)
+        for time_s, pixels in zip(starts.tolist(), frames, strict=True):
+            yield time_s, converter.rgb_picture(pixels)
 
 
 def _opened(video: Video) -> tuple[Any, NDArray[np.float64]]:
@@ -122,7 +132,9 @@ def _end_s(video: Video, last_s: float) -> float:
     return last_s if video.end_s is None else min(last_s, video.end_s)
 
 
-def _pixels(video: Video, reader: Any, spans_s: NDArray[np.float64]) -> Iterator[NDArray[np.uint8]]:
+def _pixels(
+    video: Video, reader: Any, spans_s: NDArray[np.float64], progress: Callable[[], None]
+) -> Iterator[NDArray[np.uint8]]:
     """RGB frames of the part in order; those before it are decoded and dropped."""
     decord = require("decord")
     kept = _part(video, spans_s)
@@ -135,18 +147,10 @@ def _pixels(video: Video, reader: Any, spans_s: NDArray[np.float64]) -> Iterator
                 f"decord stopped at frame {index} of {len(spans_s)} of {video.path} "
                 f"({_first_line(error)}); use decoder 'pyav', which skips broken packets",
             ) from error
+        progress()
         check_size(video.path, frame.shape[1], frame.shape[0])
         if index >= kept[0]:
             yield frame.asnumpy()
-
-
-def _pictures(
-    video: Video, reader: Any, spans_s: NDArray[np.float64]
-) -> Iterator[tuple[float, Picture]]:
-    converter = Converter()
-    starts = spans_s[_part(video, spans_s), 0] - video.start_s
-    for time_s, pixels in zip(starts.tolist(), _pixels(video, reader, spans_s), strict=True):
-        yield time_s, converter.rgb_picture(pixels)
 
 
 def _first_line(error: Exception) -> str:

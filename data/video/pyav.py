@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 from data.errors import InputError
-from data.video.checks import MAX_PIXELS, check_file, check_size, no_frames_in_part, require
+from data.video.checks import (
+    MAX_PIXELS,
+    check_file,
+    check_size,
+    no_frames_in_part,
+    require,
+    unheard,
+)
 from data.video.convert import Converter, upright_size
 from data.video.select import TOLERANCE_S, serve
 from data.video.types import FrameRequest, Video, VideoFacts, Window
@@ -38,13 +45,14 @@ class PyAVDecoder:
 
     def __init__(self) -> None:
         require("av")
+        self.progress: Callable[[], None] = unheard
         self.damaged = 0
         """Packets refused in the last pass."""
 
     def probe(self, video: Video) -> VideoFacts:
         """Decode everything, convert nothing. Cost: that of decoding."""
         size_bytes = check_file(video.path)
-        with _opened(video) as source:
+        with _opened(video, self.progress) as source:
             for _ in source:
                 pass
             self.damaged = source.damaged
@@ -53,7 +61,7 @@ class PyAVDecoder:
     def windows(self, video: Video, requests: Sequence[FrameRequest]) -> Iterator[Window]:
         """Serve all requests from one sequential pass, which ends when the last one is served."""
         check_file(video.path)
-        with _opened(video) as source:
+        with _opened(video, self.progress) as source:
             converter = Converter()
             frames = ((time_s, converter.picture(frame)) for time_s, frame in source)
             yield from serve(frames, requests)
@@ -93,8 +101,11 @@ class _Pass:
     Iterating yields `(seconds from the start of the part, av.VideoFrame)`.
     """
 
-    def __init__(self, video: Video, container: Any, stream: Any) -> None:
+    def __init__(
+        self, video: Video, container: Any, stream: Any, progress: Callable[[], None]
+    ) -> None:
         self._video = video
+        self._progress = progress
         self._container = container
         self._stream = stream
         self._rate = float(stream.average_rate or stream.guessed_rate or 0)
@@ -115,6 +126,7 @@ class _Pass:
 
     def __iter__(self) -> Iterator[tuple[float, Any]]:
         for frame in self._decoded():
+            self._progress()
             time_s = self._clock.seconds(frame.dts if self._by_dts else frame.pts)
             self._decoded_any = True
             if time_s >= self._end_s - TOLERANCE_S:
@@ -199,10 +211,10 @@ class _Pass:
 
 
 @contextmanager
-def _opened(video: Video) -> Iterator[_Pass]:
+def _opened(video: Video, progress: Callable[[], None]) -> Iterator[_Pass]:
     container = _open_container(video)
     try:
-        yield _Pass(video, container, _video_stream(video, container))
+        yield _Pass(video, container, _video_stream(video, container), progress)
     finally:
         container.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -121,6 +121,8 @@ class Decoder(Protocol):
     """
 
     name: str
+    progress: Callable[[], None]
+    """Called after every decoded frame, so that a slow decoder can be told from one that hangs."""
 
     def probe(self, video: Video) -> VideoFacts:
         """Decode the whole (part of the) video without keeping pictures."""

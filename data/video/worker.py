@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -107,6 +108,7 @@ class Work:
         self._waiting: deque[wire.Message | None] = deque()
         self._bytes = 0
         self._stopped = False
+        self._heard_s = time.monotonic()
         self._changed = threading.Condition()
         self.finished = False
         self._reader = threading.Thread(target=self._read_ahead, daemon=True)
@@ -114,10 +116,16 @@ class Work:
         self._reader.start()
 
     def take(self, timeout_s: float) -> wire.Message | None:
-        """The next answer; None if the child died. TimeoutError after `timeout_s` of silence."""
+        """The next answer; None if the child died. TimeoutError after `timeout_s` of silence, in
+        which the child did not even say that it lives.
+        """
         with self._changed:
-            if not self._changed.wait_for(lambda: self._waiting or self._stopped, timeout_s):
-                raise TimeoutError
+            self._heard_s = time.monotonic()
+            while not (self._waiting or self._stopped):
+                left_s = self._heard_s + timeout_s - time.monotonic()
+                if left_s <= 0:
+                    raise TimeoutError
+                self._changed.wait(left_s)
             if self._stopped:
                 return None
             message = self._waiting.popleft()
@@ -143,6 +151,10 @@ class Work:
         while True:
             message = self.child.receive()
             with self._changed:
+                self._heard_s = time.monotonic()
+                if message is not None and message.header["kind"] == "alive":
+                    self._changed.notify_all()
+                    continue
                 while not self._has_room(_size(message)):
                     self._changed.wait()
                 if self._stopped:

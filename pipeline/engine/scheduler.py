@@ -49,7 +49,8 @@ class Limits:
     Args:
         attempts: tries of an input that crashes its worker or runs out of time.
         exceptions: tries of an input for which a stage raises.
-        timeout_s: longest time for one item.
+        timeout_s: longest time for one item of up to ten minutes of video, or of up to 100 MB
+            where the length is not known yet; longer ones get proportionally more.
         setup_timeout_s: longest time to start a worker and set up its stages.
         grace_s: time to finish and write after a wish to stop.
         barren: workers in a row that may die while they start, or while they write.
@@ -65,6 +66,10 @@ class Limits:
     def of(self, cause: str) -> int:
         """How often `cause` may happen to one unit."""
         return self.exceptions if cause == "exception" else self.attempts
+
+    def allowed_s(self, task: Task) -> float:
+        """Longest time for all items of a task."""
+        return self.timeout_s * sum(_usual_videos(item) for item in task.items)
 
 
 class Watcher(Protocol):
@@ -189,7 +194,7 @@ class Scheduler:
             self.executor.flush(number)
         elif task is not None:
             seat.task, seat.upcoming = task, self._peek()
-            self._begin(seat, "working", self.limits.timeout_s * len(task.items))
+            self._begin(seat, "working", self.limits.allowed_s(task))
             self.executor.submit(number, task, seat.upcoming)
         elif self.stop or not any(each.doing != "idle" for each in self._seats.values()):
             self._dismiss(number)
@@ -403,3 +408,12 @@ def _item_of(task: Task | None, outcome: Outcome) -> Item:
         if (item.key.id, item.key.part) == (outcome.key.id, outcome.key.part):
             return item
     raise ValueError(f"a worker answered for {outcome.unit}, which it was not asked for")
+
+
+def _usual_videos(item: Item) -> float:
+    """How many usual videos an item is worth, at least one."""
+    if item.facts is not None:
+        return max(1.0, item.facts.duration_s / 600)
+    if item.video is not None and item.video.path.is_file():
+        return max(1.0, item.video.path.stat().st_size / 100e6)
+    return 1.0

@@ -74,7 +74,6 @@ class Job:
         store: folder of the store.
         shard_bytes: a shard is written when its rows reach this size.
         commit_every_s: a shard is written when its oldest row is this old.
-        decode_timeout_s: longest silence of the decoder's child process.
     """
 
     stages: StageSet
@@ -83,7 +82,6 @@ class Job:
     store: Path
     shard_bytes: int
     commit_every_s: float
-    decode_timeout_s: float
 
 
 @dataclass(frozen=True)

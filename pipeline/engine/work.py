@@ -177,7 +177,7 @@ class Worker:
                 context.decoder,
                 fallbacks=context.fallbacks,
                 damaged=context.damaged,
-                timeout_s=self.job.decode_timeout_s,
+                timeout_s=context.decode_timeout_s,
             )
         return self._decoder
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import Field
-
 from data.store.types import Row, Schema
 from pipeline.stage import STAGES, Inputs, Item, RowStage
 from pipeline.stages.common import Configured, WorkerOptions, built, video_of
@@ -19,10 +17,6 @@ __all__ = ["ProbeOptions", "ProbeStage"]
 
 class ProbeOptions(WorkerOptions):
     """Section `probe` of pipeline.yaml."""
-
-    timeout_s: float = Field(
-        300.0, gt=0, description="Longest time to probe one video: it is decoded to its end."
-    )
 
 
 @STAGES.register("probe")
@@ -60,7 +54,7 @@ class ProbeStage(Configured, RowStage):
             self.context.decoder,
             fallbacks=self.context.fallbacks,
             damaged=self.context.damaged,
-            timeout_s=self.options.timeout_s,
+            timeout_s=self.context.decode_timeout_s,
         )
 
     def close(self) -> None:

@@ -48,6 +48,16 @@ class Hanging(PyAVDecoder):
         time.sleep(600)
 
 
+class Slow(PyAVDecoder):
+    """Takes twice the time limit of its test, frame by frame."""
+
+    def probe(self, video):
+        for _ in range(30):
+            time.sleep(0.1)
+            self.progress()
+        return super().probe(video)
+
+
 class Raising(PyAVDecoder):
     def probe(self, video):
         raise ZeroDivisionError("a bug")
@@ -184,6 +194,13 @@ def test_a_decoder_that_hangs_is_ended_after_the_time_limit(
     ):
         decoder.probe(make_video())
     assert caught.value.reason == "decoder-timeout"
+
+
+def test_a_decoder_that_is_slow_but_gives_frames_is_not_ended(
+    make_video: MakeVideo, bad: Callable[[str], str]
+) -> None:
+    with IsolatedDecoder(bad("Slow"), fallbacks=(), timeout_s=1.5) as decoder:
+        assert decoder.probe(make_video()).frames > 0
 
 
 def test_a_bug_in_a_decoder_is_reported_with_its_traceback(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,13 @@ import toys
 
 from data.errors import StoreError
 from data.store import Store
+from data.store.types import ItemKey
+from data.video.types import VideoFacts
 from pipeline.engine.inline import InlineExecutor
+from pipeline.engine.scheduler import Limits
 from pipeline.engine.stop import StopFlag
 from pipeline.engine.types import Crashed, Event, Finished, Task
+from pipeline.stage import Item
 
 Fate = Callable[[str, Task | None], str]
 """What happens to a call ("start", "run", "flush"): "" it works, "crash", "crash after", "hang"."""
@@ -246,3 +251,12 @@ def test_what_hangs_after_a_wish_to_stop_is_killed(tmp_path: Path, run_toys: toy
 
     result = run_toys(["rows"], executor=FatefulExecutor(fate), stop=stop)
     assert (result.exit_code, result.failures, stored(tmp_path)) == (75, [], ["b"])
+
+
+def test_a_long_video_is_allowed_more_time_than_a_usual_one() -> None:
+    limits = Limits(timeout_s=100)
+    facts = VideoFacts(3600.0, 25, 90_000, 64, 64, 0, "h264", "yuv420p", 1, False, 0)
+    long = Item(ItemKey("long", "0" * 64), facts=facts)
+    short = Item(ItemKey("short", "0" * 64), facts=replace(facts, duration_s=3.0))
+    assert limits.allowed_s(Task((short, short), ("clip",))) == 200
+    assert limits.allowed_s(Task((long,), ("clip",))) == 600

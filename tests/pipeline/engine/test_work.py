@@ -45,9 +45,7 @@ def workers(tmp_path: Path, toy_stages: None) -> Iterator[Any]:
         stages = tuple(stage for stage in program.stages if stage.name in names)
         recipes = {name: program.recipes[name] for name in names}
         upstream = {up: program.recipes[up].id for stage in stages for up in stage.upstream}
-        job = Job(
-            StageSet(stages), recipes, upstream, store.path, shard_bytes, commit_every_s, 30.0
-        )
+        job = Job(StageSet(stages), recipes, upstream, store.path, shard_bytes, commit_every_s)
         made.append(Worker(job))
         made[-1].setup()
         return made[-1]
