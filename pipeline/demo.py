@@ -11,6 +11,7 @@ Every step may be killed; the same command continues where it stopped.
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
@@ -71,6 +72,11 @@ def run_demo(out: Path, size: DemoSize, console: Console) -> Path:
         UsageError: `out` holds something that is not a demo.
         DemoError: a step failed.
     """
+    if importlib.util.find_spec("tensorboard") is None:
+        raise UsageError(
+            "the demo trains at its end, and tensorboard, which the trainer needs, is not "
+            "installed; run `make install`, or `pip install -c constraints.txt '.[trainer]'`"
+        )
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     corpus, store = out / "corpus", out / "store"

@@ -19,6 +19,9 @@ __all__ = ["Check", "doctor_table", "examine"]
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipeline", "models", "data", "training")
 
+INSTALL = "pip install -c constraints.txt '.[pipeline]' in a checkout"
+"""Without the constraints pip may replace torch by a newer CUDA build (constraints.txt)."""
+
 # Distribution, what it is needed for, oldest version that is safe (specs/pipeline_and_shards §5.5).
 LIBRARIES = (
     ("numpy", "everything", "1.26"),
@@ -102,7 +105,7 @@ def _libraries() -> Iterator[Check]:
         try:
             version = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            yield Check(name, "warn", "not installed", f"needed for {purpose}: pip install {name}")
+            yield Check(name, "warn", "not installed", f"needed for {purpose}: {INSTALL}")
             continue
         new_enough = _numbers(version) >= _numbers(oldest)
         advice = "" if new_enough else f"{oldest} or newer is needed for {purpose}"
@@ -127,7 +130,7 @@ def _torch() -> Iterator[Check]:
     advice = "" if gpus else "networks run on the CPU: slow, but the same results"
     yield Check("GPU", "ok" if gpus else "warn", names or "none", advice)
     state = ensure_torchvision()
-    advices = {"absent": "needed by open_clip and transformers: pip install torchvision"}
+    advices = {"absent": f"needed by open_clip and transformers: {INSTALL}"}
     told = {"stubbed": "present, its C library does not load beside this torch; not needed"}
     yield Check(
         "torchvision",
@@ -143,7 +146,7 @@ def _decoders() -> Iterator[Check]:
             module = importlib.import_module(name)
         except Exception as error:
             state: Literal["fail", "warn"] = "fail" if role == "fail" else "warn"
-            yield Check(f"decoder {name}", state, str(error), f"pip install {name}")
+            yield Check(f"decoder {name}", state, str(error), INSTALL)
         else:
             yield Check(f"decoder {name}", "ok", f"imports, {module.__version__}")
 
@@ -172,7 +175,7 @@ def _ray() -> Iterator[Check]:
     try:
         importlib.import_module("ray")
     except Exception as error:
-        advice = "pip install 'ray>=2.52', or run with --executor inline"
+        advice = f"{INSTALL}; or run with --executor inline"
         yield Check("Ray", "warn", f"{type(error).__name__}: {error}", advice)
         return
     address = os.environ.get("RAY_ADDRESS")

@@ -22,7 +22,7 @@ from data.commands import EXIT_INTERRUPTED, program, reported
 from data.config import load_config
 from data.errors import UsageError
 from data.store.files import atomic_write
-from training.config import TrainerConfig
+from training.config import TrainerConfig, shipped_or_file
 from training.distributed import World, joined
 from training.evaluate import score
 from training.loop import Progress, Reporter, Silent, StoppedError, stop_on_signals
@@ -45,7 +45,9 @@ __all__ = ["app", "main"]
 app = program("trainer", "Train, evaluate and use the models of the retrieval family.")
 answered = reported("trainer", {StoppedError: EXIT_INTERRUPTED})
 
-ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="The YAML file.")]
+ConfigOption = Annotated[
+    Path | None, typer.Option("--config", "-c", help="The YAML file, or a shipped config by name.")
+]
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="a.b=value; replaces a value of the config.")
 ]
@@ -265,7 +267,7 @@ def _configuration(
     config: Path | None, overrides: Sequence[str] | None, run: Path | None
 ) -> TrainerConfig:
     if config is not None:
-        return load_config(TrainerConfig, config, overrides or ())
+        return load_config(TrainerConfig, shipped_or_file(config), overrides or ())
     if run is None:
         raise UsageError("a configuration is needed: give --config FILE")
     return Run.open(run, overrides or ()).config

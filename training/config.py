@@ -8,11 +8,22 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from data.config import Group
-from data.errors import UsageError
+from data.errors import UsageError, nearest
 from models.retrieval import PLUGINS
 from training.schedule import make_schedule
 
-__all__ = ["DataGroup", "EvalGroup", "LoopGroup", "ModelGroup", "OptimGroup", "TrainerConfig"]
+__all__ = [
+    "DataGroup",
+    "EvalGroup",
+    "LoopGroup",
+    "ModelGroup",
+    "OptimGroup",
+    "TrainerConfig",
+    "shipped_or_file",
+]
+
+SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "trainer"
+"""Where the configs that `--config` knows by name are, e.g. `qd_detr/demo`."""
 
 
 class DataGroup(Group):
@@ -136,3 +147,19 @@ class TrainerConfig(Group):
                     f"add a plug-in that does, or set data.{name}=false"
                 )
         return self
+
+
+def shipped_or_file(path: Path) -> Path:
+    """A file as it is; else the shipped config of that name, e.g. `qd_detr/demo`.
+
+    Raises:
+        UsageError: neither; names the nearest shipped config.
+    """
+    named = SHIPPED / f"{path}.yaml"
+    if path.is_file() or (not named.is_file() and path.suffix):
+        return path
+    if not named.is_file():
+        shipped = (file.relative_to(SHIPPED).with_suffix("") for file in SHIPPED.rglob("*.yaml"))
+        names = [each.as_posix() for each in shipped]
+        raise UsageError(f"there is no config file '{path}'; {nearest(str(path), names)}")
+    return named

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from data.errors import UsageError
 from training.loop import Reporter
 
 __all__ = ["Everyone", "LiveReporter", "Scalars", "scores_table"]
@@ -85,7 +86,13 @@ class Scalars:
     """
 
     def __init__(self, folder: Path, done: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError as error:
+            raise UsageError(
+                f"scalars are written for TensorBoard, which cannot be imported ({error}); install "
+                "the trainer with its needs: pip install -c constraints.txt '.[trainer]'"
+            ) from None
 
         self._writer: Any = SummaryWriter(str(folder), purge_step=done + 1)
 

@@ -11,7 +11,7 @@ import pytest
 from data.config import load_config, parse_config
 from data.errors import UsageError
 from data.store import Store
-from training.config import TrainerConfig
+from training.config import TrainerConfig, shipped_or_file
 from training.session import Session
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "trainer"
@@ -105,3 +105,12 @@ def test_what_only_the_model_or_machine_can_know_is_answered_too(
 
     with pytest.raises(UsageError, match=message):
         build()
+
+
+def test_shipped_configs_are_known_by_name_and_a_wrong_name_by_its_nearest(tmp_path: Path) -> None:
+    assert shipped_or_file(Path("qd_detr/demo")) == CONFIGS / "qd_detr" / "demo.yaml"
+    own = tmp_path / "own.yaml"
+    own.write_text("")
+    assert shipped_or_file(own) == own
+    with pytest.raises(UsageError, match="did you mean 'qd_detr/demo'"):
+        shipped_or_file(Path("qd_detr/dmo"))

@@ -41,9 +41,10 @@ def start(folder: Path, *words: str) -> subprocess.Popen[str]:
     )
 
 
-def wait_for(marks: Path, count: int) -> None:
+def wait_for(driver: subprocess.Popen[str], marks: Path, count: int) -> None:
     deadline = time.monotonic() + 60
     while len(list(marks.glob("*"))) < count:
+        assert driver.poll() is None, driver.communicate()
         assert time.monotonic() < deadline, "the driver does not work"
         time.sleep(0.02)
 
@@ -55,7 +56,7 @@ def test_a_killed_driver_leaves_nothing_torn_and_the_next_run_continues(tmp_path
     write_config(tmp_path, stages={"rows": {"sleep_s": 0.1, "marks": str(marks)}})
     for count in (4, 9):
         driver = start(tmp_path)
-        wait_for(marks, count)
+        wait_for(driver, marks, count)
         driver.kill()
         driver.communicate()
         store = Store.open(tmp_path / "store")
@@ -89,7 +90,7 @@ def test_sigterm_writes_what_is_done_and_says_how_to_continue(tmp_path: Path) ->
     options = {"rows": {"sleep_s": 0.5, "marks": str(marks)}}
     write_config(tmp_path, engine=engine, stages=options)
     driver = start(tmp_path)
-    wait_for(marks, 4)
+    wait_for(driver, marks, 4)
     assert listening(driver.pid) == {"127.0.0.1"}
     driver.send_signal(signal.SIGTERM)
     _, err = driver.communicate(timeout=60)
@@ -104,7 +105,7 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     marks = tmp_path / "marks"
     write_config(tmp_path, stages={"rows": {"marks": str(marks)}})
     driver = start(tmp_path)
-    wait_for(marks, 2)
+    wait_for(driver, marks, 2)
     driver.send_signal(signal.SIGINT)
     time.sleep(0.3)
     driver.send_signal(signal.SIGINT)
