@@ -6,6 +6,7 @@ A schedule that is computed from the step alone has nothing to save and nothing 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,9 +19,10 @@ from data.registry import Registry
 __all__ = ["SCHEDULES", "Schedule", "make_schedule"]
 
 
-class Schedule(Group):
+class Schedule(Group, ABC):
     """Options of a schedule; subclasses compute the factor."""
 
+    @abstractmethod
     def factor(self, epoch: int, epochs: int) -> float:
         """What the base rate is multiplied with in an epoch.
 
@@ -28,7 +30,6 @@ class Schedule(Group):
             epoch: counts from 0.
             epochs: of the whole run.
         """
-        raise NotImplementedError
 
 
 SCHEDULES: Registry[type[Schedule]] = Registry("schedule")

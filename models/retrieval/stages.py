@@ -13,6 +13,7 @@ model is built, so that a combination that does not fit is explained before the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
@@ -118,7 +119,7 @@ class Trace:
     predictions: Predictions
 
 
-class Part(nn.Module):
+class Part(nn.Module, ABC):
     """One replaceable part of the path; subclasses set what they need and give."""
 
     requires: frozenset[str] = frozenset()
@@ -133,13 +134,13 @@ class Encoders(Part):
 
     provides = frozenset({"video", "text"})
 
+    @abstractmethod
     def forward(self, batch: Batch) -> Tokens:
         """Tokens of a batch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def encode_text(self, x: Tensor) -> Tensor:
         """(…, Dt) text features as (…, d) in the space of `Tokens.text`, for parts to share."""
-        raise NotImplementedError
 
 
 class Merge(Part):
@@ -147,9 +148,9 @@ class Merge(Part):
 
     requires = frozenset({"video"})
 
+    @abstractmethod
     def forward(self, tokens: Tokens, batch: Batch, encoders: Encoders) -> Tokens:
         """Tokens with the side stream in them."""
-        raise NotImplementedError
 
 
 class Fuser(Part):
@@ -161,9 +162,9 @@ class Fuser(Part):
     #: extra passes then run by themselves instead of in one larger batch.
     mixes_samples: bool = False
 
+    @abstractmethod
     def forward(self, tokens: Tokens) -> Memory:
         """Memory of the tokens."""
-        raise NotImplementedError
 
 
 class Refiner(Part):
@@ -171,9 +172,9 @@ class Refiner(Part):
 
     requires = frozenset({"clip", "kv"})
 
+    @abstractmethod
     def forward(self, memory: Memory) -> Memory:
         """The memory, refined."""
-        raise NotImplementedError
 
 
 class Decoder(Part):
@@ -182,9 +183,9 @@ class Decoder(Part):
     requires = frozenset({"kv"})
     provides = frozenset({"states"})
 
+    @abstractmethod
     def forward(self, memory: Memory) -> Decoded:
         """States of the moment queries after every layer."""
-        raise NotImplementedError
 
 
 class Head(Part):
@@ -194,9 +195,9 @@ class Head(Part):
     layers, `saliency` (B, L)); every other name becomes an entry of its `extras`.
     """
 
+    @abstractmethod
     def forward(self, memory: Memory, decoded: Decoded | None) -> dict[str, Tensor]:
         """Outputs by name."""
-        raise NotImplementedError
 
 
 class Pass(Part):
@@ -209,9 +210,9 @@ class Pass(Part):
     suffix: str
     outputs: frozenset[str]
 
+    @abstractmethod
     def change(self, tokens: Tokens, batch: Batch) -> tuple[Tokens, dict[str, Tensor]]:
         """Changed tokens of the same shapes, and further extras by name."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
@@ -271,9 +272,9 @@ class LossTerm(Part):
         super().__init__()
         self.weight = weight
 
+    @abstractmethod
     def forward(self, outcome: Outcome) -> Tensor:
         """Unweighted loss: a scalar, or (ℓ,) with one value for every decoder layer."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
