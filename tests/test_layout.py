@@ -136,3 +136,9 @@ def test_the_trainer_imports_nothing_of_the_preprocessing_world(root: Path) -> N
         [sys.executable, "-c", script], cwd=root, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_no_two_test_files_share_a_name(root: Path) -> None:
+    """pytest imports them by their name alone; two of one name stop the whole suite."""
+    names = [file.name for file in (root / "tests").rglob("*.py")]
+    assert sorted({name for name in names if names.count(name) > 1 and name != "conftest.py"}) == []
