@@ -4,6 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= demo
+BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/plain_evaluator.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check fix bench clean
@@ -37,7 +38,7 @@ fix: $(READY)  ## repair what ruff can repair
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## every script of benchmarks/: figures beside targets; CHECK=1 fails on a missed one
-	@status=0; for script in $(filter-out benchmarks/harness.py,$(sort $(wildcard benchmarks/*.py))); do \
+	@status=0; for script in $(BENCHMARKS); do \
 	    echo; echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script $(if $(CHECK),--check) || status=1; \
 	done; exit $$status
 

@@ -78,3 +78,14 @@ row = stage.finish(item, stage.encode(item, windows))
 assert row["brightness"].shape == (4, 1), row
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=root)
+
+
+@pytest.mark.slow
+def test_every_benchmark_starts_and_tells_its_options(root: Path) -> None:
+    helpers = {"harness.py", "plain_evaluator.py"}
+    for script in sorted((root / "benchmarks").glob("*.py")):
+        if script.name not in helpers:
+            done = subprocess.run(
+                [sys.executable, str(script), "--help"], capture_output=True, text=True, check=False
+            )
+            assert "--check" in done.stdout, f"{script.name}: {done.stderr[-500:]}"
