@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from data.annotations import DATASETS, load_annotations
+from data.annotations import DATASETS, dataset_of, load_annotations
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from data.identity import check_id
@@ -395,9 +395,7 @@ def _list_videos(config: PipelineConfig) -> tuple[Video, ...]:
 
 
 def _read_annotations(config: PipelineConfig) -> dict[str, list[Annotation]]:
-    name = config.annotations_format or config.dataset
-    if config.annotations_format is None and name not in DATASETS:
-        name = "qvhighlights"
+    name = config.annotations_format or dataset_of(config.dataset).name
     splits = {split: load_annotations(name, path) for split, path in config.annotations.items()}
     for split, rows in splits.items():
         check_id(split, what="split of `annotations`")

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from data.annotations import DATASETS
+from data.annotations import DATASETS, dataset_of
 from data.annotations.types import Annotation
 from data.dataset import MomentDataset
 from data.errors import UsageError, nearest
@@ -121,6 +121,13 @@ class Session:
         self.tell = tell
         self.world = world
         self.store = Store.open(config.data.store)
+        self.dataset = dataset_of(self.store.dataset)
+        if self.dataset.name != self.store.dataset:
+            tell(
+                f"dataset '{self.store.dataset}' has no scoring of its own here "
+                f"({', '.join(DATASETS)} have): predictions are not rounded, and the metrics are "
+                "those of QVHighlights, unless eval.round_to_clip and eval.metrics say otherwise"
+            )
         self.device = device_of(config.loop.device)
         if config.loop.precision == "float16" and self.device.type == "cpu":
             raise UsageError(
@@ -151,7 +158,7 @@ class Session:
         model = build_model(self.config.model, split.samples).to(self.device)
         return RetrievalTask(
             model,
-            decoding_of(model, self.config.eval, DATASETS.get(self.store.dataset).post),
+            decoding_of(model, self.config.eval, self.dataset.post),
             device=self.device,
             precision=loop.precision,
             compile=loop.compile,
@@ -170,7 +177,7 @@ class Session:
         return score(
             split.annotations,
             predictions,
-            metrics=chosen.metrics or self.store.dataset,
+            metrics=chosen.metrics or self.dataset.name,
             clip_len_s=self.store.clip_len_s,
             mode=chosen.mode,
             extended=extended,

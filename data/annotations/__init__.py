@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from data.annotations import qvhighlights, synthetic  # noqa: F401 (they register themselves)
-from data.annotations.formats import DATASETS, Dataset, PostProcessing
+from data.annotations import custom, qvhighlights, synthetic  # noqa: F401 (they register themselves)
+from data.annotations.formats import DATASETS, Dataset, PostProcessing, dataset_of
 from data.annotations.jsonl import read_jsonl, save_jsonl
 from data.annotations.types import Annotation
 
@@ -12,6 +12,7 @@ __all__ = [
     "Annotation",
     "Dataset",
     "PostProcessing",
+    "dataset_of",
     "load_annotations",
     "read_jsonl",
     "save_jsonl",

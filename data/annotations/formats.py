@@ -9,7 +9,7 @@ from typing import Protocol
 from data.annotations.types import Annotation
 from data.registry import Registry
 
-__all__ = ["DATASETS", "Dataset", "PostProcessing"]
+__all__ = ["DATASETS", "Dataset", "PostProcessing", "dataset_of"]
 
 
 @dataclass(frozen=True)
@@ -50,3 +50,8 @@ class Dataset(Protocol):
 
 DATASETS: Registry[Dataset] = Registry("dataset")
 """All datasets by name."""
+
+
+def dataset_of(name: str) -> Dataset:
+    """The dataset called `name`, or `custom` for the name of somebody's own; tell the user then."""
+    return DATASETS.get(name if name in DATASETS else "custom")

@@ -357,3 +357,15 @@ def test_two_processes_train_together(tmp_path: Path, config_file: WriteConfig) 
     alone = call("fit", "--resume", "--out", tmp_path / "two", "--set", "loop.epochs=3")
     assert alone.exit_code == 2
     assert "written by 2 processes and this run has 1" in alone.stderr
+
+
+def test_a_dataset_of_ones_own_name_trains_and_the_user_is_told_how_it_is_scored(
+    tmp_path: Path, store: Store, config_file: WriteConfig
+) -> None:
+    shutil.copytree(store.path, tmp_path / "own")
+    facts = json.loads((tmp_path / "own/store.json").read_text())
+    (tmp_path / "own/store.json").write_text(json.dumps(facts | {"dataset": "kitchen"}))
+    settings = ["--set", f"data.store={tmp_path / 'own'}"]
+    result = good("fit", "--config", config_file(), *settings, "--out", tmp_path / "run")
+    assert "dataset 'kitchen' has no scoring of its own" in result.output
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["best"]["brief"]

@@ -36,6 +36,7 @@ EXTENDED_FROM, OFFICIAL_FROM = 0.3, 0.5
 Floats = NDArray[np.float64]
 
 
+@METRICS.register("custom")
 @METRICS.register("qvhighlights")
 @METRICS.register("synthetic")
 def qvhighlights(

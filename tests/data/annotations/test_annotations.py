@@ -11,6 +11,7 @@ from data.annotations import (
     DATASETS,
     Annotation,
     PostProcessing,
+    dataset_of,
     load_annotations,
     read_jsonl,
     save_jsonl,
@@ -227,3 +228,13 @@ def test_the_clip_length_of_a_synthetic_corpus_stands_beside_its_annotations(
 def test_a_synthetic_file_has_the_same_rows(tmp_path: Path) -> None:
     path = _file(tmp_path, ROW)
     assert load_annotations("synthetic", path) == load_annotations("qvhighlights", path)
+
+
+def test_a_name_of_ones_own_is_the_custom_dataset_with_clips_of_two_seconds_or_as_stated(
+    tmp_path: Path,
+) -> None:
+    custom = dataset_of("kitchen")
+    assert (custom.name, dataset_of("qvhighlights").name) == ("custom", "qvhighlights")
+    assert custom.clip_len_at(tmp_path / "train.jsonl") == 2.0
+    (tmp_path / "dataset.json").write_text('{"clip_len_s": 0.5}')
+    assert custom.clip_len_at(tmp_path / "train.jsonl") == 0.5
