@@ -4,6 +4,8 @@ and what to do next.
 StorylineError
 ├── UsageError      wrong command, option, configuration or annotation file     exit code 2
 ├── StoreError      a store or shard that cannot be trusted or read             exit code 1
+│   ├── DamageError   bytes of a shard that are not what was written
+│   └── GoneError     a shard that is not there any more (compact, gc, repair)
 └── InputError      one input (video, query) that cannot be processed           quarantine
 """
 
@@ -12,7 +14,15 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["InputError", "StoreError", "StorylineError", "UsageError", "nearest"]
+__all__ = [
+    "DamageError",
+    "GoneError",
+    "InputError",
+    "StoreError",
+    "StorylineError",
+    "UsageError",
+    "nearest",
+]
 
 
 class StorylineError(Exception):
@@ -25,6 +35,30 @@ class UsageError(StorylineError):
 
 class StoreError(StorylineError):
     """A store, shard or recipe that cannot be read or trusted."""
+
+
+class DamageError(StoreError):
+    """A shard whose bytes are not what was written: torn, truncated, flipped, or a stranger's.
+
+    Args:
+        shard: place of the file, as text.
+        problem: what is wrong with it, in half a sentence.
+    """
+
+    def __init__(self, shard: str, problem: str) -> None:
+        super().__init__(
+            f"shard {shard} {problem}; no wrong row was used. `pipeline repair` sets the file "
+            "aside and keeps what is whole in it, then `pipeline run` makes the rest again"
+        )
+        self.shard = shard
+        self.problem = problem
+
+    def __reduce__(self) -> tuple[type[DamageError], tuple[str, str]]:
+        return type(self), (self.shard, self.problem)
+
+
+class GoneError(StoreError):
+    """A shard that was there when its folder was listed, and is not there now."""
 
 
 class InputError(StorylineError):

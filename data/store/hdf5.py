@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import StoreError
+from data.errors import DamageError, GoneError, StoreError
 
 __all__ = ["DTYPES", "Extent", "Layout", "OpenFile", "read_layout"]
 
@@ -68,6 +68,8 @@ class OpenFile:
         self._descriptor = -1
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise _gone(path) from None
         except OSError as error:
             raise StoreError(f"cannot open {path}: {error.strerror}") from error
 
@@ -79,7 +81,8 @@ class OpenFile:
         """Rows `start:stop` of an array.
 
         Raises:
-            StoreError: the file ends before these rows do, or cannot be read.
+            DamageError: the file ends before these rows do.
+            StoreError: it cannot be read.
         """
         stop = extent.shape[0] if stop is None else stop
         out = np.empty((stop - start, *extent.shape[1:]), extent.dtype)
@@ -92,7 +95,7 @@ class OpenFile:
             while target:
                 count = os.preadv(self._descriptor, [target], offset)
                 if count == 0:
-                    raise StoreError(f"{self.path} ends too early: it was cut after it was opened")
+                    raise DamageError(str(self.path), "ends too early: it was cut")
                 target, offset = target[count:], offset + count
         except OSError as error:
             raise StoreError(f"cannot read {self.path}: {error.strerror}") from error
@@ -102,50 +105,64 @@ def read_layout(path: Path) -> Layout:
     """The layout of a file that holds nothing but plain contiguous arrays in groups.
 
     Raises:
-        StoreError: not HDF5, cut short, or anything in it that is not plain.
+        DamageError: not HDF5, cut short, or anything in it that is not plain.
+        GoneError: there is no such file.
     """
     try:
         size = path.stat().st_size
         with h5py.File(path, "r", locking=False) as file:
             return Layout(dict(_attributes(file)), dict(_walk(file.id, "", size, set())))
-    except StoreError as error:
-        raise StoreError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise _gone(path) from None
+    except _UnplainError as error:
+        raise DamageError(str(path), f"is no plain file of arrays: {error}") from None
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
-        raise StoreError(
-            f"{path} is not a readable HDF5 file (torn, damaged or foreign): {_short(error)}"
+        raise DamageError(
+            str(path), f"is not a readable HDF5 file (torn, damaged or foreign): {_short(error)}"
         ) from error
+
+
+class _UnplainError(Exception):
+    """Something that a shard never holds."""
+
+
+def _gone(path: Path) -> GoneError:
+    return GoneError(
+        f"{path} is not there any more; if `pipeline compact`, `gc` or `repair` ran meanwhile, "
+        "start again"
+    )
 
 
 def _attributes(file: h5py.File) -> Iterator[tuple[str, Any]]:
     if len(file.attrs) > _MAX_MEMBERS:
-        raise StoreError(f"has {len(file.attrs)} attributes, at most {_MAX_MEMBERS} are read")
+        raise _UnplainError(f"has {len(file.attrs)} attributes, at most {_MAX_MEMBERS} are read")
     for name in file.attrs:
         attribute = file.attrs.get_id(name)
         kind, shape = attribute.dtype, attribute.shape
         if shape != () or kind.kind not in "iufS" or kind.itemsize > _MAX_ATTRIBUTE_BYTES:
-            raise StoreError(f"attribute '{name}' is not a plain number or short string")
+            raise _UnplainError(f"attribute '{name}' is not a plain number or short string")
         value = file.attrs[name]
         yield name, value.decode() if isinstance(value, bytes) else value.item()
 
 
 def _walk(group: Any, prefix: str, file_size: int, seen: set[int]) -> Iterator[tuple[str, Extent]]:
     if prefix.count("/") >= _MAX_DEPTH or group.get_num_objs() > _MAX_MEMBERS:
-        raise StoreError(f"group '/{prefix}' is too deep or has too many members")
+        raise _UnplainError(f"group '/{prefix}' is too deep or has too many members")
     for raw_name in group:
         path = prefix + raw_name.decode()
         if group.links.get_info(raw_name).type != h5py.h5l.TYPE_HARD:
-            raise StoreError(f"'{path}' is a soft or external link; only plain arrays are read")
+            raise _UnplainError(f"'{path}' is a soft or external link; only plain arrays are read")
         member = h5py.h5o.open(group, raw_name)
         address = h5py.h5o.get_info(member).addr
         if address in seen:
-            raise StoreError(f"'{path}' is a second link to something else in the file")
+            raise _UnplainError(f"'{path}' is a second link to something else in the file")
         seen.add(address)
         if isinstance(member, h5py.h5g.GroupID):
             yield from _walk(member, path + "/", file_size, seen)
         elif isinstance(member, h5py.h5d.DatasetID):
             yield path, _extent(member, path, file_size)
         else:
-            raise StoreError(f"'{path}' is neither a group nor an array")
+            raise _UnplainError(f"'{path}' is neither a group nor an array")
 
 
 def _extent(dataset: Any, path: str, file_size: int) -> Extent:
@@ -156,16 +173,16 @@ def _extent(dataset: Any, path: str, file_size: int) -> Extent:
         and creation.get_nfilters() == 0
     )
     if not plain:
-        raise StoreError(
+        raise _UnplainError(
             f"'{path}' is chunked, filtered, virtual or kept in another file; "
             "only contiguous arrays are read"
         )
     dtype = dataset.dtype
     if dtype.str not in DTYPES or dataset.shape is None or dataset.shape == ():
-        raise StoreError(f"'{path}' has type {dtype}, which a store does not hold")
+        raise _UnplainError(f"'{path}' has type {dtype}, which a store does not hold")
     extent = Extent(dataset.get_offset() or 0, tuple(map(int, dataset.shape)), np.dtype(dtype.str))
     if extent.size_bytes and (not extent.offset or extent.offset + extent.size_bytes > file_size):
-        raise StoreError(
+        raise _UnplainError(
             f"'{path}' claims {extent.size_bytes} bytes that the file of {file_size} bytes lacks"
         )
     return extent

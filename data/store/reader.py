@@ -8,18 +8,20 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import StoreError
+from data.errors import GoneError, StoreError
 from data.grid import Grid
 from data.store.hdf5 import OpenFile
 from data.store.shard_reader import Shard
 from data.store.types import ItemKey, Recipe, Row
 
 __all__ = ["FilePool", "Problem", "StageReader", "shard_paths"]
+
+T = TypeVar("T")
 
 _SHARD = re.compile(r"shard-[0-9a-f]{16}\.h5")
 
@@ -102,12 +104,26 @@ class StageReader:
         self._contents: Mapping[str, str] | None = None
         self._where: dict[ItemKey, tuple[Shard, int]] = {}
         self._versions: dict[str, list[ItemKey]] = {}
-        files = FilePool()
-        for path in shard_paths(folder):
+        self._folder, self._strict, self._files = folder, strict, FilePool()
+        self._shards: dict[Path, Shard] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look for shards that were added or taken away since; those that stayed stay open.
+
+        Raises:
+            StoreError: as when the reader was made.
+        """
+        paths = shard_paths(self._folder)
+        self._shards = {path: self._shards[path] for path in paths if path in self._shards}
+        self._where, self._versions, self.problems = {}, {}, []
+        for path in paths:
             try:
-                self._add(Shard(path, files))
+                self._add(path)
+            except GoneError:
+                continue
             except StoreError as error:
-                if strict:
+                if self._strict:
                     raise
                 self.problems.append(Problem("shard", str(path), str(error)))
         for key in self._where:
@@ -144,8 +160,7 @@ class StageReader:
         Raises:
             StoreError: there is no such row, or it is damaged.
         """
-        places = self._places(id, content)
-        rows = [shard.row(index) for shard, index in places]
+        rows = self._read(id, content, lambda shard, index: shard.row(index))
         return rows[0] if len(rows) == 1 else self._join(rows)
 
     def array(self, id: str, name: str, content: str | None = None) -> NDArray[Any]:
@@ -153,7 +168,7 @@ class StageReader:
         if name not in self.recipe.schema.arrays:
             known = ", ".join(sorted(self.recipe.schema.arrays)) or "none"
             raise StoreError(f"stage '{self.stage}' has no array '{name}'; it has: {known}")
-        arrays = [shard.array(index, name) for shard, index in self._places(id, content)]
+        arrays = self._read(id, content, lambda shard, index: shard.array(index, name))
         return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
     def facts(self, id: str, content: str | None = None) -> Mapping[str, Any]:
@@ -180,12 +195,14 @@ class StageReader:
     def __len__(self) -> int:
         return len(self._versions)
 
-    def _add(self, shard: Shard) -> None:
+    def _add(self, path: Path) -> None:
+        shard = self._shards.get(path) or Shard(path, self._files)
         if (shard.recipe.stage, shard.recipe.id) != (self.stage, self.recipe_id):
             raise StoreError(
                 f"shard {shard.path} belongs to {shard.recipe.stage}/{shard.recipe.id}; "
                 "it was put in the wrong folder: move it back"
             )
+        self._shards[path] = shard
         self._recipe = self._recipe or shard.recipe
         for index, key in enumerate(shard.keys):
             self._where.setdefault(key, (shard, index))
@@ -197,6 +214,14 @@ class StageReader:
     def _places(self, id: str, content: str | None) -> list[tuple[Shard, int]]:
         first = self._choose(id, content)
         return [self._where[replace(first, part=part)] for part in range(first.parts)]
+
+    def _read(self, id: str, content: str | None, read: Callable[[Shard, int], T]) -> list[T]:
+        """`read` of every part; once more if a shard was replaced meanwhile (compact, repair)."""
+        try:
+            return [read(shard, index) for shard, index in self._places(id, content)]
+        except GoneError:
+            self.refresh()
+        return [read(shard, index) for shard, index in self._places(id, content)]
 
     def _choose(self, id: str, content: str | None) -> ItemKey:
         versions = self._versions.get(id, [])

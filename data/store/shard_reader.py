@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import StoreError, UsageError
+from data.errors import DamageError, StoreError, UsageError
 from data.grid import Grid
 from data.identity import check_id
 from data.store.hdf5 import Extent, Layout, OpenFile, read_layout
@@ -46,7 +46,9 @@ class Shard:
         files: where open files come from.
 
     Raises:
-        StoreError: torn, damaged, foreign, or of another schema version.
+        DamageError: torn, damaged or foreign.
+        StoreError: of another schema version, or it cannot be read.
+        GoneError: there is no such file.
     """
 
     def __init__(self, path: Path, files: Files) -> None:
@@ -67,7 +69,7 @@ class Shard:
         """One item; its CRC32 is checked when it is read for the first time.
 
         Raises:
-            StoreError: naming shard and item, if what was read is not what was written.
+            DamageError: naming shard and item, if what was read is not what was written.
         """
         arrays, raw = self._read(index)
         try:
@@ -101,7 +103,7 @@ class Shard:
         return int(self._crc32[index])
 
     def check(self, index: int) -> None:
-        """Read all of one item, its timestamps too; StoreError if it is damaged."""
+        """Read all of one item, its timestamps too; DamageError if it is damaged."""
         self._checked[index] = False
         self._read(index)
         grid = self.grid(index)
@@ -130,7 +132,10 @@ class Shard:
         """The recipe inside; every dataset must be one that it declares, of that type."""
         self._demand("recipe" in tables, "carries no recipe")
         value = self._json(tables["recipe"].tobytes(), "recipe")
-        recipe = recipe_from_json(value, f"the recipe in {self.path}")
+        try:
+            recipe = recipe_from_json(value, "the recipe in it")
+        except StoreError as error:
+            raise self._error(f"carries no recipe of this version: {error}") from error
         expected = {
             name: (array.dtype.str, array.shape[1:]) for name, array in empty_layout(recipe).items()
         }
@@ -240,11 +245,8 @@ class Shard:
         if not condition:
             raise self._error(problem)
 
-    def _error(self, problem: str) -> StoreError:
-        return StoreError(
-            f"shard {self.path} {problem}; `pipeline verify` lists all damage. Shards can be made "
-            "again: remove this file, then `pipeline run` fills in what it held"
-        )
+    def _error(self, problem: str) -> DamageError:
+        return DamageError(str(self.path), problem)
 
 
 def _cut(offsets: NDArray[np.int64], index: int) -> tuple[int, int]:

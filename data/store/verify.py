@@ -27,7 +27,7 @@ _TWICE = (
     "readers take the first in name order. Machines may round the last bit of a network "
     "differently; remove either file, then `pipeline run` fills in what only it held"
 )
-_REFILL = "remove the file, then `pipeline run` fills in what it held"
+_REFILL = "`pipeline repair` keeps what is whole in it, then `pipeline run` makes the rest again"
 
 
 def verify(store: Store, *, deep: bool = True) -> list[Problem]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data.errors import StoreError
+from data.errors import GoneError, StoreError
 from data.grid import Grid
 from data.store import CatalogueEntry, ItemKey, Recipe, Row, Schema, StageReader, Store, StreamSpec
 from data.store.reader import FilePool
@@ -180,5 +180,17 @@ def test_only_the_most_recent_files_stay_open(tmp_path: Path) -> None:
     for path in paths:
         pool.get(path)
     assert pool.get(paths[0]) is not first
-    with pytest.raises(StoreError, match=r"cannot open .*No such file"):
+    with pytest.raises(GoneError, match="not there any more"):
         pool.get(tmp_path / "none")
+
+
+def test_a_reader_finds_its_rows_again_when_shards_were_replaced_under_it(
+    store: Store, recipe: Recipe, make_row: MakeRow, assert_same_row: SameRow
+) -> None:
+    _write(store, recipe, [make_row("v1")])
+    reader = store.reader("clip", recipe.id)
+    (old,) = store.shards("clip", recipe.id)
+    _write(store, recipe, [make_row("v1"), make_row("v2")])
+    old.unlink()
+    assert_same_row(reader.row("v1"), make_row("v1"))
+    assert reader.ids() == ["v1", "v2"]
