@@ -219,7 +219,7 @@ def test_damaged_rows_are_named_on_the_first_read_and_do_not_touch_others(
     shard.row(0)
     for _ in range(2):
         with pytest.raises(
-            StoreError, match=r"edited.h5 has damaged rows of 'v2'.*pipeline verify"
+            StoreError, match=r"edited.h5 has damaged rows of 'v2'.*pipeline repair"
         ):
             shard.array(1, "clip")
 
