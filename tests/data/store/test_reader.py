@@ -190,7 +190,9 @@ def test_a_reader_finds_its_rows_again_when_shards_were_replaced_under_it(
     _write(store, recipe, [make_row("v1")])
     reader = pickle.loads(pickle.dumps(store.reader("clip", recipe.id)))  # its files are closed
     (old,) = store.shards("clip", recipe.id)
-    _write(store, recipe, [make_row("v1"), make_row("v2")])
+    with store.writer(recipe) as writer:
+        writer.add(make_row("v1"))
+        writer.add(make_row("v2"))
     old.unlink()
     assert_same_row(reader.row("v1"), make_row("v1"))
     assert reader.ids() == ["v1", "v2"]
