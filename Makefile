@@ -7,7 +7,7 @@ OUT ?= demo
 BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/plain_evaluator.py,$(sort $(wildcard benchmarks/*.py)))
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check fix bench clean
+.PHONY: help install demo test check fix bench torture clean
 
 help:  ## list the tasks
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
@@ -41,6 +41,9 @@ bench: $(READY)  ## every script of benchmarks/: figures beside targets; CHECK=1
 	@status=0; for script in $(BENCHMARKS); do \
 	    echo; echo "== $$script"; OMP_NUM_THREADS=1 $(BIN)/python $$script $(if $(CHECK),--check) || status=1; \
 	done; exit $$status
+
+torture: $(READY)  ## kills, torn disks, broken files in full (35 min); writes docs/reliability.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.torture $(ARGS)
 
 clean:  ## remove what make demo wrote (the environment stays)
 	rm -rf demo

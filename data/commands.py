@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import typer
 
 from data.errors import StorylineError, UsageError
+from data.terminal import say, shortened
 
 __all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_KILLED", "EXIT_USAGE", "program", "reported"]
 
@@ -52,11 +53,11 @@ def reported(
             try:
                 command(*args, **kwargs)
             except StorylineError as error:
-                typer.echo(f"{name}: {error}", err=True)
+                say(shortened(f"{name}: {error}"), err=True)
                 found = (code for kind, code in codes.items() if isinstance(error, kind))
                 raise typer.Exit(next(found, EXIT_FAILED)) from None
             except KeyboardInterrupt:
-                typer.echo(f"{name}: interrupted at once; nothing more was saved", err=True)
+                say(f"{name}: interrupted at once; nothing more was saved", err=True)
                 raise typer.Exit(EXIT_KILLED) from None
 
         return wrapped  # type: ignore[return-value]

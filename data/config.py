@@ -22,8 +22,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from data.errors import UsageError, nearest
+from data.foreign import brief, read_limited
 
-__all__ = ["Group", "dump_config", "load_config", "parse_config"]
+__all__ = ["Group", "dump_config", "load_config", "parse_config", "parse_yaml"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -72,33 +73,103 @@ def parse_config(
         raise UsageError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from None
 
 
+def parse_yaml(text: str, source: str) -> dict[str, Any]:
+    """A configuration that was kept as text, e.g. in a checkpoint; not validated yet.
+
+    Args:
+        text: YAML.
+        source: where it came from, for error messages.
+
+    Raises:
+        UsageError: too long, broken, or no mapping.
+    """
+    if len(text) > _MAX_YAML_BYTES:
+        raise UsageError(
+            f"{source} is longer than the {_MAX_YAML_BYTES:,} characters that are read"
+        )
+    values = _yaml(text, source)
+    if not isinstance(values, dict):
+        raise UsageError(f"{source} holds no `key: value` lines")
+    return values
+
+
 def dump_config(config: BaseModel) -> str:
     """The whole configuration, defaults included, as YAML that `load_config` reads back."""
     text: str = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     return text
 
 
-class _UniqueKeyLoader(yaml.SafeLoader):
+_MAX_YAML_BYTES = 1 << 20
+"""Of a configuration; the longest that ships has 2 KiB."""
+
+_MAX_YAML_NODES = 100_000
+"""Values of a configuration, aliases written out: ten lines of aliases can mean billions."""
+
+_MAX_YAML_DEPTH = 32
+
+
+class _StrictLoader(yaml.SafeLoader):
     """Safe YAML in which a repeated key is an error; plain YAML silently keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
+        seen: set[Hashable] = set()
         for key_node, _ in node.value:
-            key = key_node.value
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
+            # `yes` and `true`, `1` and `0x1` are the same key
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise _refused(key_node, "a list or a mapping cannot be a key")
             if key in seen:
-                raise yaml.constructor.ConstructorError(
-                    None, None, f"key '{key}' is given twice", key_node.start_mark
-                )
+                raise _refused(key_node, f"key '{key}' is given twice")
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
+def _refused(node: yaml.Node, problem: str) -> yaml.YAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+def _check_size(root: yaml.Node) -> None:
+    """Measure what a document stands for, before any value of it is built."""
+    known: dict[int, tuple[int, int]] = {}
+    open_nodes: set[int] = set()
+
+    def measure(node: yaml.Node) -> tuple[int, int]:
+        """How many values, and how deeply nested."""
+        if id(node) in open_nodes:
+            raise _refused(node, "an alias stands for something that it is a part of")
+        if id(node) not in known:
+            open_nodes.add(id(node))
+            inner = [measure(each) for each in _inner(node)]
+            open_nodes.discard(id(node))
+            known[id(node)] = (
+                1 + sum(n for n, _ in inner),
+                1 + max((d for _, d in inner), default=0),
+            )
+        count, depth = known[id(node)]
+        if count > _MAX_YAML_NODES:
+            raise _refused(node, f"with its aliases it has more than {_MAX_YAML_NODES:,} values")
+        if depth > _MAX_YAML_DEPTH:
+            raise _refused(node, f"it is nested deeper than {_MAX_YAML_DEPTH} levels")
+        return count, depth
+
+    measure(root)
+
+
+def _inner(node: yaml.Node) -> list[yaml.Node]:
+    """The members of a list; the keys and values of a mapping."""
+    if isinstance(node, yaml.MappingNode):
+        return [each for pair in node.value for each in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+
+
 def _read_yaml(path: Path) -> dict[str, Any]:
+    content = read_limited(path, _MAX_YAML_BYTES, "the configuration file")
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot read the configuration file '{path}': {reason}") from None
+        text = content.decode()
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the configuration file '{path}' is not UTF-8 text: {error}") from None
     values = _yaml(text, str(path))
     if values is None:
         return {}
@@ -109,10 +180,20 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _yaml(text: str, where: str) -> Any:
     try:
-        # _UniqueKeyLoader is a SafeLoader: it builds plain values only
-        return yaml.load(text, Loader=_UniqueKeyLoader)
+        # _StrictLoader is a SafeLoader: it builds plain values only
+        loader = _StrictLoader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        _check_size(root)
+        return loader.construct_document(root)
     except yaml.YAMLError as error:
         raise UsageError(f"{where} is not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError(f"{where} is nested deeper than {_MAX_YAML_DEPTH} levels") from None
+    except (ValueError, LookupError) as error:
+        # PyYAML's own builders of dates, numbers and bytes, given nonsense after a tag
+        raise UsageError(f"{where} holds a value that does not fit its tag: {error}") from None
 
 
 def _with_override(values: Mapping[str, Any], override: str) -> dict[str, Any]:
@@ -128,7 +209,7 @@ def _put(values: Mapping[str, Any], path: Sequence[str], value: Any, key: str) -
     inner = values.get(path[0])
     if inner is not None and not isinstance(inner, Mapping):
         raise UsageError(
-            f"--set {key}: '{path[0]}' holds the value {inner!r} and has no keys inside"
+            f"--set {key}: '{path[0]}' holds the value {brief(inner)} and has no keys inside"
         )
     return {**values, path[0]: _put(inner or {}, path[1:], value, key)}
 
@@ -145,7 +226,7 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
         reason = error["msg"].removeprefix("Value error, ")
         return f"'{name}': {reason}" if name else reason
     reason = error["msg"][:1].lower() + error["msg"][1:]
-    return f"'{name}': {reason}, got {error['input']!r}"
+    return f"'{name}': {reason}, got {brief(error['input'])}"
 
 
 def _keys_at(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
+from data.foreign import brief, kind_of_file
 
 __all__ = [
     "canonical_json",
@@ -24,12 +26,21 @@ __all__ = [
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9]|lpt[0-9])(\..*)?", re.IGNORECASE)
+"""Names that mean a device on Windows, with any suffix."""
+
+
 def check_id(value: str, *, what: str = "video id") -> str:
     """`value` if it is a safe id (`[A-Za-z0-9._-]{1,128}`, no path meaning), else UsageError."""
-    if not _ID.fullmatch(value) or value in {".", ".."} or value.startswith("."):
+    if not isinstance(value, str) or not _ID.fullmatch(value) or value.startswith("."):
         raise UsageError(
-            f"{what} {value!r} is not allowed: 1 to 128 letters, digits, '.', '_' or '-', "
+            f"{what} {brief(value)} is not allowed: 1 to 128 letters, digits, '.', '_' or '-', "
             "not starting with '.', and no path in it; rename it in the list of inputs"
+        )
+    if _DEVICE.fullmatch(value):
+        raise UsageError(
+            f"{what} {value!r} is not allowed: it is the name of a device on Windows, where stores "
+            "are copied and exported to, too; rename it in the list of inputs"
         )
     return value
 
@@ -52,7 +63,10 @@ def short_digest(value: Any) -> str:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 (64 hex) of the bytes of a file, read in pieces."""
+    """sha256 (64 hex) of the bytes of a file, read in pieces; OSError for a pipe or device."""
+    kind = kind_of_file(path)
+    if kind.startswith(("is a pipe", "is a device", "is a socket")):
+        raise OSError(errno.EINVAL, kind, str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -9,7 +9,6 @@ combination is an error where open_clip only warns.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Iterable, Mapping
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UsageError, nearest
+from data.foreign import read_limited, strict_json
 from models.compat import ensure_torchvision
 from models.weights import (
     Checkpoint,
@@ -36,6 +36,8 @@ __all__ = ["DEFAULT_MODEL", "TINY_MODEL", "build_clip"]
 DEFAULT_MODEL = "ViT-B-32-quickgelu"
 TINY_MODEL = "tiny"
 """The narrow ViT of the embedded default; open_clip has no model of this name."""
+
+_MAX_CONFIG_BYTES = 1 << 20
 
 _TINY: dict[str, Any] = {
     "embed_dim": 128,
@@ -143,13 +145,21 @@ def _activation_of(checkpoint: Checkpoint) -> bool | None:
         path = Path(checkpoint)
         config = (path if path.is_dir() else path.parent) / "config.json"
         if config.is_file():
-            vision = json.loads(config.read_text()).get("vision_config")
+            vision = _json_object(config).get("vision_config")
             if isinstance(vision, dict):
                 return bool(vision.get("hidden_act", "quick_gelu") == "quick_gelu")
         if "openai" in path.name.lower():
             return True
     # OpenAI's own files carry these three facts as tensors.
     return True if "input_resolution" in read_checkpoint(checkpoint) else None
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        value = strict_json(read_limited(file, _MAX_CONFIG_BYTES, "the configuration"))
+    except ValueError as error:
+        raise UsageError(f"'{file}' beside the checkpoint is not JSON: {error}") from None
+    return value if isinstance(value, dict) else {}
 
 
 _HF_BLOCKS = (

@@ -7,20 +7,21 @@ of Caffe2 an unpickler that knows numpy arrays and nothing else.
 
 from __future__ import annotations
 
-import pickle
-import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.errors import UsageError
+from data.foreign import read_limited
 from data.identity import state_sha256
+from data.pickles import Array, read_pickle
+from models.safe_load import load_plain
 
 __all__ = [
     "Checkpoint",
@@ -40,6 +41,9 @@ State = dict[str, Tensor]
 _CONTAINERS = ("model_state", "state_dict", "model")
 _COUNTER = "num_batches_tracked"
 _SHOWN = 4
+
+_MAX_CAFFE2_BYTES = 4 << 30
+"""SLOWFAST_8x8_R50.pkl has 0.27 GB."""
 
 
 @dataclass(frozen=True)
@@ -208,55 +212,21 @@ def _read(path: Path) -> Mapping[str, Any]:
 
         return load_file(path)
     if path.suffix == ".pkl":
-        with path.open("rb") as file:
-            return _read_caffe2(file)
-    if _is_torchscript(path):
-        raise UsageError(
-            f"checkpoint '{path}' is a TorchScript program, not a file of tensors; use the "
-            "safetensors file of the same model"
-        )
-    loaded: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return _read_caffe2(path)
+    loaded: Mapping[str, Any] = load_plain(path)
     return loaded
 
 
-def _is_torchscript(path: Path) -> bool:
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles numpy arrays in plain containers; anything else is refused."""
-
-    _allowed = frozenset(
-        {
-            ("numpy._core.multiarray", "_reconstruct"),
-            ("numpy._core.multiarray", "scalar"),
-            ("numpy", "ndarray"),
-            ("numpy", "dtype"),
-            ("_codecs", "encode"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        """The named thing, if it is a part of a numpy array."""
-        module = module.replace("numpy.core", "numpy._core")
-        if (module, name) not in self._allowed:
-            raise UsageError(
-                f"the pickle asks for {module}.{name}; only numpy arrays are allowed, "
-                "so it is not a Caffe2 checkpoint, or not a safe one"
-            )
-        return super().find_class(module, name)
-
-
-def _read_caffe2(file: BinaryIO) -> State:
-    loaded = _ArraysOnly(file, encoding="latin1").load()
+def _read_caffe2(path: Path) -> State:
+    content = read_limited(path, _MAX_CAFFE2_BYTES, "the checkpoint")
+    loaded = read_pickle(content, str(path), numpy_values=True, encoding="latin1")
     blobs = loaded.get("blobs", loaded) if isinstance(loaded, dict) else None
     if not isinstance(blobs, dict):
-        raise UsageError("the pickle holds no table of blobs, so it is not a Caffe2 checkpoint")
-    arrays = {key: value for key, value in blobs.items() if isinstance(value, np.ndarray)}
-    return {key: torch.from_numpy(np.array(value)) for key, value in arrays.items()}
+        raise UsageError(
+            f"the pickle '{path}' holds no table of blobs, so it is not a Caffe2 checkpoint"
+        )
+    arrays = {key: value.value for key, value in blobs.items() if isinstance(value, Array)}
+    return {str(key): torch.from_numpy(np.array(array)) for key, array in arrays.items()}
 
 
 def _unwrapped(state: Mapping[str, Any]) -> State:

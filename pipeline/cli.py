@@ -1,17 +1,17 @@
 """The `pipeline` command.
 
 Exit codes: 0 everything asked for is in the store; 3 finished, some inputs are in quarantine; 75
-interrupted, run again to continue; 2 wrong usage or config; any other: failure.
+interrupted, run again to continue; 2 wrong usage or config; 4 something in the store is wrong
+(`pipeline.store_commands`); any other: failure.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import json
 import shlex
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,50 +20,44 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from data.commands import EXIT_INTERRUPTED, program, reported
-from data.errors import StoreError, UsageError
-from data.store import Store
+from data.commands import EXIT_FAILED, EXIT_INTERRUPTED, program
+from data.errors import StoreError
+from data.terminal import say as tell
 from data.video import list_videos
 from pipeline.config import PipelineConfig, load_pipeline_config
 from pipeline.engine.stop import StopFlag
-from pipeline.plan import Plan, make_plan
+from pipeline.engine.types import EngineLostError
+from pipeline.options import (
+    DEFAULT_CONFIG,
+    ConfigOption,
+    JsonOption,
+    LimitOption,
+    RetryOption,
+    SetOption,
+    StageOption,
+    StoreOption,
+    answered,
+    new_console,
+    open_store,
+    opening,
+    overrides,
+    plan_of,
+    store_of,
+)
 from pipeline.progress import Progress
-from pipeline.run import Result, Run, View, look, ray_or_inline
-from pipeline.survey import Ledger, survey
+from pipeline.run import Result, Run, look, ray_or_inline
+from pipeline.store_commands import store_commands
 
 __all__ = ["app", "main"]
 
 app = program("pipeline", "Turn videos and queries into features, captions, narratives and events.")
-answered = reported("pipeline")
-
-ConfigOption = Annotated[
-    Path, typer.Option("--config", "-c", help="The YAML file, or a shipped config by name.")
-]
-StageOption = Annotated[
-    list[str] | None,
-    typer.Option("--stage", "-s", help="A stage, or `features`; may be repeated. Default: all."),
-]
-SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="a.b=value; replaces a value of the config.")
-]
-StoreOption = Annotated[
-    Path | None, typer.Option("--store", help="Folder of the store, instead of the config's.")
-]
-LimitOption = Annotated[
-    int | None, typer.Option("--limit", min=1, help="Only the first N videos and N queries.")
-]
-RetryOption = Annotated[
-    bool, typer.Option("--retry-failed", help="Work on what is in quarantine again, too.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-_DEFAULT_CONFIG = Path("pipeline.yaml")
+app.add_typer(store_commands)
 
 
 @app.command()
 @answered
 def run(
-    config: ConfigOption = _DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_CONFIG,
     stage: StageOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
@@ -73,22 +67,29 @@ def run(
         Literal["ray", "inline"] | None,
         typer.Option(help="Who works: Ray's workers, or this process (for debugging)."),
     ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option(help="I/N: only the I-th of N shares of the inputs, I from 1 to N (SLURM)."),
+    ] = None,
 ) -> None:
     """Do everything that is asked for and not in the store yet. Run it again to continue."""
     settings = [*(set_ or []), *([f"engine.executor={executor}"] if executor else [])]
-    loaded = load_pipeline_config(config, [*settings, *_overrides(store)])
-    view = look(loaded, stage or [], limit)
-    console = _console()
-    again = _command_line(config, stage or [], settings, store, limit)
+    loaded = load_pipeline_config(config, [*settings, *overrides(store)])
+    view = look(loaded, stage or [], limit, share)
+    console = new_console()
+    again = _command_line(config, stage or [], settings, store, limit, share)
     with StopFlag() as stop:
         try:
             with Progress(console) as progress:
-                with _opening():
+                with opening():
                     job = Run(loaded, view, ray_or_inline(loaded), progress, stop)
                 result = job.run(retry_failed=retry_failed)
         except KeyboardInterrupt:
-            typer.echo(f"pipeline: interrupted; to continue:\n  {again}", err=True)
+            tell(f"pipeline: interrupted; to continue:\n  {again}", err=True)
             raise typer.Exit(EXIT_INTERRUPTED) from None
+        except (StoreError, EngineLostError) as error:
+            tell(f"pipeline: {error}\nwhen that is mended, to continue:\n  {again}", err=True)
+            raise typer.Exit(EXIT_FAILED) from None
     _summarise(result, console, again, loaded)
     raise typer.Exit(result.exit_code)
 
@@ -96,7 +97,7 @@ def run(
 @app.command()
 @answered
 def plan(
-    config: ConfigOption = _DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_CONFIG,
     stage: StageOption = None,
     set_: SetOption = None,
     store: StoreOption = None,
@@ -105,13 +106,13 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Show what `run` would do and why; changes nothing."""
-    loaded = load_pipeline_config(config, [*(set_ or []), *_overrides(store)])
+    loaded = load_pipeline_config(config, [*(set_ or []), *overrides(store)])
     view = look(loaded, stage or [], limit)
-    made = _plan(loaded, view, retry_failed)
+    made = plan_of(loaded, view, retry_failed)
     if as_json:
-        typer.echo(json.dumps(made.to_json(), indent=2))
+        tell(json.dumps(made.to_json(), indent=2))
         return
-    console = _console()
+    console = new_console()
     for note in view.notes:
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     console.print(made.table())
@@ -121,67 +122,9 @@ def plan(
 
 @app.command()
 @answered
-def status(
-    config: ConfigOption = _DEFAULT_CONFIG,
-    set_: SetOption = None,
-    store: StoreOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Show what is in the store, stage by stage."""
-    from pipeline.status import read_status, status_table
-
-    made: Plan | None = None
-    if store is None:
-        loaded = load_pipeline_config(config, set_ or [])
-        opened = _open_store(_store_of(loaded))
-        made = _plan(loaded, look(loaded, [], None), False) if loaded.videos.root else None
-    else:
-        # Names of stages tell which inputs a stage works on.
-        import pipeline.stages  # noqa: F401
-
-        opened = _open_store(store)
-    lines = read_status(opened, made)
-    if as_json:
-        stages = [line.to_json() for line in lines]
-        head = {"store": str(opened.path), "dataset": opened.dataset}
-        typer.echo(
-            json.dumps({**head, "clip_len_s": opened.clip_len_s, "stages": stages}, indent=2)
-        )
-        return
-    _console().print(status_table(lines, f"{opened.path} ({opened.dataset})"))
-
-
-@app.command()
-@answered
-def verify(
-    config: ConfigOption = _DEFAULT_CONFIG,
-    set_: SetOption = None,
-    store: StoreOption = None,
-    shallow: Annotated[
-        bool, typer.Option("--shallow", help="Do not read all bytes: names, sizes, tables only.")
-    ] = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Check every shard, record and file of the store; exit code 1 if something is wrong."""
-    named = store or _store_of(load_pipeline_config(config, set_ or []))
-    opened = _open_store(named)
-    problems = opened.verify(deep=not shallow)
-    if as_json:
-        rows = [{"kind": p.kind, "where": str(p.where), "message": p.message} for p in problems]
-        typer.echo(json.dumps({"store": str(opened.path), "problems": rows}, indent=2))
-    else:
-        for problem in problems:
-            typer.echo(f"{problem.kind}: {problem.where}: {problem.message}")
-        found = f"{len(problems)} problems" if problems else "everything is right"
-        typer.echo(f"{opened.path}: {found}")
-    raise typer.Exit(1 if problems else 0)
-
-
-@app.command()
-@answered
 def report(
     run: Annotated[list[Path], typer.Option(help="A finished run of `trainer fit`; repeatable.")],
-    config: ConfigOption = _DEFAULT_CONFIG,
+    config: ConfigOption = DEFAULT_CONFIG,
     set_: SetOption = None,
     store: StoreOption = None,
     scores: Annotated[
@@ -189,7 +132,7 @@ def report(
         typer.Option(help="A file of `trainer evaluate --json` for the table; repeatable."),
     ] = None,
     boundaries: Annotated[
-        Path | None, typer.Option(help="JSONL of true boundaries: vid, duration, boundaries.")
+        Path | None, typer.Option(help="True boundaries: JSONL, or a file of Kinetics-GEBD.")
     ] = None,
     shown: Annotated[int, typer.Option(min=0, help="Queries that are drawn.")] = 6,
     out: Annotated[Path, typer.Option(help="The HTML file.")] = Path("report.html"),
@@ -197,11 +140,11 @@ def report(
     """One HTML file: stages, training curves, scores, and timelines of some queries."""
     from pipeline.report import report_of_runs, write_report
 
-    loaded = load_pipeline_config(config, [*(set_ or []), *_overrides(store)])
-    opened = _open_store(_store_of(loaded))
+    loaded = load_pipeline_config(config, [*(set_ or []), *overrides(store)])
+    opened = open_store(store_of(loaded))
     videos = list_videos(loaded.videos.root).videos if loaded.videos.root else ()
     write_report(report_of_runs(opened, videos, run, scores or [], boundaries, shown), out)
-    _console().print(f"report: {out.resolve()}", markup=False, soft_wrap=True)
+    new_console().print(f"report: {out.resolve()}", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -221,7 +164,7 @@ def demo(
     """The whole road on a synthetic corpus: videos, shards, a trained model, metrics, a report."""
     from pipeline.demo import DemoSize, run_demo
 
-    run_demo(out, DemoSize(train, val, test, seed, epochs), _console())
+    run_demo(out, DemoSize(train, val, test, seed, epochs), new_console())
 
 
 @app.command()
@@ -232,68 +175,40 @@ def doctor(as_json: JsonOption = False) -> None:
 
     checks = examine()
     if as_json:
-        typer.echo(json.dumps([check.to_json() for check in checks], indent=2))
+        tell(json.dumps([check.to_json() for check in checks], indent=2))
     else:
-        _console().print(doctor_table(checks))
+        new_console().print(doctor_table(checks))
     raise typer.Exit(1 if any(check.state == "fail" for check in checks) else 0)
 
 
 def main() -> None:
     """Entry point of the console command."""
+    # Listing 100,000 videos makes millions of objects that stay, among which Python's search for
+    # cycles would find nothing again and again: a third of the time of a run with nothing to do.
+    gc.set_threshold(100_000, 50, 100)
     app()
 
 
 # --- parts of commands
 
 
-def _console() -> Console:
-    """Files and pipes have no width; tables are not cut for them."""
-    return Console() if sys.stdout.isatty() else Console(width=160)
-
-
-def _overrides(store: Path | None) -> list[str]:
-    """`--store` as a `--set`; quoted, for a folder may be called `2026` or `null`."""
-    return [] if store is None else [f"store={json.dumps(str(store))}"]
-
-
-def _store_of(config: PipelineConfig) -> Path:
-    if config.store is None:
-        raise UsageError("no store is given; add `store: FOLDER` to the config, or use --store")
-    return config.store
-
-
-def _open_store(path: Path) -> Store:
-    with _opening():
-        return Store.open(path)
-
-
-@contextmanager
-def _opening() -> Iterator[None]:
-    """A store that cannot even be opened is the wrong one to name: nothing was started."""
-    try:
-        yield
-    except StoreError as error:
-        raise UsageError(str(error)) from error
-
-
-def _plan(config: PipelineConfig, view: View, retry_failed: bool) -> Plan:
-    there = (view.store / "store.json").exists()
-    ledger = Ledger(_open_store(view.store) if there else None)
-    names = frozenset(view.program.recipes) if retry_failed else frozenset()
-    return make_plan(survey(view.program, view.corpus, ledger, retry=names), ledger)
-
-
 def _command_line(
-    config: Path, stages: list[str], settings: list[str], store: Path | None, limit: int | None
+    config: Path,
+    stages: list[str],
+    settings: list[str],
+    store: str | None,
+    limit: int | None,
+    share: str | None,
 ) -> str:
     words = ["pipeline", "run"]
-    words += ["--config", str(config)] if config != _DEFAULT_CONFIG else []
+    words += ["--config", str(config)] if config != DEFAULT_CONFIG else []
     for name in stages:
         words += ["--stage", name]
     for setting in settings:
         words += ["--set", setting]
     words += ["--store", str(store)] if store is not None else []
     words += ["--limit", str(limit)] if limit is not None else []
+    words += ["--share", share] if share is not None else []
     return shlex.join(words)
 
 
@@ -315,16 +230,18 @@ def _summarise(result: Result, console: Console, again: str, config: PipelineCon
             "videos shorter than half a clip, whose one clip is mostly their last frame: "
             f"{_some(named)}"
         )
+    for sentence in result.healed:
+        say(sentence)
     for damage in result.plan.damage:
-        say(f"readers refuse this stage until the file is removed: {damage}")
+        say(f"readers refuse this stage until the file can be read: {damage}")
     if result.failures:
         console.print(_failure_table(result))
-        say(f"to try the inputs in quarantine again:\n  {again} --retry-failed")
+        say(f"their logs: pipeline failures; to try them again:\n  {again} --retry-failed")
     for name, sentence in result.broken.items():
-        typer.echo(f"pipeline: stage '{name}' was left out: {sentence}", err=True)
+        tell(f"pipeline: stage '{name}' was left out: {sentence}", err=True)
     if result.exit_code == EXIT_INTERRUPTED:
-        why = "interrupted" if result.interrupted else "inputs changed meanwhile"
-        typer.echo(f"pipeline: {why}; to continue:\n  {again}", err=True)
+        why = "interrupted" if result.interrupted else result.unread or "inputs changed meanwhile"
+        tell(f"pipeline: {why}; to continue:\n  {again}", err=True)
 
 
 def _some(named: Sequence[str], most: int = 10) -> str:

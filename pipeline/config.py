@@ -2,7 +2,7 @@
 
     extends: tiny                 # a shipped config, or the path of another file
     videos: {root: videos}        # a folder, or a JSONL list
-    store: store
+    store: store                  # or s3://bucket/store
     annotations: {train: train.jsonl}
     stages:
       clip: {batch_size: 64}      # the options of each stage: its own model
@@ -13,19 +13,25 @@ Paths are relative to the file that names them, paths of `--set` to the current 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, create_model
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, create_model, field_validator
 
 from data.config import Group, load_config, parse_config
 from data.errors import UsageError
+from data.store.place import PlaceOption, is_url
+from data.video.limits import DEFAULT_LIMITS, Limits
+from pipeline.engine.limits import ATTEMPTS
 from pipeline.stage import STAGES, StageContext
 
 __all__ = [
     "SHIPPED",
+    "Attempts",
     "Decode",
+    "DecodeLimits",
     "Engine",
     "PipelineConfig",
     "Videos",
@@ -36,6 +42,9 @@ __all__ = [
 SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "pipeline"
 """Where the configs that `extends` knows by name are."""
 
+_OWN_DECODERS = "STORYLINE_DECODERS"
+"""Environment variable: decoders `module:Class` that a config may name, separated by commas."""
+
 _STARTER = "extends: tiny\nvideos: {root: FOLDER OF VIDEOS}\nstore: FOLDER FOR THE RESULTS"
 
 
@@ -43,6 +52,23 @@ class Videos(Group):
     """Which videos."""
 
     root: Path | None = Field(None, description="A folder of media files, or a JSONL list.")
+
+
+class DecodeLimits(Group):
+    """What a video may declare; beyond it is quarantine (`too-large`) before anything is decoded.
+
+    Fields as in `data.video.limits.Limits`, which says what they mean.
+    """
+
+    max_side: int = Field(DEFAULT_LIMITS.max_side, ge=1, description="Pixels of the longer side.")
+    max_pixels: int = Field(DEFAULT_LIMITS.max_pixels, ge=1, description="Pixels of a picture.")
+    max_duration_h: float = Field(DEFAULT_LIMITS.max_duration_h, gt=0, description="Hours.")
+    max_frames: int = Field(DEFAULT_LIMITS.max_frames, ge=1, description="Frames of a file.")
+    max_fps: float = Field(DEFAULT_LIMITS.max_fps, gt=0, description="Frames per second.")
+    max_streams: int = Field(DEFAULT_LIMITS.max_streams, ge=1, description="Streams of a file.")
+    memory_mb: int = Field(
+        DEFAULT_LIMITS.memory_mb, ge=0, description="MiB of a decoding process; 0: no limit."
+    )
 
 
 class Decode(Group):
@@ -54,6 +80,41 @@ class Decode(Group):
         "keep", description="Videos with undecodable packets: keep what decodes, or refuse them."
     )
     timeout_s: float = Field(300.0, gt=0, description="Longest time without a decoded frame.")
+    limits: DecodeLimits = DecodeLimits()
+
+    @field_validator("backend", "fallbacks")
+    @classmethod
+    def _registered_or_allowed(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        """A file that someone else wrote must not choose which code is imported."""
+        allowed = os.environ.get(_OWN_DECODERS, "").split(",")
+        for name in (value,) if isinstance(value, str) else value:
+            if ":" in name and name not in allowed:
+                raise ValueError(
+                    f"'{name}' is code of your own, which a configuration file alone cannot "
+                    f"start; if you trust it: export {_OWN_DECODERS}={name}"
+                )
+        return value
+
+
+def _tries(cause: str, meaning: str) -> Any:
+    return Field(ATTEMPTS[cause], ge=1, description=f"Tries of an input {meaning}.")
+
+
+class Attempts(Group):
+    """How often what may happen to one input before it goes to quarantine."""
+
+    crash: int = _tries("crash", "whose worker's process crashes")
+    killed: int = _tries("killed", "whose worker is killed from outside, or ends without a trace")
+    out_of_memory: int = _tries("out-of-memory", "with which the machine runs out of memory")
+    node_lost: int = _tries("node-lost", "whose machine is lost")
+    timeout: int = _tries("timeout", "that runs out of time")
+    exception: int = _tries("exception", "for which the stage raises")
+    decoder: int = _tries("decoder", "whose decoder dies or hangs")
+
+    @property
+    def by_cause(self) -> dict[str, int]:
+        """The causes as failures name them."""
+        return {name.replace("_", "-"): count for name, count in self.model_dump().items()}
 
 
 class Engine(Group):
@@ -69,9 +130,10 @@ class Engine(Group):
         1800.0, gt=0, description="Longest time for one item of up to ten minutes of video."
     )
     setup_timeout_s: float = Field(1800.0, gt=0, description="Longest time to start a worker.")
-    attempts: int = Field(
-        3, ge=1, description="Tries of an input that crashes its worker or runs out of time."
+    grace_s: float = Field(
+        30.0, ge=0, description="Time to finish and write after SIGTERM or Ctrl-C."
     )
+    attempts: Attempts = Attempts()
     commit_every_s: float = Field(60.0, ge=0, description="Age at which rows are written.")
     shard_mb: float = Field(128.0, gt=0, description="Size at which rows are written, in MiB.")
 
@@ -81,7 +143,9 @@ class PipelineConfig(Group):
 
     dataset: str = Field("videos", description="Name of the dataset; goes into the store.")
     videos: Videos = Videos()
-    store: Path | None = Field(None, description="Folder of the store.")
+    store: PlaceOption | None = Field(
+        None, description="Folder of the store, or its URL (s3://bucket/store, gs://…)."
+    )
     annotations: dict[str, Path] = Field(
         default_factory=dict, description="Annotation file of each split."
     )
@@ -111,6 +175,7 @@ class PipelineConfig(Group):
             damaged=self.decode.damaged,
             device=_device(self.device),
             decode_timeout_s=self.decode.timeout_s,
+            limits=Limits(**self.decode.limits.model_dump()),
         )
 
 
@@ -196,7 +261,7 @@ def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 def _anchored(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """`values` with the paths in them made absolute."""
     values = dict(values)
-    if isinstance(values.get("store"), str):
+    if isinstance(values.get("store"), str) and not is_url(values["store"]):
         values["store"] = str(folder / values["store"])
     if isinstance(videos := values.get("videos"), Mapping) and isinstance(videos.get("root"), str):
         values["videos"] = {**videos, "root": str(folder / videos["root"])}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import ipaddress
 import os
 import platform
 import sys
@@ -178,15 +179,34 @@ def _ray() -> Iterator[Check]:
         advice = f"{INSTALL}; or run with --executor inline"
         yield Check("Ray", "warn", f"{type(error).__name__}: {error}", advice)
         return
-    address = os.environ.get("RAY_ADDRESS")
+    yield _cluster(os.environ.get("RAY_ADDRESS"), os.environ.get("RAY_AUTH_MODE"))
+
+
+def _cluster(address: str | None, auth: str | None) -> Check:
+    """Whoever reaches a Ray cluster without token can run code on all of its machines."""
     if address is None:
-        yield Check("Ray cluster", "ok", "local, on loopback, without dashboard")
-    elif os.environ.get("RAY_AUTH_MODE") == "token":
-        yield Check("Ray cluster", "ok", f"RAY_ADDRESS={address}, with token")
-    else:
-        yield Check(
-            "Ray cluster",
-            "warn",
-            f"RAY_ADDRESS={address}, RAY_AUTH_MODE is not 'token'",
-            "anyone who reaches the cluster can run code on it: set RAY_AUTH_MODE=token",
-        )
+        return Check("Ray cluster", "ok", "local, on loopback, without dashboard")
+    if auth == "token":
+        return Check("Ray cluster", "ok", f"RAY_ADDRESS={address}, with token")
+    found = f"RAY_ADDRESS={address}, RAY_AUTH_MODE is not 'token'"
+    if _is_loopback(address):
+        return Check("Ray cluster", "warn", found, "other users of this machine can run code on it")
+    return Check(
+        "Ray cluster",
+        "fail",
+        found,
+        "anyone who reaches the cluster can run code on it: export RAY_AUTH_MODE=token, and start "
+        "the cluster with the same token (docs/security.md)",
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    """Whether an address of Ray (`host:port`, `ray://host:port`, "auto") is of this machine."""
+    if address in ("auto", "local"):
+        return True
+    host = address.partition("://")[2] or address
+    host = host.rpartition(":")[0].strip("[]") or host
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -6,26 +6,28 @@ import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Protocol
 
-from data.annotations import DATASETS, dataset_of, load_annotations
-from data.annotations.types import Annotation
-from data.errors import UsageError
-from data.identity import check_id
 from data.store import CatalogueEntry, Failure, Store
-from data.video.types import Video, VideoFacts
+from data.video.types import VideoFacts
 from pipeline.config import PipelineConfig
-from pipeline.corpus import Corpus, query_items
-from pipeline.engine.scheduler import Limits, Scheduler, Watcher
+from pipeline.engine.limits import Limits
+from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.stop import StopFlag
+from pipeline.engine.tally import Tally, Watcher
 from pipeline.engine.types import Executor, Job, StageSetupError, Unit, unit_of
+from pipeline.handout import HandOut
+from pipeline.heal import Healer
 from pipeline.plan import Plan, make_plan
 from pipeline.program import PROBE, Program
-from pipeline.stage import STAGES, Item, StageSet
+from pipeline.stage import Item, StageSet
 from pipeline.survey import Inventory, Ledger, facts_from_row, survey, tasks_of
+from pipeline.view import View, look
 
-__all__ = ["Result", "Run", "StageWatcher", "look"]
+__all__ = ["Result", "Run", "StageWatcher", "View", "look"]
+
+_ROUNDS = 3
+"""How often a run goes round its stages when rows or files turn out not to be what they were."""
 
 
 class StageWatcher(Watcher, Protocol):
@@ -50,6 +52,8 @@ class Result:
         partial: damaged videos that were kept: id and number of undecodable packets.
         short: videos shorter than half a clip, which have one clip all the same: id and seconds.
         broken: stages that could not be set up, with the sentence why.
+        healed: what was set aside of the store on the way, in sentences.
+        unread: why rows that a stage reads could not be read in the end; "" if they could.
         interrupted: whether the run was asked to stop before its end.
         worked: whether there was anything to do.
     """
@@ -59,6 +63,8 @@ class Result:
     partial: dict[str, int] = field(default_factory=dict)
     short: dict[str, float] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
+    healed: list[str] = field(default_factory=list)
+    unread: str = ""
     interrupted: bool = False
     worked: bool = False
 
@@ -71,56 +77,6 @@ class Result:
             return 75
         held_up = any(line.quarantined or line.blocked for line in self.plan.lines)
         return 3 if held_up else 0
-
-
-@dataclass(frozen=True)
-class View:
-    """A config turned into what the loop needs."""
-
-    program: Program
-    corpus: Corpus
-    annotations: Mapping[str, list[Annotation]]
-    store: Path
-    left_out: tuple[str, ...] = ()
-    """Stages over queries of a config without annotations, if nobody asked for them by name."""
-    whole: bool = True
-    """False where `--limit` leaves inputs out: then no complete recipe comes of it."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What a user does not get, and how to get it."""
-        return tuple(
-            f"{name}: left out, the config has no queries; add `annotations: {{train: FILE}}`"
-            for name in self.left_out
-        )
-
-
-def look(config: PipelineConfig, asked: Sequence[str], limit: int | None) -> View:
-    """Read everything that a config names; writes nothing.
-
-    Raises:
-        UsageError: unknown stage, missing folder or key, bad annotation file, ...
-    """
-    if config.store is None:
-        raise UsageError("no store is given; add `store: FOLDER` to the config, or --set store=...")
-    annotations = _read_annotations(config)
-    options = config.stage_options
-    left_out = () if asked or annotations else _over_queries(options)
-    wanted = {name: each for name, each in options.items() if name not in left_out}
-    program = Program.build(config.context, wanted, asked)
-    if not program.stages:
-        raise UsageError("no stage is asked for; name one with --stage, or add `stages:`")
-    over = {stage.over for stage in program.stages}
-    if "queries" in over and not annotations:
-        names = ", ".join(each.name for each in program.stages if each.over == "queries")
-        raise UsageError(
-            f"stage {names} works on queries and the config has none; "
-            "add `annotations: {train: FILE}`, or leave the stage out"
-        )
-    videos = _list_videos(config) if "videos" in over else ()
-    corpus = Corpus(tuple(videos), query_items(annotations) if "queries" in over else ())
-    some = corpus.first(limit)
-    return View(program, some, annotations, config.store, left_out, whole=some == corpus)
 
 
 class Run:
@@ -153,6 +109,9 @@ class Run:
         self.broken: dict[str, str] = {}
         self._make_executor = make_executor
         self._executor: Executor | None = None
+        self._healer = Healer(self.store, watcher)
+        self._go_round = False
+        self._unread = ""
 
     def run(self, *, retry_failed: bool = False) -> Result:
         """Work on everything that is missing; with `retry_failed` on what is in quarantine, too."""
@@ -162,12 +121,12 @@ class Run:
         inventory = self._survey(retry=names)
         for note in self.view.notes:
             self.watcher.note(note)
-        for damage in self.ledger.damage:
-            self.watcher.note(f"rows of a damaged shard count as missing: {damage}")
+        if self._healer.heal(self.ledger.unread):
+            inventory = self._survey(retry=names)
         worked = make_plan(inventory, self.ledger).missing > 0
         if worked:
             try:
-                self._run_sets(names)
+                self._run_rounds(names)
             finally:
                 if self._executor is not None:
                     self._executor.close()
@@ -175,6 +134,7 @@ class Run:
         elif PROBE in self.view.program.recipes:
             self._update_catalogue(inventory)
         self._announce_complete(inventory)
+        self._announce_shared()
         return self._result(inventory, worked)
 
     def _survey(
@@ -182,6 +142,17 @@ class Run:
     ) -> Inventory:
         view = self.view
         return survey(view.program, view.corpus, self.ledger, retry=retry, only=only)
+
+    def _run_rounds(self, retry: frozenset[str]) -> None:
+        """Go round all sets; again, a few times, if the store or the files changed meanwhile."""
+        for _ in range(_ROUNDS):
+            self._go_round, self._unread = False, ""
+            self._run_sets(retry)
+            if self.stop or not self._go_round:
+                return
+            retry = frozenset()
+            self._survey()
+            self._healer.heal(self.ledger.unread)
 
     def _run_sets(self, retry: frozenset[str]) -> None:
         for stages in self.view.program.sets:
@@ -193,7 +164,11 @@ class Run:
     def _run_set(self, stages: StageSet, retry: frozenset[str]) -> list[StageSet]:
         """Run one set; what is left to run of it if one of its stages cannot be set up."""
         inventory = self._survey(retry=retry, only=stages.names)
-        busy = tuple(each for each in stages.stages if inventory.surveys[each.name].todo)
+        busy = tuple(
+            each
+            for each in stages.stages
+            if inventory.surveys[each.name].todo and each.name not in self.broken
+        )
         self._announce_first(stages)
         try:
             if busy:
@@ -213,6 +188,8 @@ class Run:
     def _work(self, stages: StageSet, inventory: Inventory, retry: frozenset[str]) -> None:
         recipes = inventory.program.recipes
         executor = self._started()
+        if executor is None:
+            return
         failures = {name: self.store.failures(name, recipes[name].id) for name in stages.names}
         surveys = [inventory.surveys[name] for name in stages.names]
         for one in surveys:
@@ -236,10 +213,21 @@ class Run:
         room = executor.capacity(job)
         if isinstance(self.config.engine.workers, int) and room < self.config.engine.workers:
             self.watcher.note(f"{room} of {self.config.engine.workers} workers fit")
-        workers = min(room, math.ceil(tasks / size))
-        scheduler.run(tasks_of(stages, inventory, self.ledger), workers)
+        most = math.ceil(tasks / size)
+        due = HandOut(self.store, job.recipes, self.ledger.hash_of, self.watcher)
+        tally = scheduler.run(
+            due.only(tasks_of(stages, inventory, self.ledger)), min(room, most), most
+        )
+        self._take_note(tally, due.changed)
         for one in surveys:
             self.watcher.end(one.stage.name)
+
+    def _take_note(self, tally: Tally, changed: set[str]) -> None:
+        """What a set met that is nobody's fault: mend what can be mended, and go round again."""
+        if tally.unread:
+            self._healer.heal(tally.damaged)
+            self._unread = next(iter(tally.damaged.values()), tally.unread_because)
+        self._go_round |= bool(tally.unread or tally.changed or changed)
 
     def _job(self, stages: StageSet, inventory: Inventory) -> Job:
         engine = self.config.engine
@@ -256,16 +244,19 @@ class Run:
     def _limits(self) -> Limits:
         engine = self.config.engine
         return Limits(
-            attempts=engine.attempts,
+            attempts=engine.attempts.by_cause,
             timeout_s=engine.timeout_s,
             setup_timeout_s=engine.setup_timeout_s,
+            grace_s=engine.grace_s,
         )
 
-    def _started(self) -> Executor:
+    def _started(self) -> Executor | None:
+        """The executor; None if SIGTERM came while Ray was starting, whose handler then exits."""
         if self._executor is None:
-            self._executor = self._make_executor(self.view.program)
-            # Ray puts its own handler for SIGTERM in place when it starts.
-            self.stop.install()
+            try:
+                self._executor = self._make_executor(self.view.program)
+            except SystemExit:
+                self.stop.request()
         return self._executor
 
     def _durable(self, units: Mapping[Unit, Item]) -> set[Unit]:
@@ -290,11 +281,13 @@ class Run:
     def _announce_complete(self, inventory: Inventory) -> None:
         """Send readers to another recipe than before when its rows are there, not earlier."""
         if self.view.whole:
-            self._announce(
-                name
-                for name, one in inventory.surveys.items()
-                if one.count("present") and not one.count("todo", "waiting")
-            )
+            self._announce(_complete(inventory))
+
+    def _announce_shared(self) -> None:
+        """The job of the last share to end sees that all others are there, too."""
+        if self.view.everything is not None and not self.stop:
+            inventory = survey(self.view.program, self.view.everything, self.ledger)
+            self._announce(_complete(inventory))
 
     def _announce(self, names: Iterable[str]) -> None:
         current = self.store.current
@@ -308,7 +301,7 @@ class Run:
 
     def _update_catalogue(self, inventory: Inventory) -> None:
         """Enter the probed videos that the catalogue lacks."""
-        known = self.store.catalogue()
+        known = self.ledger.catalogue()
         states = inventory.surveys[PROBE].states
         lacking = [
             item.key
@@ -336,6 +329,8 @@ class Run:
                 id: each.duration_s for id, each in facts.items() if each.duration_s < half_a_clip_s
             },
             broken=self.broken,
+            healed=self._healer.told,
+            unread=self._unread,
             interrupted=bool(self.stop),
             worked=worked,
         )
@@ -344,9 +339,18 @@ class Run:
         """What probing found, of the videos of this run that were probed."""
         if PROBE not in inventory.surveys:
             return {}
-        known: Mapping[str, CatalogueEntry] = self.store.catalogue()
+        known: Mapping[str, CatalogueEntry] = self.ledger.catalogue()
         found = {item.key.id: _facts(known.get(item.key.id)) for item in inventory.videos}
         return {id: facts for id, facts in found.items() if facts is not None}
+
+
+def _complete(inventory: Inventory) -> list[str]:
+    """Stages with rows, of which nothing is left to do."""
+    return [
+        name
+        for name, one in inventory.surveys.items()
+        if one.count("present") and not one.count("todo", "waiting")
+    ]
 
 
 def ray_or_inline(config: PipelineConfig) -> Callable[[Program], Executor]:
@@ -377,43 +381,3 @@ def _logical_cpus(config: PipelineConfig, program: Program) -> int:
 
 def _facts(entry: CatalogueEntry | None) -> VideoFacts | None:
     return None if entry is None else entry.facts
-
-
-def _list_videos(config: PipelineConfig) -> tuple[Video, ...]:
-    from data.video import DECODERS, list_videos
-
-    for name in (config.decode.backend, *config.decode.fallbacks):
-        # A decoder of one's own, `module:Class`, is imported where it decodes.
-        if ":" not in name:
-            DECODERS.get(name)
-    if config.videos.root is None:
-        raise UsageError(
-            "no videos are given; add `videos: {root: FOLDER}` to the config, "
-            "or --set videos.root=FOLDER"
-        )
-    return list_videos(config.videos.root).videos
-
-
-def _read_annotations(config: PipelineConfig) -> dict[str, list[Annotation]]:
-    name = config.annotations_format or dataset_of(config.dataset).name
-    splits = {split: load_annotations(name, path) for split, path in config.annotations.items()}
-    for split, rows in splits.items():
-        check_id(split, what="split of `annotations`")
-        if any(row.saliency is not None for row in rows):
-            _check_saliency_grid(name, config.annotations[split], config.clip_len_s)
-    return splits
-
-
-def _check_saliency_grid(dataset: str, file: Path, clip_len_s: float) -> None:
-    """Saliency belongs to clips by number, so it means nothing on clips of another length."""
-    scored_s = DATASETS.get(dataset).clip_len_at(file)
-    if scored_s != clip_len_s:
-        raise UsageError(
-            f"the saliency scores in {file} belong to clips of {scored_s:g} s (format "
-            f"'{dataset}'), but clip_len_s is {clip_len_s:g}; set clip_len_s: {scored_s:g}, or "
-            "leave the saliency fields out of the file"
-        )
-
-
-def _over_queries(names: Iterable[str]) -> tuple[str, ...]:
-    return tuple(name for name in names if STAGES.get(name).over == "queries")

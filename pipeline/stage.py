@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from data.registry import Registry
 from data.store.types import ItemKey, Recipe, Row, Schema
+from data.video.limits import DEFAULT_LIMITS, Limits
 from data.video.types import FrameRequest, Video, VideoFacts, Window
 
 __all__ = [
@@ -48,6 +49,7 @@ class StageContext:
         damaged: "keep" makes a video with undecodable packets partial, "quarantine" refuses it.
         device: torch device of networks, e.g. "cpu" or "cuda".
         decode_timeout_s: longest time without a decoded frame.
+        limits: what a video may declare, and the memory of its decoder.
     """
 
     clip_len_s: float
@@ -56,6 +58,7 @@ class StageContext:
     damaged: Literal["keep", "quarantine"] = "keep"
     device: str = "cpu"
     decode_timeout_s: float = 300.0
+    limits: Limits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,14 @@ class Item:
         video: the media file, for stages over videos.
         facts: what `probe` found, for stages after it.
         text: the sentence, for stages over queries.
+        stamp: size in bytes and modification time in ns of the file whose content is in `key`.
     """
 
     key: ItemKey
     video: Video | None = None
     facts: VideoFacts | None = None
     text: str | None = None
+    stamp: tuple[int, int] | None = None
 
 
 class Inputs(Protocol):

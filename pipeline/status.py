@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from data.store import Store
+from data.store.compact import TARGET_BYTES
+from data.store.files import Entry, list_folder
+from data.store.upkeep import SET_ASIDE, files_below, is_shard
 from pipeline.plan import Plan
 from pipeline.stage import STAGES
 
-__all__ = ["StageStatus", "read_status", "status_table"]
+__all__ = ["StageStatus", "StoreRemarks", "read_status", "size_text", "status_table"]
+
+_MANY_SHARDS = 8
+_TIMES_FEWER = 4
+"""`compact` is recommended where it makes so many times fewer shards of at least so many."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +54,55 @@ class StageStatus:
     other_recipes: int
     last_write: str | None
 
+    @property
+    def remarks(self) -> list[str]:
+        """What a maintainer may want to do about it, with the command."""
+        remarks = []
+        if self.failed:
+            remarks.append(f"{self.failed} failed: `pipeline failures --stage {self.stage}`")
+        if self.damaged:
+            remarks.append(f"{self.damaged} damaged shards: `pipeline repair`")
+        few = max(1, math.ceil(self.bytes / TARGET_BYTES))
+        if self.shards >= _MANY_SHARDS and self.shards >= _TIMES_FEWER * few:
+            each = size_text(self.bytes // self.shards)
+            remarks.append(f"{self.shards:,} shards of {each}: `pipeline compact` makes {few:,}")
+        if self.other_recipes:
+            remarks.append(f"{self.other_recipes} other recipes: `pipeline gc` removes old ones")
+        return remarks
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return asdict(self)
+        return asdict(self) | {"remarks": self.remarks}
+
+
+@dataclass(frozen=True)
+class StoreRemarks:
+    """What a maintainer should know of a store beside its stages.
+
+    Args:
+        set_aside: number of files that repair has set aside.
+        set_aside_bytes: their size.
+    """
+
+    set_aside: int
+    set_aside_bytes: int
+
+    @staticmethod
+    def of(store: Store) -> StoreRemarks:
+        """Look into `set-aside/`."""
+        found = [entry for _, entry in files_below(store.path / SET_ASIDE)]
+        files = [entry for entry in found if not entry.name.endswith(".jsonl")]
+        return StoreRemarks(len(files), sum(entry.size for entry in files))
+
+    @property
+    def told(self) -> str:
+        """In words; "" if there is nothing to say."""
+        if not self.set_aside:
+            return ""
+        return (
+            f"{self.set_aside} files ({size_text(self.set_aside_bytes)}) are set aside: see "
+            f"{SET_ASIDE}/log.jsonl; `pipeline gc --set-aside` removes old ones"
+        )
 
 
 def read_status(store: Store, plan: Plan | None = None) -> list[StageStatus]:
@@ -71,7 +124,7 @@ def _stage(store: Store, name: str, recipe: str, plan: Plan | None) -> StageStat
     present = reader.keys()
     failures = store.failures(name, recipe).read().values()
     failed = {each.key.id for each in failures if each.key not in present}
-    shards = store.shards(name, recipe)
+    shards = [e for e in list_folder(store.folder(name, recipe)) if is_shard(e.name)]
     line = next((each for each in plan.lines if each.stage == name), None) if plan else None
     done = len(reader)
     wanted = line.wanted if line else _wanted(store, name)
@@ -85,7 +138,7 @@ def _stage(store: Store, name: str, recipe: str, plan: Plan | None) -> StageStat
         missing=missing,
         failed=len(failed),
         blocked=line.blocked if line else None,
-        bytes=sum(path.stat().st_size for path in shards),
+        bytes=sum(entry.size for entry in shards),
         shards=len(shards),
         damaged=len(reader.problems),
         other_recipes=len([each for each in store.recipes(name) if each != recipe]),
@@ -102,8 +155,8 @@ def _wanted(store: Store, name: str) -> int | None:
     return len({row.query for row in rows})
 
 
-def _newest(paths: Iterable[Path]) -> str | None:
-    newest = max((path.stat().st_mtime for path in paths), default=None)
+def _newest(shards: Iterable[Entry]) -> str | None:
+    newest = max((entry.mtime for entry in shards if entry.mtime is not None), default=None)
     if newest is None:
         return None
     return datetime.fromtimestamp(newest).astimezone().isoformat(timespec="seconds")
@@ -120,13 +173,14 @@ def status_table(lines: Iterable[StageStatus], title: str) -> Table:
     for one in lines:
         numbers = (one.done, one.missing, one.failed, one.blocked)
         cells = ["–" if each is None else f"{each:,}" for each in numbers]
-        size = _size(one.bytes)
+        size = size_text(one.bytes)
         written = one.last_write or "–"
         table.add_row(one.stage, *cells, size, str(one.shards), one.recipe, written, _remark(one))
     return table
 
 
-def _size(count: int) -> str:
+def size_text(count: int) -> str:
+    """A number of bytes for a person."""
     for unit, step in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if count >= step:
             return f"{count / step:,.1f} {unit}"
@@ -134,9 +188,4 @@ def _size(count: int) -> str:
 
 
 def _remark(one: StageStatus) -> str:
-    remarks = []
-    if one.damaged:
-        remarks.append(f"{one.damaged} damaged shards: `pipeline verify`")
-    if one.other_recipes:
-        remarks.append(f"{one.other_recipes} older recipes")
-    return "; ".join(remarks)
+    return "; ".join(one.remarks)

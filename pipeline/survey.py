@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-from data.store import Failure, ItemKey, Recipe, Store
+from data.store import CatalogueEntry, Failure, ItemKey, Recipe, StageReader, Store
+from data.store.place import Place
+from data.store.recipes import differences
+from data.store.records import FileHashes
 from data.video.types import VideoFacts
 from pipeline.corpus import Corpus
 from pipeline.engine.types import UNKNOWN_CONTENT, Task
@@ -19,11 +22,12 @@ __all__ = [
     "Ledger",
     "State",
     "Survey",
-    "differences",
     "facts_from_row",
     "survey",
     "tasks_of",
 ]
+
+T = TypeVar("T")
 
 State: TypeAlias = Literal["present", "todo", "waiting", "quarantined", "blocked"]
 
@@ -39,14 +43,31 @@ class Ledger:
         self.store = store
         self.damage: list[str] = []
         """Shards that could not be read; their rows count as missing."""
-        self.refresh()
+        self.unread: dict[str, str] = {}
+        """The same by place."""
+        self._readers: dict[str, StageReader] = {}
+        self._hashes: _Kept[FileHashes] = _Kept()
+        self._catalogue: _Kept[Mapping[str, CatalogueEntry]] = _Kept()
+
+    def reader(self, recipe: Recipe) -> StageReader | None:
+        """A reader of what is there now; its shards stay open from one survey to the next."""
+        if self.store is None or recipe.id not in self.store.recipes(recipe.stage):
+            return None
+        reader = self._readers.get(recipe.id)
+        if reader is None:
+            reader = self.store.reader(recipe.stage, recipe.id, strict=False)
+            self._readers[recipe.id] = reader
+        else:
+            reader.refresh()
+        return reader
 
     def present(self, recipe: Recipe) -> frozenset[ItemKey]:
         """Keys that are stored under a recipe."""
-        if self.store is None or recipe.id not in self.store.recipes(recipe.stage):
+        reader = self.reader(recipe)
+        if reader is None:
             return frozenset()
-        reader = self.store.reader(recipe.stage, recipe.id, strict=False)
         self.damage += [each.message for each in reader.problems]
+        self.unread.update({each.where: each.message for each in reader.problems})
         return reader.keys()
 
     def failures(self, recipe: Recipe) -> dict[tuple[str, str, int], Failure]:
@@ -57,12 +78,23 @@ class Ledger:
 
     def hash_of(self, path: Path) -> str | None:
         """Remembered sha256 of a file."""
-        return None if self.store is None else self._hashes.hash_of(path)
+        if self.store is None:
+            return None
+        if self._hashes.value is None:
+            self._hashes.value = self.store.file_hashes()
+        return self._hashes.value.hash_of(path)
+
+    def catalogue(self) -> Mapping[str, CatalogueEntry]:
+        """Present content and facts of each video."""
+        if self.store is None:
+            return {}
+        return self._catalogue.get(self.store.path / "videos.jsonl", self.store.catalogue)
 
     def refresh(self) -> None:
-        """Read the remembered hashes again."""
+        """Look whether hashes were remembered since."""
         if self.store is not None:
-            self._hashes = self.store.file_hashes()
+            hashes = self.store.file_hashes
+            self._hashes.get(self.store.path / "cache" / "files.jsonl", hashes)
 
     def change(self, recipe: Recipe) -> str:
         """In which points a recipe differs from the current one of the store; "" if in none."""
@@ -75,16 +107,29 @@ class Ledger:
         return differences(before.to_json(), recipe.to_json())
 
 
-def differences(before: Any, after: Any, name: str = "") -> str:
-    """The points in which two JSON values differ, as `params.width: 0.25 -> 0.5, ...`."""
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = sorted({*before, *after})
-        parts = [
-            differences(before.get(key), after.get(key), f"{name}.{key}" if name else key)
-            for key in keys
-        ]
-        return ", ".join(part for part in parts if part)
-    return "" if before == after else f"{name}: {before} -> {after}"
+class _Kept(Generic[T]):
+    """What was read of a file, for as long as the file is the same."""
+
+    def __init__(self) -> None:
+        self.value: T | None = None
+        self._stamp: tuple[int, ...] | None = None
+
+    def get(self, path: Place, read: Callable[[], T]) -> T:
+        """The value; read again if the file changed, or cannot be told to be the same."""
+        stamp = _stamp(path)
+        if self.value is None or stamp is None or stamp != self._stamp:
+            self.value, self._stamp = read(), stamp
+        return self.value
+
+
+def _stamp(path: Place) -> tuple[int, ...] | None:
+    if not isinstance(path, Path):
+        return None
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_size, stat.st_mtime_ns, stat.st_ino
 
 
 @dataclass
@@ -144,6 +189,7 @@ def survey(
     """
     ledger.refresh()
     ledger.damage.clear()
+    ledger.unread.clear()
     videos = corpus.video_items(ledger.hash_of)
     inventory = Inventory(program, videos, list(corpus.queries), {})
     needed = _with_upstream(program, only)
@@ -218,7 +264,7 @@ def _failure(
     if failure is None or key.content != UNKNOWN_CONTENT or item.video is None:
         return failure
     # A file that was missing and is there now is a new input.
-    appeared = failure.reason == "missing" and item.video.path.exists()
+    appeared = failure.reason == "missing" and item.video.path.is_file()
     return None if appeared else failure
 
 
@@ -238,10 +284,7 @@ class _Facts:
 
     def __init__(self, ledger: Ledger, program: Program) -> None:
         recipe = program.recipes.get(PROBE)
-        self._reader = None
-        store = ledger.store
-        if store is not None and recipe is not None and recipe.id in store.recipes(PROBE):
-            self._reader = store.reader(PROBE, recipe.id, strict=False)
+        self._reader = ledger.reader(recipe) if recipe is not None else None
 
     def of(self, key: ItemKey) -> VideoFacts | None:
         if self._reader is None:

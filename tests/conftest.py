@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from upath import UPath
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -51,3 +53,58 @@ def ray_local() -> Iterator[None]:
     )
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """A local S3 server from moto with an empty bucket `tests`; its address is in the environment.
+
+    Remote tests find it as users find theirs: by the variables that botocore reads.
+    """
+    server = pytest.importorskip("moto.server").ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", url)
+        patch.setenv("AWS_ACCESS_KEY_ID", "no-real-key")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "no-real-key")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        UPath("s3://tests").fs.mkdir("tests")
+        yield url
+    server.stop()
+
+
+@pytest.fixture
+def s3_place(s3_server: str, scratch: Path) -> UPath:
+    """A place on the local S3 server where nothing is yet."""
+    from data.store.place import place_of
+
+    return place_of(f"s3://tests/{uuid.uuid4().hex}/store")
+
+
+@pytest.fixture
+def memory_place(scratch: Path) -> Iterator[UPath]:
+    """A place in fsspec's memory file system where nothing is yet."""
+    from data.store.place import place_of
+
+    place = place_of(f"memory://{uuid.uuid4().hex}/store")
+    yield place
+    if place.parent.exists():
+        place.fs.rm(place.parent.path, recursive=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _scratch_of_the_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """No test leaves copies of shards in the user's own scratch."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORYLINE_SCRATCH", str(tmp_path_factory.mktemp("scratch")))
+        yield
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Local scratch of one test."""
+    folder = tmp_path / "scratch"
+    monkeypatch.setenv("STORYLINE_SCRATCH", str(folder))
+    return folder

@@ -18,6 +18,7 @@ PACKAGES = ("pipeline", "models", "data", "training")
 TRAINER = ("training", "models/retrieval", "data/store", "data/annotations", "data/dataset.py")
 PIPELINE = ("pipeline", "models", "data")
 DISTRIBUTIONS = {
+    "upath": "universal_pathlib",
     "yaml": "pyyaml",
     "PIL": "pillow",
     "open_clip": "open_clip_torch",

@@ -18,12 +18,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data.annotations.types import Annotation
-from data.dataset import Sample
+from data.dataset import Sample, Together
 from data.grid import Grid
 from models.retrieval.types import Batch, Side, Targets
 from training.task import MomentBatch, QueryInfo
 
-__all__ = ["NARRATIVE", "Draw", "QueryTruth", "collate", "pad", "query_info", "targets_of"]
+__all__ = [
+    "NARRATIVE",
+    "Draw",
+    "QueryTruth",
+    "collate",
+    "pad",
+    "query_info",
+    "side_streams",
+    "targets_of",
+    "truth_of",
+    "video_numbers",
+]
 
 NARRATIVE = "narrative"
 """Name of the narrative among the side streams of a batch."""
@@ -109,34 +120,39 @@ class QueryTruth:
         return [self.hard_pair or easy[1], easy[0]]
 
 
-def collate(samples: Sequence[Sample], draw: Draw | None) -> MomentBatch:
-    """One batch of samples, padded to the longest.
+def collate(
+    together: Together, draw: Draw | None, truths: Sequence[QueryTruth | None] | None = None
+) -> MomentBatch:
+    """One batch of samples.
 
     Args:
-        samples: with the same streams.
+        together: with the same streams, padded to the longest.
         draw: how targets are drawn; None leaves them out.
+        truths: of the samples, if somebody made them already.
     """
-    clips = [len(each.video) for each in samples]
-    with_truth = [
-        (each.annotation.qid, QueryTruth.of(each.annotation, count, each.grid.clip_len_s))
-        for each, count in zip(samples, clips, strict=True)
-    ]
+    samples = together.samples
+    if draw is not None and truths is None:
+        truths = [truth_of(each) for each in samples]
     infos = tuple(query_info(each.annotation, each.grid) for each in samples)
-    video, video_mask = pad([each.video for each in samples])
-    text, text_mask = pad([each.text for each in samples])
+    qids = [each.qid for each in infos]
     side, events, event_mask = side_streams(samples)
     tensors = Batch(
-        video=video,
-        video_mask=video_mask,
-        text=text,
-        text_mask=text_mask,
+        video=torch.from_numpy(together.video),
+        video_mask=_mask([len(each.video) for each in samples]),
+        text=torch.from_numpy(together.text),
+        text_mask=_mask([len(each.text) for each in samples]),
         side=side,
         events=events,
         event_mask=event_mask,
         video_ids=video_numbers([each.video_id for each in infos]),
-        targets=targets_of(with_truth, draw) if draw else None,
+        targets=targets_of(list(zip(qids, truths, strict=True)), draw) if draw and truths else None,
     )
     return MomentBatch(tensors, infos)
+
+
+def truth_of(sample: Sample) -> QueryTruth | None:
+    """Ground truth of a sample; None if it has none."""
+    return QueryTruth.of(sample.annotation, len(sample.video), sample.grid.clip_len_s)
 
 
 def side_streams(
@@ -182,13 +198,12 @@ def pad(rows: Sequence[NDArray[Any]], *, at_least: int = 0) -> tuple[Tensor, Ten
     Returns:
         (B, N, ...) and the mask (B, N).
     """
-    lengths = np.asarray([len(row) for row in rows])
-    longest = max(int(lengths.max()), at_least)
+    lengths = [len(row) for row in rows]
+    longest = max(*lengths, at_least)
     out = np.zeros((len(rows), longest, *rows[0].shape[1:]), rows[0].dtype)
     for place, row in zip(out, rows, strict=True):
         place[: len(row)] = row
-    mask = np.arange(longest) < lengths[:, None]
-    return torch.from_numpy(out), torch.from_numpy(mask)
+    return torch.from_numpy(out), _mask(lengths, at_least)
 
 
 def query_info(query: Annotation, grid: Grid) -> QueryInfo:
@@ -200,6 +215,12 @@ def video_numbers(video_ids: Sequence[str]) -> Tensor:
     """(B,) int64, equal for equal ids in every batch and run."""
     digests = [hashlib.blake2b(each.encode(), digest_size=8).digest() for each in video_ids]
     return torch.tensor([int.from_bytes(each, "little") >> 1 for each in digests])
+
+
+def _mask(lengths: Sequence[int], at_least: int = 0) -> Tensor:
+    """(B, N), True up to each length."""
+    steps = np.arange(max(*lengths, at_least))
+    return torch.from_numpy(steps < np.asarray(lengths)[:, None])
 
 
 def _given(array: NDArray[Any] | None) -> NDArray[Any]:

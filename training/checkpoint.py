@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 import random
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 
 from data.errors import UsageError
 from data.store.files import atomic_write
+from models.safe_load import load_plain
 
 __all__ = ["FORMAT", "load_checkpoint", "random_state", "restore_random_state", "save_checkpoint"]
 
@@ -40,17 +40,14 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     Raises:
         UsageError: no such file, not a checkpoint of Storyline, or of another format.
     """
+    if not path.exists():
+        raise UsageError(f"there is no checkpoint '{path}'; run `trainer fit` first")
     try:
+        state = load_plain(path, device)
         _check_sums(path)
-        state = torch.load(path, map_location=device, weights_only=True)
-    except FileNotFoundError:
-        raise UsageError(f"there is no checkpoint '{path}'; run `trainer fit` first") from None
-    except (*_DAMAGED, pickle.UnpicklingError) as error:
-        # torch's own words here advise to load the file unsafely
-        unsafe = isinstance(error, pickle.UnpicklingError)
-        reason = "it holds more than plain tensors and values" if unsafe else _first_line(error)
+    except UsageError as error:
         raise UsageError(
-            f"'{path}' is not a whole checkpoint of Storyline: {reason}; "
+            f"'{path}' is not a whole checkpoint of Storyline: {error}; "
             "use the other checkpoint of the run (best.pt or last.pt)"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
@@ -61,19 +58,15 @@ def load_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return state
 
 
-_DAMAGED = (RuntimeError, EOFError, OSError, ValueError, KeyError, zipfile.BadZipFile)
-
-
 def _check_sums(path: Path) -> None:
     """Compare the checksums in the file, which `torch.load` does not look at."""
-    with zipfile.ZipFile(path) as archive:
-        damaged = archive.testzip()
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
+        raise UsageError(str(error)) from None
     if damaged is not None:
-        raise ValueError(f"the checksum of {damaged} in it is wrong")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
+        raise UsageError(f"the checksum of {damaged} in it is wrong")
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from data.commands import EXIT_INTERRUPTED, program, reported
 from data.config import load_config
 from data.errors import UsageError
 from data.store.files import atomic_write
+from data.terminal import plain_console
 from training.config import TrainerConfig, shipped_or_file
 from training.distributed import World, joined
 from training.evaluate import score
@@ -51,6 +52,13 @@ ConfigOption = Annotated[
 SetOption = Annotated[
     list[str] | None, typer.Option("--set", help="a.b=value; replaces a value of the config.")
 ]
+RequireOption = Annotated[
+    Literal["all", "any"] | None,
+    typer.Option(
+        "--require",
+        help="all: a query without features is an error; any: it is left out, and listed.",
+    ),
+]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Folder of a run.")]
 WhichOption = Annotated[Which, typer.Option("--which", help="Which checkpoint of the run.")]
 OverlapOption = Annotated[
@@ -76,6 +84,7 @@ def fit_command(
     overrides: SetOption = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the run.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --out.")] = False,
+    require: RequireOption = None,
     allow_overlap: OverlapOption = False,
 ) -> None:
     """Train a model on a store. The default of --out is runs/ and the config's name."""
@@ -83,9 +92,9 @@ def fit_command(
         out = Path("runs") / config.stem
     if out is None or (config is None and not resume):
         raise UsageError("fit needs --config FILE (or --resume --out RUN to continue a run)")
-    loaded = _configuration(config, overrides, out)
+    loaded = _configuration(config, _settings(overrides, require), out)
     with joined() as world, stop_on_signals() as stop:
-        console = Console(quiet=not world.leads)
+        console = plain_console(quiet=not world.leads)
         try:
             run, progress = fit(
                 loaded,
@@ -135,13 +144,14 @@ def evaluate_command(
         bool, typer.Option("--extended", help="Also mIoU and R1@0.3 to 0.45.")
     ] = False,
     allow_overlap: OverlapOption = False,
+    require: RequireOption = None,
     json_path: JsonOption = None,
 ) -> None:
     """Score predictions (--predictions), a run (--run), or a baseline (--config).
 
     The JSON has the official names in the official nesting, and `mode`.
     """
-    console = Console()
+    console = plain_console()
     _check_writable("--json", json_path)
     _check_choice(
         {"--predictions": predictions, "--run": run, "--config": config},
@@ -150,6 +160,7 @@ def evaluate_command(
             "--annotations": (annotations, ["--predictions"]),
             "--set": (overrides, ["--run", "--config"]),
             "--split": (split, ["--run", "--config"]),
+            "--require": (require, ["--run", "--config"]),
             "--untrained": (untrained, ["--config"]),
             "--blind": (blind, ["--config"]),
         },
@@ -158,8 +169,9 @@ def evaluate_command(
         scores = _score_file(predictions, annotations, dataset, mode or "official", extended)
         _show(console, str(predictions), scores, {"mode": mode or "official"}, json_path)
         return
-    opened = Run.open(run, overrides or ()) if run else None
-    loaded = opened.config if opened else _configuration(config, overrides, None)
+    settings = _settings(overrides, require)
+    opened = Run.open(run, settings) if run else None
+    loaded = opened.config if opened else _configuration(config, settings, None)
     if mode:
         loaded = _with_mode(loaded, mode)
     session = Session(loaded, functools.partial(_tell, console))
@@ -172,6 +184,7 @@ def evaluate_command(
     about: dict[str, Any] = {"mode": loaded.eval.mode}
     if part.samples.report.dropped_queries:
         about["queries_left_out"] = part.samples.report.dropped_queries
+        about["left_out"] = part.samples.missing
     scores = session.score(part, found, extended=extended)
     _show(console, f"{title}, split '{part.name}'", scores, about, json_path)
 
@@ -184,11 +197,12 @@ def predict_command(
     split: Annotated[str, typer.Option("--split", help="Split of the store.")],
     which: WhichOption = "best",
     overrides: SetOption = None,
+    require: RequireOption = None,
 ) -> None:
     """Write the predictions of a run for a split, with or without ground truth."""
-    console = Console()
+    console = plain_console()
     _check_writable("--out", out)
-    opened = Run.open(run, overrides or ())
+    opened = Run.open(run, _settings(overrides, require))
     session = Session(opened.config, functools.partial(_tell, console))
     found = predict_run(session, opened, session.split(split), which)
     write_predictions(out, found)
@@ -261,6 +275,11 @@ def _score_file(
         mode=mode,
         extended=extended,
     )
+
+
+def _settings(overrides: Sequence[str] | None, require: str | None) -> list[str]:
+    """What the command line changes of the configuration; `--require` is short for `--set`."""
+    return [*(overrides or ()), *([f"data.require={require}"] if require else ())]
 
 
 def _configuration(

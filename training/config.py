@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from data.config import Group
 from data.errors import UsageError, nearest
+from data.store.place import PlaceOption
 from models.retrieval import PLUGINS
 from training.schedule import make_schedule
 
@@ -29,7 +30,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "trainer"
 class DataGroup(Group):
     """Which features of which store."""
 
-    store: Path = Field(description="Folder that `pipeline run` wrote.")
+    store: PlaceOption = Field(description="Folder or URL that `pipeline run` wrote to.")
     train: str = Field("train", description="Split to train on.")
     streams: tuple[str, ...] = Field(
         ("slowfast", "clip"), min_length=1, description="Per-clip features, in this order."
@@ -49,7 +50,7 @@ class DataGroup(Group):
     cache: Literal["auto", "device", "none"] = Field(
         "auto", description="Features in device memory: if they fit, always, or never."
     )
-    workers: int = Field(2, ge=0, description="Reading processes where features are not held.")
+    workers: int = Field(2, ge=0, description="Reading threads where features are not held.")
 
 
 class ModelGroup(Group):

@@ -1,4 +1,4 @@
-"""Batches of a split: features held on the device where they fit, else streamed by workers.
+"""Batches of a split: features held on the device where they fit, else streamed by threads.
 
 Both ways give equal batches in equal order. The order is a function of (seed, epoch), so resuming
 in the middle of an epoch means skipping the batches that were done.
@@ -7,19 +7,20 @@ in the middle of an epoch means skipping the batches that were done.
 from __future__ import annotations
 
 import os
-import signal
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from itertools import islice
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from data.annotations.types import Annotation
-from data.dataset import Sample
+from data.dataset import Sample, Together
 from models.retrieval.types import Batch, Side
 from training.batch import (
     Draw,
@@ -29,6 +30,7 @@ from training.batch import (
     query_info,
     side_streams,
     targets_of,
+    truth_of,
     video_numbers,
 )
 from training.task import MomentBatch
@@ -39,6 +41,9 @@ Cache = Literal["auto", "device", "none"]
 
 SHARE_OF_FREE_MEMORY = 0.5
 """Features may take so much of the free memory of a device; the rest is for the model."""
+
+BATCHES_AHEAD = 2
+"""So many batches of each worker may wait for the model."""
 
 Rows = NDArray[np.int64]
 
@@ -54,6 +59,10 @@ class Samples(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Sample: ...
+
+    def together(self, rows: Sequence[int]) -> Together:
+        """Some samples, their videos and texts padded."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ def hold(
         device: where batches go.
         cache: "device": all features in the memory of `device`; "none": read for each batch;
             "auto": the first if it fits, which `about` of the result says.
-        workers: processes that read, where features are not held.
+        workers: threads that read, where features are not held.
     """
     needed, free = _bytes_needed(samples), _free_memory(device)
     fits = needed <= SHARE_OF_FREE_MEMORY * free
@@ -142,9 +151,7 @@ class ResidentQueries:
             texts.append(sample.text)
             video_rows.append(videos[info.video_id])
             self._infos.append(info)
-            self._truths.append(
-                QueryTruth.of(sample.annotation, len(sample.video), info.grid.clip_len_s)
-            )
+            self._truths.append(truth_of(sample))
         self._video_rows = np.asarray(video_rows)
         self._clips = np.asarray([len(each.video) for each in shown])
         self._words = np.asarray([len(each) for each in texts])
@@ -210,12 +217,16 @@ class ResidentQueries:
 
 
 class StreamedQueries:
-    """Features read for each batch by worker processes.
+    """Features read for each batch, by threads that work ahead.
+
+    Threads and not processes: reading, checking and converting rows hold no interpreter lock, so
+    they use several cores, a batch need not travel between processes (which costs more than to
+    read it), and an error arrives as it was raised. They end with the pass that they read for.
 
     Args:
-        samples: read in the workers; must open its files there.
+        samples: may be read by several threads at once.
         device: where batches go.
-        workers: number of processes; 0 reads in this one.
+        workers: number of threads; 0 reads when a batch is asked for.
         sizes: half a sentence for `about`.
     """
 
@@ -223,58 +234,55 @@ class StreamedQueries:
         self, samples: Samples, device: torch.device, workers: int, sizes: str = ""
     ) -> None:
         self.device = device
-        self._plan = _Plan()
-        self._loader: DataLoader[Any] = DataLoader(
-            _Rows(samples),
-            batch_sampler=self._plan,
-            num_workers=workers,
-            collate_fn=_collate,
-            # its own generator: the loader must not touch the random state that training resumes
-            generator=torch.Generator().manual_seed(0),
-            persistent_workers=workers > 0,
-            worker_init_fn=_leave_stopping_to_the_parent,
-        )
+        self._samples, self._workers = samples, workers
+        self._truths: dict[int, QueryTruth | None] = {}
         self.about = f"features are read for each batch by {workers} workers ({sizes})"
 
     def read(self, batches: Sequence[Rows], draw: Draw | None) -> Iterator[MomentBatch]:
-        """See `Queries.read`."""
-        self._plan.batches = [[(int(row), draw) for row in rows] for rows in batches]
-        for batch in self._loader:
+        """See `Queries.read`.
+
+        Raises:
+            DamageError: a row is not what was written; no batch holds anything of it.
+        """
+        ready = self._ahead(batches, draw) if self._workers else self._at_once(batches, draw)
+        for batch in ready:
             yield batch.to(self.device)
 
+    def _at_once(self, batches: Iterable[Rows], draw: Draw | None) -> Iterator[MomentBatch]:
+        return (self._batch(rows, draw) for rows in batches)
 
-class _Plan:
-    """A batch sampler whose batches are set before each pass."""
+    def _ahead(self, batches: Iterable[Rows], draw: Draw | None) -> Iterator[MomentBatch]:
+        """The batches in order; each worker is at most `BATCHES_AHEAD` of them ahead."""
+        rest = iter(batches)
+        pool = ThreadPoolExecutor(self._workers, "reader", initializer=_stay_on_one_core)
+        try:
+            some = islice(rest, BATCHES_AHEAD * self._workers)
+            waiting = deque(pool.submit(self._batch, rows, draw) for rows in some)
+            while waiting:
+                batch = waiting.popleft().result()
+                waiting.extend(pool.submit(self._batch, rows, draw) for rows in islice(rest, 1))
+                yield batch
+        finally:
+            pool.shutdown(cancel_futures=True)
 
-    def __init__(self) -> None:
-        self.batches: list[list[tuple[int, Draw | None]]] = []
+    def _batch(self, rows: Rows, draw: Draw | None) -> MomentBatch:
+        numbers: list[int] = rows.tolist()
+        together = self._samples.together(numbers)
+        if draw is None:
+            return collate(together, None)
+        truths = [self._truth(*each) for each in zip(numbers, together.samples, strict=True)]
+        return collate(together, draw, truths)
 
-    def __iter__(self) -> Iterator[list[tuple[int, Draw | None]]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-
-class _Rows(Dataset[tuple[Sample, "Draw | None"]]):
-    """Samples, with the draw travelling beside: workers live longer than an epoch."""
-
-    def __init__(self, samples: Samples) -> None:
-        self._samples = samples
-
-    def __getitem__(self, at: tuple[int, Draw | None]) -> tuple[Sample, Draw | None]:
-        row, draw = at
-        return self._samples[row], draw
+    def _truth(self, row: int, sample: Sample) -> QueryTruth | None:
+        """Made once for each query: it does not depend on the epoch."""
+        if row not in self._truths:
+            self._truths[row] = truth_of(sample)
+        return self._truths[row]
 
 
-def _leave_stopping_to_the_parent(worker: int) -> None:
-    """Schedulers and Ctrl-C signal the whole group; the batch under way must still be read."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)
-
-
-def _collate(items: Sequence[tuple[Sample, Draw | None]]) -> MomentBatch:
-    return collate([sample for sample, _ in items], items[0][1])
+def _stay_on_one_core() -> None:
+    """Of this thread only; the model's threads keep theirs, and readers do not wait for them."""
+    torch.set_num_threads(1)
 
 
 def _bytes_needed(samples: Samples, looked_at: int = 32) -> int:

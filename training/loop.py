@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import StorylineError, UsageError
+from data.foreign import strict_json
 from models.retrieval.types import StepContext
 from training.batch import Draw
 from training.checkpoint import random_state, restore_random_state
@@ -87,7 +88,7 @@ class Progress:
     @classmethod
     def of(cls, state: Mapping[str, Any], losses: dict[str, Tensor]) -> Progress:
         """The inverse of `state`."""
-        history, best, last = json.loads(state["records"])
+        history, best, last = strict_json(state["records"])
         return cls(state["epoch"], state["batch"], state["step"], losses, history, best, last)
 
 

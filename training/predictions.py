@@ -21,15 +21,13 @@ import numpy as np
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
+from data.foreign import brief, strict_json, text_lines
 from data.store.files import atomic_write
 from training.task import Prediction
 
 __all__ = ["in_order", "read_predictions", "rounded", "write_predictions"]
 
 DECIMALS = 4
-
-LONGEST_LINE = 8 * 2**20
-"""Bytes; ten hours of video at 2 s with ten windows need under half a megabyte."""
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -38,22 +36,10 @@ def read_predictions(path: Path) -> list[Prediction]:
     Raises:
         UsageError: an unreadable file or a bad line, with its number and what was expected.
     """
-    rows = []
-    try:
-        with path.open("rb") as file:
-            number = 0
-            while line := file.readline(LONGEST_LINE + 1):
-                number += 1
-                where = f"{path}, line {number}"
-                if len(line) > LONGEST_LINE:
-                    raise UsageError(
-                        f"{where} is longer than {LONGEST_LINE} bytes; expected one JSON object "
-                        "per line and query"
-                    )
-                if line.strip():
-                    rows.append(_parse(line, where))
-    except OSError as error:
-        raise UsageError(f"cannot read predictions '{path}': {error.strerror}") from None
+    rows = [
+        _parse(line, f"{path}, line {number}")
+        for number, line in text_lines(path, "the predictions")
+    ]
     if not rows:
         raise UsageError(f"{path} holds no predictions; expected one JSON object per line")
     return rows
@@ -116,9 +102,9 @@ def _some(qids: Sequence[int | str]) -> str:
 
 def _parse(line: bytes, where: str) -> Prediction:
     try:
-        row = json.loads(line.strip())
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{where} is not a complete JSON object: {error}") from None
+        row = strict_json(line)
+    except ValueError as error:
+        raise UsageError(f"{where} is not JSON that can be used: {error}") from None
     if not isinstance(row, dict):
         raise UsageError(f"{where}: expected a JSON object, found a {type(row).__name__}")
     missing = [key for key in ("qid", "pred_relevant_windows") if key not in row]
@@ -126,7 +112,7 @@ def _parse(line: bytes, where: str) -> Prediction:
         raise UsageError(f"{where} has no '{missing[0]}'; its keys are {', '.join(sorted(row))}")
     qid = row["qid"]
     if isinstance(qid, bool) or not isinstance(qid, int | str):
-        raise UsageError(f"{where}: 'qid' must be a whole number or a string, got {qid!r}")
+        raise UsageError(f"{where}: 'qid' must be a whole number or a string, got {brief(qid)}")
     scores = row.get("pred_saliency_scores")
     if scores == []:
         raise UsageError(

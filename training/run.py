@@ -3,6 +3,8 @@
     config.yaml                 the whole configuration, defaults included
     environment.json            versions, device, processes, recipe ids of the features, and how
                                 many queries of each split were left out for lack of features
+    left_out.json               which videos and queries those are, by split and stage, where
+                                `--require any` left some out
     history.jsonl               one line per epoch: epoch (from 1), step, lr, losses {name: mean},
                                 seconds, val {brief metrics} or null where it was not evaluated
     tensorboard/                the same as scalars
@@ -27,10 +29,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import yaml
 
-from data.config import dump_config, load_config, parse_config
+from data.config import dump_config, load_config, parse_config, parse_yaml
 from data.errors import UsageError
+from data.foreign import read_limited, strict_json
 from data.store.files import atomic_write
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainerConfig
@@ -41,6 +43,9 @@ from training.predictions import write_predictions
 __all__ = ["Run", "environment"]
 
 Which = Literal["best", "last"]
+
+_MAX_BYTES = 1 << 20
+"""Of `environment.json`, which has a few lines."""
 
 
 class Run:
@@ -70,6 +75,11 @@ class Run:
         run = cls(path, config, about)
         run.keep_config()
         return run
+
+    def keep_left_out(self, missing: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
+        """List the ids without features, by split and stage; no file if there are none."""
+        if any(missing.values()):
+            atomic_write(self.path / "left_out.json", _json(missing))
 
     @classmethod
     def refuse_taken(cls, path: Path) -> None:
@@ -115,10 +125,8 @@ class Run:
         """
         path = self._checkpoint_path(which)
         state = load_checkpoint(path, device)
-        written = yaml.safe_load(state.get("config", ""))
-        if not isinstance(written, dict):
-            raise UsageError(f"'{path}' is no checkpoint of a run: it holds no configuration")
-        source = f"configuration in '{path}'"
+        source = f"the configuration in '{path}'"
+        written = parse_yaml(str(state.get("config", "")), source)
         changed = _differences(parse_config(TrainerConfig, written, source=source), self.config)
         if changed:
             raise UsageError(f"'{path}' is a checkpoint of another run: {changed}")
@@ -196,9 +204,9 @@ def _differences(before: TrainerConfig, now: TrainerConfig) -> str:
 
 def _about(path: Path) -> dict[str, Any]:
     try:
-        about: dict[str, Any] = json.loads(path.read_text())
+        about: dict[str, Any] = strict_json(read_limited(path, _MAX_BYTES, "the environment"))
         features = about["features"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (UsageError, ValueError, KeyError, TypeError) as error:
         raise UsageError(
             f"'{path}' should say which features the run was trained on and cannot be read "
             f"({error!r}); take it from a copy, or train again"

@@ -12,9 +12,10 @@ import torch
 
 from data.annotations import DATASETS, dataset_of
 from data.annotations.types import Annotation
-from data.dataset import MomentDataset
+from data.dataset import MomentDataset, missing_sentences
 from data.errors import UsageError, nearest
 from data.store import Store
+from data.store.place import anchored
 from training.baselines import BlindBaseline
 from training.batch import QueryTruth, query_info
 from training.config import DataGroup, TrainerConfig
@@ -96,7 +97,7 @@ class Split:
             max_clips=config.max_clips,
             max_tokens=config.max_tokens,
         )
-        for sentence in samples.report.sentences():
+        for sentence in [*samples.report.sentences(), *missing_sentences(samples.missing)]:
             tell(f"split '{name}': {sentence}")
         kept = {each.qid for each in samples.annotations}
         return cls(name, samples, [each for each in store.annotations(name) if each.qid in kept])
@@ -221,7 +222,7 @@ def fit(
     """
     if world.leads and not resume:
         Run.refuse_taken(out)
-    store = config.data.store.resolve()
+    store = anchored(config.data.store)
     config = config.model_copy(update={"data": config.data.model_copy(update={"store": store})})
     if resume and Run.is_at(out):
         _check_same(Run.open(out).config, config, out)
@@ -240,6 +241,8 @@ def fit(
         each.name: each.samples.report.dropped_queries for each in (session.train, split)
     }
     run = _open_run(out, config, about, resume=resume, world=world)
+    if world.leads:
+        run.keep_left_out({each.name: each.samples.missing for each in (session.train, split)})
     loop = _loop(session, task, queries, validator, run, stop)
     progress = Progress()
     if resume and run.has_checkpoint:
@@ -295,7 +298,7 @@ def _explained(run: Run) -> Iterator[None]:
     """Turn what torch raises about a checkpoint that does not fit into a sentence."""
     try:
         yield
-    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UsageError(
             f"a checkpoint of {run.path} does not fit the model of its configuration and these "
             f"features: {' '.join(str(error).split())[:300]}; is it from another run?"

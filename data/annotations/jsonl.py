@@ -8,18 +8,26 @@ Every dataset is kept in a store in this shape; other fields of a row go to `Ann
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from data.annotations.types import Annotation
-from data.errors import UsageError
+from data.errors import StoreError, UsageError
+from data.foreign import LONGEST_LINE, brief, check_plain_file, strict_json
 from data.identity import canonical_json, check_id
 
+if TYPE_CHECKING:  # the store keeps annotations, so it imports this module
+    from data.store.place import Place
+
 __all__ = ["Fields", "jsonl_bytes", "read_fields", "read_jsonl", "save_jsonl"]
+
+_MAX_QUERY = 10_000
+"""Characters; the longest of the public datasets has a few hundred."""
+
+_MAX_DURATION_S = 1e7
 
 _KNOWN = {
     "qid",
@@ -32,14 +40,13 @@ _KNOWN = {
 }
 
 
-def read_jsonl(path: Path) -> list[Annotation]:
+def read_jsonl(path: Place) -> list[Annotation]:
     """Rows in normal form; UsageError naming file and line for a wrong one."""
     return [fields.annotation() for fields in read_fields(path)]
 
 
-def save_jsonl(rows: Iterable[Annotation], path: Path) -> None:
+def save_jsonl(rows: Iterable[Annotation], path: Place) -> None:
     """Write rows in normal form; the file is replaced at once."""
-    # The store keeps annotations, so it imports this module; this way round only on use.
     from data.store.files import atomic_write
 
     atomic_write(path, jsonl_bytes(rows))
@@ -61,19 +68,25 @@ def _to_json(row: Annotation) -> dict[str, Any]:
     return row.extra | {"qid": row.qid, "query": row.query, "vid": row.video_id} | given
 
 
-def read_fields(path: Path) -> Iterator[Fields]:
+def read_fields(path: Place) -> Iterator[Fields]:
     """The rows of a file, unchecked but for what they are: JSON objects with different qids.
 
     Raises:
         UsageError: no such file, not text, no rows, a line that is not a whole JSON object, a
             number that is not finite, a qid that came before.
     """
+    from data.store.files import read_bytes
+
+    if isinstance(path, Path) and path.exists():
+        check_plain_file(path, "the annotations")  # reading a pipe never ends
     try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
+        lines = read_bytes(path).split(b"\n")
+    except FileNotFoundError:
         raise UsageError(
-            f"cannot read the annotations {path}: {error.strerror}; name an existing JSONL file"
+            f"cannot read the annotations {path}: No such file; name an existing JSONL file"
         ) from None
+    except StoreError as error:
+        raise UsageError(f"{error}; name an existing JSONL file") from None
     first: dict[tuple[type, int | str], int] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -88,19 +101,17 @@ def read_fields(path: Path) -> Iterator[Fields]:
         raise UsageError(f"the annotations {path} hold no rows")
 
 
-def _object(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _object(line: bytes, path: Place, number: int) -> dict[str, Any]:
     where = f"{path}, line {number}"
+    if len(line) > LONGEST_LINE:
+        raise UsageError(f"{where} has more than the {LONGEST_LINE:,} bytes that a row may have")
     try:
-        value = json.loads(line, parse_constant=_not_finite)
-    except (ValueError, RecursionError) as error:
+        value = strict_json(line)
+    except ValueError as error:
         raise UsageError(f"{where} is not a whole row of JSON: {error}") from None
     if not isinstance(value, dict):
         raise UsageError(f"{where} is not a JSON object but {type(value).__name__}")
     return value
-
-
-def _not_finite(word: str) -> NoReturn:
-    raise ValueError(f"{word} is not a number that can be used")
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ class Fields:
         row: the JSON object.
     """
 
-    path: Path
+    path: Place
     line: int
     row: dict[str, Any]
 
@@ -147,13 +158,15 @@ class Fields:
         self.demand(["qid"])
         qid = self.row["qid"]
         if isinstance(qid, bool) or not isinstance(qid, int | str) or qid == "":
-            self.refuse(f"'qid' must be a whole number or a string, got {qid!r}")
+            self.refuse(f"'qid' must be a whole number or a string, got {brief(qid)}")
         return qid
 
     def _query(self) -> str:
         query = self.row["query"]
         if not isinstance(query, str) or not query.strip():
-            self.refuse(f"'query' must be a sentence, got {query!r}")
+            self.refuse(f"'query' must be a sentence, got {brief(query)}")
+        if len(query) > _MAX_QUERY:
+            self.refuse(f"'query' has {len(query):,} characters, at most {_MAX_QUERY:,} are read")
         return query
 
     def _video_id(self) -> str:
@@ -170,8 +183,8 @@ class Fields:
         if value is None:
             return None
         duration_s = self._number(value, "duration")
-        if duration_s <= 0:
-            self.refuse(f"'duration' must be above 0 seconds, got {value}")
+        if not 0 < duration_s <= _MAX_DURATION_S:
+            self.refuse(f"'duration' must be above 0 seconds and below 116 days, got {value}")
         return duration_s
 
     def _windows(self) -> tuple[tuple[float, float], ...] | None:
@@ -181,7 +194,7 @@ class Fields:
         windows = []
         for each in self._list(value, "relevant_windows"):
             if not isinstance(each, list) or len(each) != 2:
-                self.refuse(f"'relevant_windows' holds {each!r}, not [start, end]")
+                self.refuse(f"'relevant_windows' holds {brief(each)}, not [start, end]")
             start, end = (self._number(edge, "relevant_windows") for edge in each)
             if not 0 <= start < end:
                 self.refuse(f"window {each} must start at 0 s or later and before its end")
@@ -213,16 +226,16 @@ class Fields:
 
     def _list(self, value: Any, name: str) -> list[Any]:
         if not isinstance(value, list):
-            self.refuse(f"'{name}' must be a list, got {value!r}")
+            self.refuse(f"'{name}' must be a list, got {brief(value)}")
         return value
 
     def _number(self, value: Any, name: str) -> float:
         if isinstance(value, bool) or not isinstance(value, int | float):
-            self.refuse(f"'{name}' must hold numbers, got {value!r}")
+            self.refuse(f"'{name}' must hold numbers, got {brief(value)}")
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
         if not math.isfinite(number):
-            self.refuse(f"'{name}' must hold finite numbers, got {value!r}")
+            self.refuse(f"'{name}' must hold finite numbers, got {brief(value)}")
         return number

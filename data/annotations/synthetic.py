@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 
@@ -10,8 +9,11 @@ from data.annotations.formats import DATASETS, PostProcessing
 from data.annotations.qvhighlights import load_rows
 from data.annotations.types import Annotation
 from data.errors import UsageError
+from data.foreign import read_limited, strict_json
 
 __all__ = ["Synthetic"]
+
+_MAX_BYTES = 1 << 20
 
 
 class Synthetic:
@@ -41,7 +43,8 @@ class Synthetic:
                 f"no dataset.json at {path} or beside it; a synthetic corpus is rendered with one"
             )
         try:
-            clip_len_s = float(json.loads(found[0].read_bytes())["clip_len_s"])
+            stated = strict_json(read_limited(found[0], _MAX_BYTES, "the corpus"))
+            clip_len_s = float(stated["clip_len_s"])
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{found[0]} has no usable 'clip_len_s': {error!r}") from None
         if not (math.isfinite(clip_len_s) and clip_len_s > 0):

@@ -1,12 +1,14 @@
 """Reads the layout of an HDF5 file that may come from a stranger, without reading its data.
 
 libhdf5 is asked only for names, types, shapes and places. Data is then read from those places
-with `pread`, so no filter plugin, external file, soft or virtual link is ever followed, and a
-declared size that the file does not have is refused (specs/pipeline_and_shards.md §5.4).
+with `pread`, or by ranges of an object (`data.store.remote_shard`), so no filter plugin, external
+file, soft or virtual link is ever followed, and a declared size that the file does not have is
+refused (specs/pipeline_and_shards.md §5.4).
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from numpy.typing import NDArray
 
 from data.errors import DamageError, GoneError, StoreError
 
-__all__ = ["DTYPES", "Extent", "Layout", "OpenFile", "read_layout"]
+__all__ = ["DTYPES", "Extent", "Layout", "OpenFile", "gone", "layout_of", "read_layout"]
 
 DTYPES = {
     np.dtype(name).newbyteorder("<").str
@@ -69,13 +71,21 @@ class OpenFile:
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            raise _gone(path) from None
+            raise gone(str(path)) from None
         except OSError as error:
             raise StoreError(f"cannot open {path}: {error.strerror}") from error
 
     def __del__(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
+
+    def layout(self) -> Layout:
+        """What is in the file (`read_layout`)."""
+        return read_layout(self.path)
+
+    def tables(self, extents: Mapping[str, Extent]) -> dict[str, NDArray[Any]]:
+        """Small arrays, whole."""
+        return {name: self.read(extent) for name, extent in extents.items()}
 
     def read(self, extent: Extent, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Rows `start:stop` of an array.
@@ -109,28 +119,44 @@ def read_layout(path: Path) -> Layout:
         GoneError: there is no such file.
     """
     try:
-        size = path.stat().st_size
-        with h5py.File(path, "r", locking=False) as file:
+        return layout_of(path, str(path), path.stat().st_size)
+    except FileNotFoundError:
+        raise gone(str(path)) from None
+    except OSError as error:
+        raise StoreError(f"cannot open {path}: {error.strerror}") from error
+
+
+def layout_of(source: Path | io.RawIOBase, name: str, size: int) -> Layout:
+    """As `read_layout`, from a path or from anything that can seek and read.
+
+    Args:
+        source: the file.
+        name: its place, for messages.
+        size: its bytes.
+    """
+    try:
+        with h5py.File(source, "r", locking=False) as file:
             return Layout(dict(_attributes(file)), dict(_walk(file.id, "", size, set())))
     except FileNotFoundError:
-        raise _gone(path) from None
+        raise
     except _UnplainError as error:
-        raise DamageError(str(path), f"is no plain file of arrays: {error}") from None
+        raise DamageError(name, f"is no plain file of arrays: {error}") from None
     except (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise DamageError(
-            str(path), f"is not a readable HDF5 file (torn, damaged or foreign): {_short(error)}"
+            name, f"is not a readable HDF5 file (torn, damaged or foreign): {_short(error)}"
         ) from error
+
+
+def gone(name: str) -> GoneError:
+    """The error for a shard that is not there any more."""
+    return GoneError(
+        f"{name} is not there any more; if `pipeline compact`, `gc` or `repair` ran meanwhile, "
+        "start again"
+    )
 
 
 class _UnplainError(Exception):
     """Something that a shard never holds."""
-
-
-def _gone(path: Path) -> GoneError:
-    return GoneError(
-        f"{path} is not there any more; if `pipeline compact`, `gc` or `repair` ran meanwhile, "
-        "start again"
-    )
 
 
 def _attributes(file: h5py.File) -> Iterator[tuple[str, Any]]:

@@ -15,7 +15,10 @@ from data.errors import StoreError
 from data.identity import canonical_json, check_id
 from data.store.types import ItemKey, Row, Schema, StreamSpec
 
-__all__ = ["EncodedItem", "Text", "encode_item", "item_crc32"]
+__all__ = ["ITEM_BYTES", "EncodedItem", "Text", "encode_item", "item_crc32"]
+
+ITEM_BYTES = 150
+"""About what the tables of a shard hold for one item."""
 
 _CONTENT = re.compile(r"[0-9a-f]{64}")
 
@@ -63,7 +66,7 @@ class EncodedItem:
         """About how much it adds to a shard."""
         arrays = sum(array.nbytes for array in self.arrays.values())
         texts = sum(len(text.data) + text.lengths.nbytes for text in self.texts.values())
-        return arrays + texts + len(self.facts) + 16 * self.grid_clips + 150
+        return arrays + texts + len(self.facts) + 16 * self.grid_clips + ITEM_BYTES
 
 
 def encode_item(row: Row, schema: Schema, stage: str) -> EncodedItem:

@@ -5,32 +5,38 @@ from __future__ import annotations
 import re
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, TypeVar
+from itertools import islice
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import GoneError, StoreError
 from data.grid import Grid
-from data.store.hdf5 import OpenFile
+from data.store.files import list_folder
+from data.store.place import Place
+from data.store.remote_shard import ShardFile, open_ahead, open_file
 from data.store.shard_reader import Shard
 from data.store.types import ItemKey, Recipe, Row
 
-__all__ = ["FilePool", "Problem", "StageReader", "shard_paths"]
+__all__ = ["FilePool", "Problem", "StageReader", "shard_paths", "shard_sizes"]
 
 T = TypeVar("T")
 
 _SHARD = re.compile(r"shard-[0-9a-f]{16}\.h5")
 
 
-def shard_paths(folder: Path) -> list[Path]:
+def shard_paths(folder: Place) -> list[Place]:
     """The complete shards of a folder in name order; temporary files are not shards."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _SHARD.fullmatch(path.name))
+    return list(shard_sizes(folder))
+
+
+def shard_sizes(folder: Place) -> dict[Place, int]:
+    """`shard_paths` with the bytes of each."""
+    entries = list_folder(folder)
+    return {folder / each.name: each.size for each in entries if _SHARD.fullmatch(each.name)}
 
 
 @dataclass(frozen=True)
@@ -38,14 +44,17 @@ class Problem:
     """Something in a store that cannot be trusted.
 
     Args:
-        kind: `shard`, `item`, `recipe`, `grid`, `duplicate`, `catalogue` or `annotations`.
+        kind: `shard`, `item`, `recipe`, `grid`, `duplicate`, `catalogue`, `failures`,
+            `annotations` or `file`.
         where: file, or stage and id.
         message: a sentence that says what is wrong and what to do.
+        level: `error`: something cannot be trusted; `note`: nothing is wrong with any row.
     """
 
     kind: str
     where: str
     message: str
+    level: Literal["error", "note"] = "error"
 
 
 class FilePool:
@@ -57,17 +66,38 @@ class FilePool:
 
     def __init__(self, most: int = 64) -> None:
         self._most = most
-        self._open: OrderedDict[Path, OpenFile] = OrderedDict()
+        self._open: OrderedDict[Place, ShardFile] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, path: Path) -> OpenFile:
+    def get(self, path: Place) -> ShardFile:
         """The file, open for reading; StoreError if it cannot be opened."""
         with self._lock:
-            file = self._open.pop(path, None) or OpenFile(path)
-            self._open[path] = file
-            while len(self._open) > self._most:
-                self._open.popitem(last=False)
+            file = self._open.pop(path, None) or open_file(path)
+            self._keep(path, file)
         return file
+
+    def ahead(self, shards: Mapping[Place, int], known: Container[Place] = ()) -> Iterator[Place]:
+        """The shards (place to size), to be opened one by one; remote ones are fetched ahead.
+
+        Those that are `known` are given, too, but not fetched.
+        """
+        rest = iter(shards)
+        while batch := list(islice(rest, self._most)):
+            found = open_ahead({path: shards[path] for path in batch if path not in known})
+            with self._lock:
+                for path, file in found.items():
+                    self._keep(path, file)
+            yield from batch
+
+    def forget(self, path: Place) -> None:
+        """Do not read this file any more: another one may come under its name (repair)."""
+        with self._lock:
+            self._open.pop(path, None)
+
+    def _keep(self, path: Place, file: ShardFile) -> None:
+        self._open[path] = file
+        while len(self._open) > self._most:
+            self._open.popitem(last=False)
 
     def __reduce__(self) -> tuple[type[FilePool], tuple[int]]:
         return FilePool, (self._most,)
@@ -91,7 +121,7 @@ class StageReader:
 
     def __init__(
         self,
-        folder: Path,
+        folder: Place,
         recipe: Recipe | None,
         contents: Callable[[], Mapping[str, str]],
         *,
@@ -105,7 +135,8 @@ class StageReader:
         self._where: dict[ItemKey, tuple[Shard, int]] = {}
         self._versions: dict[str, list[ItemKey]] = {}
         self._folder, self._strict, self._files = folder, strict, FilePool()
-        self._shards: dict[Path, Shard] = {}
+        self._shards: dict[Place, Shard] = {}
+        self._lock = threading.Lock()
         self.refresh()
 
     def refresh(self) -> None:
@@ -114,21 +145,38 @@ class StageReader:
         Raises:
             StoreError: as when the reader was made.
         """
-        paths = shard_paths(self._folder)
-        self._shards = {path: self._shards[path] for path in paths if path in self._shards}
-        self._where, self._versions, self.problems = {}, {}, []
-        for path in paths:
+        with self._lock:
+            self._scan()
+
+    def _scan(self) -> None:
+        """Other threads go on to read what was there before, until all of the new is known."""
+        sizes = shard_sizes(self._folder)
+        kept = {path: shard for path, shard in self._shards.items() if path in sizes}
+        some_left = len(kept) < len(self._shards)
+        for path in self._shards.keys() - kept.keys():
+            self._files.forget(path)
+        where = {} if some_left else self._where
+        versions = {} if some_left else self._versions
+        found: list[Shard] = list(kept.values()) if some_left else []
+        problems = []
+        for path in self._files.ahead(sizes, known=kept):
             try:
-                self._add(path)
+                if path not in kept:
+                    kept[path] = self._opened(path)
+                    found.append(kept[path])
             except GoneError:
                 continue
             except StoreError as error:
+                self._files.forget(path)
                 if self._strict:
                     raise
-                self.problems.append(Problem("shard", str(path), str(error)))
-        for key in self._where:
-            if key.part == 0 and self._complete(key):
-                self._versions.setdefault(key.id, []).append(key)
+                problems.append(Problem("shard", str(path), str(error)))
+        for shard in found:
+            _enter(shard, where)
+        for shard in found:
+            _enter_versions(shard, where, versions)
+        self._shards, self._where, self._versions = kept, where, versions
+        self.problems = problems
 
     @property
     def recipe(self) -> Recipe:
@@ -195,24 +243,26 @@ class StageReader:
     def __len__(self) -> int:
         return len(self._versions)
 
-    def _add(self, path: Path) -> None:
-        shard = self._shards.get(path) or Shard(path, self._files)
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
+
+    def _opened(self, path: Place) -> Shard:
+        shard = Shard(path, self._files)
         if (shard.recipe.stage, shard.recipe.id) != (self.stage, self.recipe_id):
             raise StoreError(
                 f"shard {shard.path} belongs to {shard.recipe.stage}/{shard.recipe.id}; "
                 "it was put in the wrong folder: move it back"
             )
-        self._shards[path] = shard
         self._recipe = self._recipe or shard.recipe
-        for index, key in enumerate(shard.keys):
-            self._where.setdefault(key, (shard, index))
-
-    def _complete(self, first: ItemKey) -> bool:
-        others = (replace(first, part=part) for part in range(1, first.parts))
-        return all(key in self._where for key in others)
+        return shard
 
     def _places(self, id: str, content: str | None) -> list[tuple[Shard, int]]:
         first = self._choose(id, content)
+        if first.parts == 1:
+            return [self._where[first]]
         return [self._where[replace(first, part=part)] for part in range(first.parts)]
 
     def _read(self, id: str, content: str | None, read: Callable[[Shard, int], T]) -> list[T]:
@@ -225,6 +275,8 @@ class StageReader:
 
     def _choose(self, id: str, content: str | None) -> ItemKey:
         versions = self._versions.get(id, [])
+        if content is None and len(versions) == 1:
+            return versions[0]
         if content is None and len({key.content for key in versions}) > 1:
             self._contents = self._contents or self._read_contents()
             content = self._contents.get(id)
@@ -256,6 +308,32 @@ class StageReader:
             },
             facts=_join_facts([row.facts for row in rows]),
         )
+
+
+_Where = dict[ItemKey, tuple[Shard, int]]
+
+
+def _enter(shard: Shard, where: _Where) -> None:
+    """The first shard in name order wins an item that several hold."""
+    for index, key in enumerate(shard.keys):
+        shown = where.setdefault(key, (shard, index))
+        if shown[0] is not shard and shard.path.name < shown[0].path.name:
+            where[key] = (shard, index)
+
+
+def _enter_versions(shard: Shard, where: _Where, versions: dict[str, list[ItemKey]]) -> None:
+    """Contents of which all parts are there, by id."""
+    for key in shard.keys:
+        if key.parts > 1:
+            parts = [replace(key, part=part) for part in range(key.parts)]
+            if not all(part in where for part in parts):
+                continue
+            key = parts[0]
+        known = versions.get(key.id)
+        if known is None:
+            versions[key.id] = [key]
+        elif key not in known:
+            known.append(key)
 
 
 def _join_facts(facts: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from data.errors import StoreError
-from data.store.files import atomic_write, read_json
+from data.store.files import atomic_write, read_json, size_of
+from data.store.place import Place
 from data.store.types import SCHEMA_VERSION, Recipe, Schema, StreamSpec
 
 __all__ = [
     "STREAM_DTYPES",
     "check_schema",
     "check_schema_version",
+    "differences",
     "load_recipe",
     "recipe_from_json",
     "save_recipe",
@@ -44,10 +45,10 @@ def recipe_from_json(value: Mapping[str, Any], where: str) -> Recipe:
         arrays = {name: _stream(each) for name, each in value["schema"]["arrays"].items()}
         schema = Schema(arrays, tuple(value["schema"]["texts"]))
         recipe = Recipe(
-            value["stage"], value["version"], value["params"], value["upstream"], schema
+            value["stage"], value["version"], dict(value["params"]), dict(value["upstream"]), schema
         )
         check_schema(recipe)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise StoreError(f"{where} is not a recipe: {type(error).__name__} {error}") from error
     except StoreError as error:
         raise StoreError(f"{where}: {error}") from None
@@ -75,7 +76,7 @@ def _stream(value: Mapping[str, Any]) -> StreamSpec:
     return StreamSpec(tuple(value["shape"]), value["dtype"], value["per"])
 
 
-def load_recipe(folder: Path) -> Recipe:
+def load_recipe(folder: Place) -> Recipe:
     """The recipe of a folder `<stage>/<recipe_id>`, which must be named after it."""
     path = folder / "recipe.json"
     try:
@@ -83,7 +84,7 @@ def load_recipe(folder: Path) -> Recipe:
     except FileNotFoundError:
         raise StoreError(
             f"{path} is missing, so the rows beside it cannot be trusted; "
-            f"remove the folder and run `pipeline run --stage {folder.parent.name}`"
+            "`pipeline repair` writes it again from the recipe in the shards"
         ) from None
     if (recipe.stage, recipe.id) != (folder.parent.name, folder.name):
         raise StoreError(
@@ -93,11 +94,23 @@ def load_recipe(folder: Path) -> Recipe:
     return recipe
 
 
-def save_recipe(folder: Path, recipe: Recipe) -> None:
+def save_recipe(folder: Place, recipe: Recipe) -> None:
     """Write `recipe.json` if it is not there; StoreError if another one is."""
-    if (folder / "recipe.json").exists():
+    if size_of(folder / "recipe.json") is not None:
         load_recipe(folder)
         return
     check_schema(recipe)
     text = json.dumps(recipe.to_json(), indent=2, sort_keys=True, ensure_ascii=False)
     atomic_write(folder / "recipe.json", text.encode() + b"\n")
+
+
+def differences(before: Any, after: Any, name: str = "") -> str:
+    """The points in which two JSON values differ, as `params.width: 0.25 -> 0.5, ...`."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = sorted({*before, *after})
+        parts = [
+            differences(before.get(key), after.get(key), f"{name}.{key}" if name else key)
+            for key in keys
+        ]
+        return ", ".join(part for part in parts if part)
+    return "" if before == after else f"{name}: {before} -> {after}"

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from data.errors import StoreError
-from data.store.files import append_records, atomic_write, exclusive, read_records, records_bytes
+from data.store.files import (
+    append_records,
+    change_file,
+    parse_records,
+    read_bytes,
+    read_records,
+    records_bytes,
+)
+from data.store.place import Place
 from data.store.types import ItemKey
 from data.video.types import VideoFacts
 
@@ -18,6 +26,9 @@ __all__ = [
     "Failure",
     "FailureLog",
     "FileHashes",
+    "catalogue_entry",
+    "failure_of",
+    "probed_entry",
     "read_catalogue",
     "update_catalogue",
 ]
@@ -41,29 +52,50 @@ class CatalogueEntry:
     facts: VideoFacts
 
 
-def read_catalogue(path: Path) -> dict[str, CatalogueEntry]:
+def read_catalogue(path: Place) -> dict[str, CatalogueEntry]:
     """Entries by video id; StoreError for a damaged file."""
     try:
-        entries = [
-            CatalogueEntry(row["video_id"], row["content"], VideoFacts(**row["facts"]))
-            for row in read_records(path)
-        ]
+        return _entries(parse_records(read_bytes(path), path), path)
+    except FileNotFoundError:
+        return {}
+
+
+def catalogue_entry(row: Mapping[str, Any]) -> CatalogueEntry:
+    """The entry of a record; KeyError or TypeError if it is none."""
+    return CatalogueEntry(row["video_id"], row["content"], VideoFacts(**row["facts"]))
+
+
+def probed_entry(key: ItemKey, facts: Mapping[str, Any]) -> CatalogueEntry:
+    """The entry of a video, from its row of the stage `probe`."""
+    names = {each.name for each in fields(VideoFacts)}
+    known = {name: value for name, value in facts.items() if name in names}
+    return CatalogueEntry(key.id, key.content, VideoFacts(**known))
+
+
+def _entries(rows: Iterable[Mapping[str, Any]], path: Place) -> dict[str, CatalogueEntry]:
+    try:
+        entries = [catalogue_entry(row) for row in rows]
     except (KeyError, TypeError) as error:
         raise StoreError(
             f"{path} has a row that is no catalogue entry ({error}); "
-            "remove the file, then `pipeline run --stage probe` writes it again"
+            "`pipeline repair` keeps the whole rows and makes the others again"
         ) from error
     return {entry.video_id: entry for entry in entries}
 
 
-def update_catalogue(path: Path, entries: Iterable[CatalogueEntry]) -> None:
+def update_catalogue(path: Place, entries: Iterable[CatalogueEntry]) -> None:
     """Merge into the file and replace it at once; two jobs may do so at the same time."""
     new = {entry.video_id: entry for entry in entries}
-    with exclusive(path.parent):
-        old = read_catalogue(path)
-        merged = old | new
-        if merged != old:
-            atomic_write(path, records_bytes(asdict(merged[id]) for id in sorted(merged)))
+
+    def merged(content: bytes | None) -> bytes:
+        old = _entries(parse_records(content or b"", path), path)
+        both = old | new
+        if content is not None and both == old:
+            return content
+        return records_bytes(asdict(both[video_id]) for video_id in sorted(both))
+
+    if new:
+        change_file(path, merged)
 
 
 @dataclass(frozen=True)
@@ -87,6 +119,15 @@ class Failure:
     log: str = ""
 
 
+def failure_of(record: Mapping[str, Any]) -> tuple[ItemKey, Failure | None]:
+    """A record of a `FailureLog`: which item, and its failure, None if it was forgotten.
+
+    KeyError or TypeError if it is none.
+    """
+    key = ItemKey(**record["key"])
+    return key, None if record.get("forgotten") else Failure(**{**record, "key": key})
+
+
 class FailureLog:
     """`failures.jsonl` of one stage and recipe: every attempt that ended in quarantine.
 
@@ -98,7 +139,7 @@ class FailureLog:
         path: the file; need not exist.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Place) -> None:
         self.path = path
 
     def read(self) -> dict[tuple[str, str, int], Failure]:
@@ -106,14 +147,14 @@ class FailureLog:
         failures: dict[tuple[str, str, int], Failure] = {}
         for record in read_records(self.path, torn=True):
             try:
-                key = ItemKey(**record["key"])
+                key, failure = failure_of(record)
                 failures.pop((key.id, key.content, key.part), None)
-                if not record.get("forgotten"):
-                    failures[key.id, key.content, key.part] = Failure(**record | {"key": key})
+                if failure is not None:
+                    failures[key.id, key.content, key.part] = failure
             except (KeyError, TypeError) as error:
                 raise StoreError(
-                    f"{self.path} has a row that is no failure ({error}); remove the file, then "
-                    "`pipeline run` tries those inputs again"
+                    f"{self.path} has a row that is no failure ({error}); `pipeline repair` "
+                    "leaves it out, then `pipeline run` tries that input again"
                 ) from error
         return failures
 
@@ -133,7 +174,10 @@ class FailureLog:
 
 
 class FileHashes:
-    """Remembers the sha256 of files whose size and modification time did not change.
+    """Remembers the sha256 of files that did not change.
+
+    Change time and inode count beside size and modification time: `cp -p` and `rsync -t` put
+    another file in place with the time, and perhaps the size, of the one before.
 
     A cache: it may be deleted at any time, and a path in it means something on one host only.
 
@@ -143,37 +187,41 @@ class FileHashes:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._known: dict[str, Mapping[str, Any]] = {}
-        for record in read_records(path, torn=True):
-            if isinstance(record.get("path"), str):
-                self._known[record["path"]] = record
+        self._known: dict[str, tuple[str, tuple[Any, ...]]] | None = None
 
     def hash_of(self, path: Path) -> str | None:
         """The remembered sha256; None if there is none or the file changed or is gone."""
-        record = self._known.get(str(path.absolute()), {})
-        sha256, stamp = record.get("sha256"), (record.get("size"), record.get("mtime_ns"))
-        usable = isinstance(sha256, str) and len(sha256) == 64 and _stamp_now(path) == stamp
-        return str(sha256) if usable else None
+        if self._known is None:
+            self._known = self._read()
+        sha256, stamp = self._known.get(str(path.absolute()), ("", ()))
+        return sha256 if len(sha256) == 64 and _stamp_now(path) == stamp else None
 
     def remember(self, path: Path, sha256: str, before: os.stat_result) -> None:
         """Keep a hash for as long as the file is as it was `before` hashing began."""
-        size, mtime_ns = _stamp(before)
-        name = str(path.absolute())
-        record = {
-            "path": name,
-            "size": size,
-            "mtime_ns": mtime_ns,
-            "sha256": sha256,
-        }
-        self._known[name] = record
+        stamp, name = _stamp(before), str(path.absolute())
+        if self._known is not None:
+            self._known[name] = (sha256, stamp)
+        record = {"path": name, "sha256": sha256, **dict(zip(_STAMP, stamp, strict=True))}
         append_records(self.path, [record], durable=False)
 
+    def _read(self) -> dict[str, tuple[str, tuple[Any, ...]]]:
+        """Only who asks holds them all: a driver that only remembers does not grow."""
+        known = {}
+        for record in read_records(self.path, torn=True):
+            sha256 = record.get("sha256")
+            if isinstance(record.get("path"), str) and isinstance(sha256, str):
+                known[record["path"]] = (sha256, tuple(record.get(name) for name in _STAMP))
+        return known
 
-def _stamp(stat: os.stat_result) -> tuple[int, int]:
-    return stat.st_size, stat.st_mtime_ns
+
+_STAMP = ("size", "mtime_ns", "ctime_ns", "inode")
 
 
-def _stamp_now(path: Path) -> tuple[int, int] | None:
+def _stamp(stat: os.stat_result) -> tuple[Any, ...]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+def _stamp_now(path: Path) -> tuple[Any, ...] | None:
     try:
         return _stamp(path.stat())
     except OSError:

@@ -14,7 +14,8 @@
     /offsets/<stream>      (N+1) cuts them
     /texts/<text>/bytes    UTF-8, cut by string_offsets (K+1); item_offsets (N+1) cuts the strings
 
-All is contiguous, uncompressed, little-endian; nothing has variable length
+All is contiguous, uncompressed, little-endian; nothing has variable length. Headers and small
+tables lie in front of the large arrays
 (specs/pipeline_and_shards.md §4 has the measurements). Offsets count rows, bytes or strings.
 `index_crc32` covers the small tables and the shapes of the large arrays and is checked when a
 shard is opened; the CRC32 of an item is checked when it is read for the first time. The name of
@@ -78,13 +79,19 @@ def build_shard(recipe: Recipe, items: Sequence[EncodedItem]) -> bytes:
     with h5py.File.in_memory(libver="v110") as file:
         for name, value in attributes.items():
             file.attrs[name] = _plain_attribute(value)
+        # libhdf5 gives data its place when it is first written: all headers lie in front, then the
+        # tables, then the large arrays. So few requests open a shard of an object store.
         for name, table in tables.items():
-            file.create_dataset(name, data=table, track_times=False)
-        for name, (parts, empty) in pieces.items():
-            dataset = file.create_dataset(name, shapes[name][0], empty.dtype, track_times=False)
+            file.create_dataset(name, table.shape, table.dtype, track_times=False)
+        for name, (shape, dtype) in shapes.items():
+            file.create_dataset(name, shape, dtype, track_times=False)
+        file.flush()  # gives the indexes of large groups their place
+        for name, table in tables.items():
+            file[name][...] = table
+        for name, (parts, _) in pieces.items():
             start = 0
             for block in _blocks(parts):
-                dataset[start : start + len(block)] = block
+                file[name][start : start + len(block)] = block
                 start += len(block)
         file.flush()
         return bytes(file.id.get_file_image())

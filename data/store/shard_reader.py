@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import DamageError, StoreError, UsageError
+from data.foreign import strict_json
 from data.grid import Grid
 from data.identity import check_id
-from data.store.hdf5 import Extent, Layout, OpenFile, read_layout
-from data.store.item import Text, item_crc32
+from data.store.hdf5 import Extent, Layout
+from data.store.item import ITEM_BYTES, EncodedItem, Text, item_crc32
+from data.store.place import Place
 from data.store.recipes import check_schema_version, recipe_from_json
+from data.store.remote_shard import ShardFile
 from data.store.shard import FORMAT, empty_layout, index_crc32, is_table
 from data.store.types import ItemKey, Recipe, Row
 
@@ -26,7 +27,7 @@ __all__ = ["Files", "Shard"]
 class Files(Protocol):
     """Gives open files by path; decides how many stay open."""
 
-    def get(self, path: Path) -> OpenFile:
+    def get(self, path: Place) -> ShardFile:
         """The file, open for reading."""
         ...
 
@@ -51,13 +52,14 @@ class Shard:
         GoneError: there is no such file.
     """
 
-    def __init__(self, path: Path, files: Files) -> None:
+    def __init__(self, path: Place, files: Files) -> None:
         self.path = path
         self._files = files
-        layout = read_layout(path)
+        file = files.get(path)
+        layout = file.layout()
         self._demand(layout.attributes.get("format") == FORMAT, "is not a shard of a store")
         check_schema_version(layout.attributes.get("schema_version"), f"shard {path}")
-        tables = self._read_tables(layout)
+        tables = self._read_tables(file, layout)
         self.recipe = self._read_recipe(layout, tables)
         self.clip_len_s = float(layout.attributes["clip_len_s"])
         self._read_items(tables)
@@ -102,6 +104,37 @@ class Shard:
         """What the CRC32 of an item must be."""
         return int(self._crc32[index])
 
+    def encoded(self, index: int) -> EncodedItem:
+        """One item as it goes into another shard, byte for byte.
+
+        Raises:
+            DamageError: as `row`; it is read anew even if it was checked before.
+        """
+        self._checked[index] = False
+        arrays, texts = self._read(index)
+        grid = self.grid(index)
+        return EncodedItem(
+            key=self.keys[index],
+            duration_s=float(self.durations_s[index]),
+            clip_len_s=grid.clip_len_s if grid is not None else float("nan"),
+            grid_clips=grid.n if grid is not None else 0,
+            facts=self._fact_bytes(index),
+            arrays=arrays,
+            texts=texts,
+            crc32=self.crc32(index),
+        )
+
+    def size_bytes(self, index: int) -> int:
+        """About how much one item adds to a shard; reads nothing."""
+        size = len(self._fact_bytes(index)) + 16 * int(self._clips[index]) + ITEM_BYTES
+        for name, (_, extent) in self._arrays.items():
+            size += self.length(index, name) * extent.row_bytes
+        for text in self._texts.values():
+            first, last = _cut(text.item_offsets, index)
+            strings = text.string_offsets
+            size += int(strings[last] - strings[first]) + 8 * (last - first)
+        return size
+
     def check(self, index: int) -> None:
         """Read all of one item, its timestamps too; DamageError if it is damaged."""
         self._checked[index] = False
@@ -113,12 +146,11 @@ class Shard:
             whole = np.array_equal(found, grid.spans_s)
             self._demand(whole, f"has damaged timestamps of '{self.keys[index].id}'")
 
-    def _read_tables(self, layout: Layout) -> dict[str, NDArray[Any]]:
+    def _read_tables(self, file: ShardFile, layout: Layout) -> dict[str, NDArray[Any]]:
         """The small datasets, after the check that none of them has a flipped bit."""
-        file = self._files.get(self.path)
-        tables = {
-            name: file.read(extent) for name, extent in layout.extents.items() if is_table(name)
-        }
+        tables = file.tables(
+            {name: extent for name, extent in layout.extents.items() if is_table(name)}
+        )
         large = {
             name: (extent.shape, extent.dtype.str)
             for name, extent in layout.extents.items()
@@ -217,7 +249,7 @@ class Shard:
             self._checked[index] = True
         return arrays, texts
 
-    def _array(self, file: OpenFile, index: int, name: str) -> NDArray[Any]:
+    def _array(self, file: ShardFile, index: int, name: str) -> NDArray[Any]:
         offsets, extent = self._arrays[name]
         return file.read(extent, *_cut(offsets, index))
 
@@ -234,8 +266,8 @@ class Shard:
 
     def _json(self, text: bytes, what: str) -> dict[str, Any]:
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError):
+            value = strict_json(text)
+        except ValueError:
             value = None
         if not isinstance(value, dict):
             raise self._error(f"holds an unreadable {what}")
@@ -253,7 +285,7 @@ def _cut(offsets: NDArray[np.int64], index: int) -> tuple[int, int]:
     return int(offsets[index]), int(offsets[index + 1])
 
 
-def _read_text(file: OpenFile, table: _TextTable, index: int) -> Text:
+def _read_text(file: ShardFile, table: _TextTable, index: int) -> Text:
     first, last = _cut(table.item_offsets, index)
     cuts = table.string_offsets[first : last + 1]
     return Text(np.diff(cuts), file.read(table.data, int(cuts[0]), int(cuts[-1])).tobytes())

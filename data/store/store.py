@@ -1,4 +1,4 @@
-"""A store on disk: folders of shards, and the few small files beside them.
+"""A store: folders of shards, and the few small files beside them, on disk or an object store.
 
     store.json                     schema version, dataset, clip length, current recipe per stage
     videos.jsonl                   present content and facts of each video
@@ -24,9 +24,19 @@ from typing import Any
 from data.annotations.jsonl import jsonl_bytes, read_jsonl, save_jsonl
 from data.annotations.types import Annotation
 from data.errors import StoreError, UsageError, nearest
-from data.identity import check_id, file_sha256
-from data.store.files import atomic_write, exclusive, read_json
+from data.identity import check_id
+from data.store.files import (
+    atomic_write,
+    change_file,
+    list_folder,
+    parse_json,
+    read_bytes,
+    read_json,
+    sha256_of,
+    size_of,
+)
 from data.store.item import EncodedItem, encode_item
+from data.store.place import Place, place_of
 from data.store.reader import Problem, StageReader, shard_paths
 from data.store.recipes import check_schema_version, load_recipe, save_recipe
 from data.store.records import (
@@ -36,6 +46,7 @@ from data.store.records import (
     read_catalogue,
     update_catalogue,
 )
+from data.store.scratch import scratch_file
 from data.store.shard import build_shard
 from data.store.types import SCHEMA_VERSION, ItemKey, Recipe, Row
 
@@ -74,7 +85,7 @@ class ShardWriter:
         target_bytes: a shard is written as soon as so much is pending.
     """
 
-    def __init__(self, folder: Path, recipe: Recipe, clip_len_s: float, target_bytes: int) -> None:
+    def __init__(self, folder: Place, recipe: Recipe, clip_len_s: float, target_bytes: int) -> None:
         self.folder = folder
         self.recipe = recipe
         self._clip_len_s = clip_len_s
@@ -121,8 +132,7 @@ class ShardWriter:
         shard = build_shard(self.recipe, [self._items[key] for key in keys])
         sha256 = hashlib.sha256(shard).hexdigest()
         path = self.folder / f"shard-{sha256[:16]}.h5"
-        # One that is there may be damaged; then the same rows mend it.
-        if not (path.exists() and file_sha256(path) == sha256):
+        if not _holds(path, len(shard), sha256):
             atomic_write(path, shard)
         self._items.clear()
         self.pending_bytes = 0
@@ -145,25 +155,26 @@ class Store:
     """One store. Make it with `create`, `open` or `open_or_create`; it may be pickled.
 
     Args:
-        path: the folder.
+        path: the folder, here or remote.
         dataset: name of the dataset.
         clip_len_s: length of the clips of every grid in it.
     """
 
-    def __init__(self, path: Path, dataset: str, clip_len_s: float) -> None:
+    def __init__(self, path: Place, dataset: str, clip_len_s: float) -> None:
         self.path = path
         self.dataset = dataset
         self.clip_len_s = clip_len_s
 
     @classmethod
-    def create(cls, path: Path, *, dataset: str, clip_len_s: float) -> Store:
+    def create(cls, path: str | Place, *, dataset: str, clip_len_s: float) -> Store:
         """A new, empty store; UsageError if there is one or the folder holds something else."""
-        path = Path(path)
+        path = place_of(path)
         check_id(dataset, what="dataset name")
         if not (math.isfinite(clip_len_s) and clip_len_s > 0):
             raise UsageError(f"clip length must be above 0 seconds, got {clip_len_s}")
         # Hidden files may be what a killed `create` left behind.
-        if path.exists() and not (path.is_dir() and all(map(_is_hidden, path.iterdir()))):
+        others = [each for each in list_folder(path) if not each.name.startswith(".")]
+        if others or size_of(path) is not None:
             raise UsageError(f"{path} exists and is not empty; name a new folder for the store")
         content = {
             "schema_version": SCHEMA_VERSION,
@@ -171,38 +182,42 @@ class Store:
             "clip_len_s": float(clip_len_s),
             "current": {},
         }
-        atomic_write(path / "store.json", _pretty(content))
+        # Another job may be making it, too, and have gone further.
+        change_file(path / "store.json", lambda there: there or _pretty(content))
         return cls.open(path)
 
     @classmethod
-    def open(cls, path: Path) -> Store:
-        """The store in a folder.
+    def open(cls, path: str | Place) -> Store:
+        """The store in a folder, given by path or URL.
 
         Raises:
             UsageError: no such folder, or it holds no store.
             StoreError: a store of another schema version, or a damaged `store.json`.
         """
-        path = Path(path)
-        if not (path / "store.json").is_file():
-            what = "holds no store (no store.json)" if path.is_dir() else "does not exist"
-            raise UsageError(f"store {path} {what}; `pipeline run` makes one, or name another")
-        content = _store_json(path)
+        path = place_of(path)
+        try:
+            content = _store_json(path)
+        except FileNotFoundError:
+            what = "holds no store (no store.json)" if _is_folder(path) else "does not exist"
+            raise UsageError(
+                f"store {path} {what}; `pipeline run` makes one, or name another"
+            ) from None
         return cls(path, content["dataset"], content["clip_len_s"])
 
     @classmethod
-    def open_or_create(cls, path: Path, *, dataset: str, clip_len_s: float) -> Store:
+    def open_or_create(cls, path: str | Place, *, dataset: str, clip_len_s: float) -> Store:
         """The store in a folder, made if there is none.
 
         Raises:
             UsageError: there is one of another dataset or clip length.
         """
-        path = Path(path)
-        if not (path / "store.json").is_file():
+        path = place_of(path)
+        if size_of(path / "store.json") is None:
             try:
                 return cls.create(path, dataset=dataset, clip_len_s=clip_len_s)
             except UsageError:
                 # Another job may have made it since.
-                if not (path / "store.json").is_file():
+                if size_of(path / "store.json") is None:
                     raise
         store = cls.open(path)
         if (store.dataset, store.clip_len_s) != (dataset, clip_len_s):
@@ -220,27 +235,33 @@ class Store:
 
     def set_current(self, recipes: Mapping[str, str]) -> None:
         """Make recipes (stage to recipe id) the current ones; other stages keep theirs."""
-        with exclusive(self.path):
-            content = _store_json(self.path)
+        path = self.path / "store.json"
+
+        def replaced(text: bytes | None) -> bytes:
+            content = _checked(parse_json(text or b"", path), self.path)
             current = content["current"] | dict(recipes)
-            if current != content["current"]:
-                text = _pretty(content | {"current": current})
-                atomic_write(self.path / "store.json", text)
+            if text is not None and current == content["current"]:
+                return text
+            return _pretty(content | {"current": current})
+
+        change_file(path, replaced)
 
     def stages(self) -> list[str]:
         """Stages that have rows or a recipe, sorted."""
-        folders = [each for each in self.path.iterdir() if each.is_dir()]
-        return sorted(each.name for each in folders if any(each.glob("*/recipe.json")))
+        names = (each.name for each in list_folder(self.path) if each.is_folder)
+        return [name for name in names if self.recipes(name)]
 
     def recipes(self, stage: str) -> list[str]:
         """Recipe ids of a stage, current or not, sorted."""
-        return sorted(each.parent.name for each in (self.path / stage).glob("*/recipe.json"))
+        folder = self.path / stage
+        names = [each.name for each in list_folder(folder) if each.is_folder]
+        return [name for name in names if size_of(folder / name / "recipe.json") is not None]
 
     def recipe(self, stage: str, recipe_id: str | None = None) -> Recipe:
         """A recipe, checked against the name of its folder; None is the current one."""
         return load_recipe(self.folder(stage, recipe_id))
 
-    def folder(self, stage: str, recipe_id: str | None = None) -> Path:
+    def folder(self, stage: str, recipe_id: str | None = None) -> Place:
         """Where the shards of a recipe are; None is the current one.
 
         Raises:
@@ -255,7 +276,7 @@ class Store:
             )
         return self.path / stage / check_id(recipe_id, what="recipe id")
 
-    def shards(self, stage: str, recipe_id: str | None = None) -> list[Path]:
+    def shards(self, stage: str, recipe_id: str | None = None) -> list[Place]:
         """The shard files of a recipe, in name order."""
         return shard_paths(self.folder(stage, recipe_id))
 
@@ -278,7 +299,8 @@ class Store:
             StoreError: the stage was never run, or a shard cannot be trusted.
         """
         folder = self.folder(stage, recipe_id)
-        recipe = load_recipe(folder) if (folder / "recipe.json").is_file() else None
+        there = size_of(folder / "recipe.json") is not None
+        recipe = load_recipe(folder) if there else None
         return StageReader(folder, recipe, self._contents, strict=strict)
 
     def failures(self, stage: str, recipe_id: str | None = None) -> FailureLog:
@@ -294,19 +316,25 @@ class Store:
         update_catalogue(self.path / "videos.jsonl", entries)
 
     def file_hashes(self) -> FileHashes:
-        """Remembered hashes of input files."""
-        return FileHashes(self.path / "cache" / "files.jsonl")
+        """Remembered hashes of input files; of this machine, so never in a remote store."""
+        if isinstance(self.path, Path):
+            return FileHashes(self.path / "cache" / "files.jsonl")
+        return FileHashes(scratch_file(self.path, "files.jsonl"))
 
     def save_annotations(self, split: str, rows: Sequence[Annotation]) -> None:
         """Keep the queries of a split, replacing what was there; equal ones are left alone."""
         path = self._annotations(split)
-        if not path.is_file() or path.read_bytes() != jsonl_bytes(rows):
+        try:
+            same = read_bytes(path) == jsonl_bytes(rows)
+        except FileNotFoundError:
+            same = False
+        if not same:
             save_jsonl(rows, path)
 
     def annotations(self, split: str) -> list[Annotation]:
         """The queries of a split; UsageError if the store has no such split."""
         path = self._annotations(split)
-        if not path.is_file():
+        if size_of(path) is None:
             raise UsageError(
                 f"store {self.path} has no split '{split}'; {nearest(split, self.splits())}"
             )
@@ -314,32 +342,67 @@ class Store:
 
     def splits(self) -> list[str]:
         """Names of the splits with annotations, sorted."""
-        return sorted(path.stem for path in (self.path / "annotations").glob("*.jsonl"))
+        names = [each.name for each in list_folder(self.path / "annotations")]
+        return [name.removesuffix(".jsonl") for name in names if name.endswith(".jsonl")]
 
     def verify(self, *, deep: bool = True) -> list[Problem]:
-        """Everything that is wrong with this store; [] if nothing is (`data.store.verify`)."""
+        """Everything that is wrong with this store, and notes (`data.store.verify`)."""
         from data.store.verify import verify
 
         return verify(self, deep=deep)
 
-    def _annotations(self, split: str) -> Path:
+    def set_aside(self, shard: Place, why: str) -> Place | None:
+        """Move a file to `set-aside/` and say so in its log; None if it is gone.
+
+        `data.store.repair.salvage_shard` keeps what is whole in a shard before it does so.
+        """
+        from data.store.salvage import set_aside
+
+        return set_aside(self, shard, why)
+
+    def _annotations(self, split: str) -> Place:
         return self.path / "annotations" / f"{check_id(split, what='split')}.jsonl"
 
     def _contents(self) -> dict[str, str]:
         return {id: entry.content for id, entry in self.catalogue().items()}
 
 
-def _is_hidden(path: Path) -> bool:
-    return path.name.startswith(".")
+def _holds(path: Place, size: int, sha256: str) -> bool:
+    """Whether a shard is there already.
+
+    A local one may be damaged; then the same rows mend it. A remote one is judged by its size:
+    its name carries its hash and a put is whole, so one that is damaged was damaged after that;
+    `repair` moves it out of the way before its rows are made again.
+    """
+    if size_of(path) != size:
+        return False
+    return not isinstance(path, Path) or sha256_of(path) == sha256
 
 
-def _store_json(path: Path) -> dict[str, Any]:
-    content = read_json(path / "store.json")
+def _is_folder(path: Place) -> bool:
+    return path.is_dir() if isinstance(path, Path) else bool(list_folder(path))
+
+
+def _store_json(path: Place) -> dict[str, Any]:
+    return _checked(read_json(path / "store.json"), path)
+
+
+def _checked(content: dict[str, Any], path: Place) -> dict[str, Any]:
     check_schema_version(content.get("schema_version"), f"store {path}")
     types = {"dataset": str, "clip_len_s": float, "current": dict}
     for name, kind in types.items():
         if not isinstance(content.get(name), kind):
             raise StoreError(f"{path / 'store.json'} has no usable '{name}'; it was edited")
+    try:
+        check_id(content["dataset"], what="dataset name")
+        # Stages and recipes are folders of the store; a name must not lead out of it.
+        for stage, recipe_id in content["current"].items():
+            check_id(stage, what="stage name")
+            check_id(recipe_id, what="recipe id")
+    except UsageError as error:
+        raise StoreError(f"{path / 'store.json'} cannot be trusted: {error}") from None
+    if not (math.isfinite(content["clip_len_s"]) and content["clip_len_s"] > 0):
+        raise StoreError(f"{path / 'store.json'} has an impossible 'clip_len_s'; it was edited")
     return content
 
 

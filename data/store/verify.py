@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from data.errors import StorylineError
-from data.identity import file_sha256
-from data.store.reader import FilePool, Problem, shard_paths
+from data.store.files import list_folder, size_of
+from data.store.inspection import Inspector, SoundInspector
+from data.store.place import Place
+from data.store.reader import Problem, shard_paths
 from data.store.recipes import load_recipe
-from data.store.shard_reader import Shard
 from data.store.types import ItemKey
+from data.store.upkeep import (
+    SET_ASIDE,
+    files_below,
+    is_our_file,
+    is_shard,
+    is_temporary,
+    recipe_folders,
+)
 
 if TYPE_CHECKING:
     from data.store.store import Store
@@ -22,111 +29,131 @@ __all__ = ["verify"]
 
 T = TypeVar("T")
 
-_RECIPE_ID = re.compile(r"[0-9a-f]{16}")
-_TWICE = (
-    "readers take the first in name order. Machines may round the last bit of a network "
-    "differently; remove either file, then `pipeline run` fills in what only it held"
+_MOST_NAMED = 20
+"""Videos of a stage that are named one by one where all have the same problem."""
+
+_TWICE = "readers take the first in name order"
+_OTHERWISE = (
+    "two jobs disagreed about this input; find out which is right, remove the other file, then "
+    "`pipeline run` fills in what only it held"
 )
-_REFILL = "`pipeline repair` keeps what is whole in it, then `pipeline run` makes the rest again"
 
 
-def verify(store: Store, *, deep: bool = True) -> list[Problem]:
-    """Everything that is wrong with a store; [] if nothing is.
+def verify(store: Store, *, deep: bool = True, inspector: Inspector | None = None) -> list[Problem]:
+    """Everything that is wrong with a store, and notes on what lies about in it.
 
     Checked are: the name of each shard against its sha256; each item against its CRC32; recipes
     against the names of their folders; the clip length; equal numbers of clips of a video in all
     current stages; equality of rows that are stored twice; every video in the catalogue; whether
     catalogue, failures and annotations can be read.
 
+    Notes, which are no damage: rows stored twice that differ by the rounding of floats, unfinished
+    files, foreign files, files that were set aside, recipes whose upstream recipe is not there.
+
     Args:
         store: the store.
         deep: False reads item tables only, not the rows, and hashes nothing.
+        inspector: who opens the shards; None does so in this process.
     """
-    inspection = _Inspection(store, deep)
+    inspection = _Inspection(store, deep, inspector or SoundInspector())
     inspection.run()
     return inspection.found
 
 
 class _Inspection:
-    def __init__(self, store: Store, deep: bool) -> None:
+    def __init__(self, store: Store, deep: bool, inspector: Inspector) -> None:
         self.store = store
         self.deep = deep
+        self.inspector = inspector
         self.found: list[Problem] = []
-        self._files = FilePool()
         self._clips: dict[tuple[str, str], tuple[int, str]] = {}
 
     def run(self) -> None:
         catalogue = self._try("catalogue", "videos.jsonl", self.store.catalogue)
         current = self.store.current
-        for folder in self._recipe_folders():
+        for folder in recipe_folders(self.store.path):
             stage, name = folder.parent.name, f"{folder.parent.name}/{folder.name}"
-            clips = self._folder(folder)
+            clips = self._folder(folder, current)
             if catalogue is not None:
                 self._check_listed(name, clips, set(catalogue))
             if current.get(stage) == folder.name:
                 self._compare_grids(name, clips)
             self._try("failures", name, self.store.failures(stage, folder.name).read)
         for stage, recipe_id in current.items():
-            if not (self.store.path / stage / recipe_id).is_dir():
-                self._add("recipe", stage, f"{recipe_id} is current but has no folder")
+            if not list_folder(self.store.path / stage / recipe_id):
+                told = f"{recipe_id} is current but has no folder; `pipeline run --stage {stage}`"
+                self._add("recipe", stage, told)
         for split in self.store.splits():
             self._try("annotations", split, partial(self.store.annotations, split))
+        self._look_at_files()
 
-    def _recipe_folders(self) -> list[Path]:
-        stages = [each for each in self.store.path.iterdir() if each.is_dir()]
-        folders = [each for stage in stages for each in stage.iterdir() if each.is_dir()]
-        return sorted(each for each in folders if _RECIPE_ID.fullmatch(each.name))
-
-    def _folder(self, folder: Path) -> dict[ItemKey, int]:
+    def _folder(self, folder: Place, current: dict[str, str]) -> dict[ItemKey, int]:
         """Check one recipe's folder; gives the number of clips of what is on a grid."""
-        self._try("recipe", str(folder), lambda: load_recipe(folder))
-        seen: dict[ItemKey, tuple[int, Path]] = {}
+        shards = shard_paths(folder)
+        self._recipe(folder, bool(shards), current)
+        seen: dict[ItemKey, tuple[int, Place]] = {}
         clips: dict[ItemKey, int] = {}
-        for path in shard_paths(folder):
-            shard = self._open(path)
-            if shard is None:
-                continue
-            for index, key in enumerate(shard.keys):
-                self._check_item(shard, index)
-                crc, first = seen.setdefault(key, (shard.crc32(index), path))
-                if crc != shard.crc32(index):
-                    told = f"the row of {key.id} differs from its row in {first}; {_TWICE}"
-                    self._add("duplicate", str(path), told)
-                grid = shard.grid(index)
-                if grid is not None:
-                    clips[key] = grid.n
+        for place in shards:
+            report = self.inspector.report(place, deep=self.deep, clip_len_s=self.store.clip_len_s)
+            self.found += report.problems
+            for item in report.items:
+                crc, first = seen.setdefault(item.key, (item.crc32, place))
+                if crc != item.crc32:
+                    self._differing(item.key, first, place)
+                if item.clips is not None:
+                    clips[item.key] = item.clips
         return clips
 
-    def _open(self, path: Path) -> Shard | None:
-        sha256 = self._try("shard", str(path), partial(file_sha256, path)) if self.deep else None
-        if sha256 is not None and not sha256.startswith(path.stem.removeprefix("shard-")):
-            self._add("shard", str(path), f"its sha256 is not that of its name; {_REFILL}")
-        shard = self._try("shard", str(path), partial(Shard, path, self._files))
-        if shard is not None:
-            expected = (path.parent.parent.name, path.parent.name)
-            if (shard.recipe.stage, shard.recipe.id) != expected:
-                self._add("shard", str(path), f"belongs to {shard.recipe.stage}/{shard.recipe.id}")
-            on_grid = any(shard.grid(index) for index in range(len(shard.keys)))
-            if on_grid and shard.clip_len_s != self.store.clip_len_s:
-                told = f"clips of {shard.clip_len_s} s, the store has {self.store.clip_len_s} s"
-                self._add("grid", str(path), told)
-        return shard
+    def _recipe(self, folder: Place, has_rows: bool, current: dict[str, str]) -> None:
+        if not has_rows and size_of(folder / "recipe.json") is None:
+            self._note("recipe", str(folder), "has neither rows nor a recipe; `pipeline gc`")
+            return
+        recipe = self._try("recipe", str(folder), lambda: load_recipe(folder))
+        for stage, recipe_id in recipe.upstream.items() if recipe else ():
+            # What nobody reads any more may well have lost what it was made from.
+            is_current = current.get(folder.parent.name) == folder.name
+            if is_current and not list_folder(self.store.path / stage / recipe_id):
+                told = f"was made from {stage}/{recipe_id}, which is not in this store"
+                self._note("recipe", f"{folder.parent.name}/{folder.name}", told)
 
-    def _check_item(self, shard: Shard, index: int) -> None:
-        if self.deep:
-            where = f"{shard.path}: {shard.keys[index].id}"
-            self._try("item", where, partial(shard.check, index))
+    def _differing(self, key: ItemKey, first: Place, place: Place) -> None:
+        found = self.inspector.compare(first, place, key)
+        rows = f"the rows of {key.id} in it and in {first} {found.told}"
+        if found.rounding:
+            self._note("duplicate", str(place), f"{rows}: rounding of two machines; {_TWICE}")
+        else:
+            self._add("duplicate", str(place), f"{rows}; {_TWICE}: {_OTHERWISE}")
 
     def _check_listed(self, name: str, clips: dict[ItemKey, int], catalogue: set[str]) -> None:
-        for id in sorted({key.id for key in clips} - catalogue):
-            message = "is not in the catalogue; `pipeline run --stage probe` lists it"
-            self._add("catalogue", f"{name}: {id}", message)
+        missing = sorted({key.id for key in clips} - catalogue)
+        told = "not in the catalogue; `pipeline repair` or `pipeline run --stage probe` enters"
+        for id in missing[:_MOST_NAMED]:
+            self._add("catalogue", f"{name}: {id}", f"is {told} it")
+        if len(missing) > _MOST_NAMED:
+            more = len(missing) - _MOST_NAMED
+            self._add("catalogue", name, f"{more:,} more videos are {told} them")
 
     def _compare_grids(self, name: str, clips: dict[ItemKey, int]) -> None:
         for key, count in clips.items():
             other, where = self._clips.setdefault((key.id, key.content), (count, name))
             if other != count:
                 self._add("grid", key.id, f"has {count} clips in {name} and {other} in {where}")
+
+    def _look_at_files(self) -> None:
+        aside = [entry.size for _, entry in files_below(self.store.path / SET_ASIDE)]
+        if aside:
+            told = f"{len(aside)} files, {sum(aside):,} bytes; `pipeline gc --set-aside` removes"
+            self._note("file", SET_ASIDE, f"{told} them")
+        folders = [self.store.path, *recipe_folders(self.store.path)]
+        for folder in folders:
+            for entry in list_folder(folder):
+                where = str(folder / entry.name)
+                if is_temporary(entry.name):
+                    told = "is being written, or was left by a killed job; then `pipeline gc`"
+                    self._note("file", where, told)
+                elif folder != self.store.path and not is_our_file(entry.name):
+                    told = "is not a file of the store" + _renamed(entry.name)
+                    self._note("file", where, told)
 
     def _try(self, kind: str, where: str, work: Callable[[], T]) -> T | None:
         try:
@@ -135,5 +162,16 @@ class _Inspection:
             self._add(kind, where, str(error))
             return None
 
-    def _add(self, kind: str, where: str, message: str) -> None:
-        self.found.append(Problem(kind, where, message))
+    def _note(self, kind: str, where: str, message: str) -> None:
+        self._add(kind, where, message, "note")
+
+    def _add(
+        self, kind: str, where: str, message: str, level: Literal["error", "note"] = "error"
+    ) -> None:
+        self.found.append(Problem(kind, where, message, level))
+
+
+def _renamed(name: str) -> str:
+    if name.endswith(".h5") and not is_shard(name):
+        return "; a shard is called shard-<16 hex>.h5 after its sha256, others are not read"
+    return "; nothing reads it"

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 
 from data.errors import InputError, UsageError
+from data.foreign import kind_of_file
 from data.video.types import Video
 
-__all__ = ["MAX_PIXELS", "check_file", "check_size", "no_frames_in_part", "require", "unheard"]
-
-MAX_PIXELS = 8192 * 8192
-"""Largest picture that is decoded (8K film is 33 million pixels): a header of a few bytes may
-declare a picture that fills the memory of the machine."""
+__all__ = ["check_file", "no_frames_in_part", "require", "unheard"]
 
 
 def require(module: str) -> ModuleType:
@@ -28,14 +26,16 @@ def require(module: str) -> ModuleType:
 
 
 def check_file(path: Path) -> int:
-    """Size in bytes of a readable, non-empty file, else InputError (`missing`, `empty`)."""
+    """Size in bytes of a readable, non-empty regular file, else InputError (`missing`, `empty`).
+
+    Pipes and devices are refused before they are opened: reading one may never end.
+    """
+    kind = kind_of_file(path)
+    if kind != "file":
+        raise InputError("missing", f"{path} {kind}; correct the list or put the file there")
     try:
-        if not path.is_file():
-            kind = "is a folder, not a file" if path.is_dir() else "does not exist"
-            raise InputError("missing", f"{path} {kind}; correct the list or put the file there")
-        size = path.stat().st_size
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise InputError(
             "missing", f"{path} cannot be read ({error.strerror}); check its permissions"
@@ -43,16 +43,6 @@ def check_file(path: Path) -> int:
     if size == 0:
         raise InputError("empty", f"{path} has 0 bytes; copy or download it again")
     return size
-
-
-def check_size(path: Path, width: int, height: int) -> None:
-    """Refuse pictures of more than `MAX_PIXELS`."""
-    if width * height > MAX_PIXELS:
-        raise InputError(
-            "undecodable",
-            f"{path} declares pictures of {width}x{height}, more than the {MAX_PIXELS:,} pixels "
-            "that are decoded; scale it down with ffmpeg first, if it is real",
-        )
 
 
 def no_frames_in_part(video: Video) -> InputError:

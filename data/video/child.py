@@ -13,14 +13,23 @@ from typing import BinaryIO
 
 from data.errors import InputError, UsageError
 from data.video import open_decoder, wire
+from data.video.confine import confine
 
 __all__ = ["main"]
 
 _HEARTBEAT_S = 1.0
+_LONGEST = 100_000
+"""Characters of a traceback."""
 
 
 def main() -> None:
-    """Answer jobs from standard input until it closes."""
+    """Answer jobs from standard input until it closes.
+
+    Arguments: MiB of private memory that this process may have (0: no limit), and the process that
+    it should die with (0: none).
+    """
+    memory_mb, parent = (int(each) for each in sys.argv[1:] or ("0", "0"))
+    confine(memory_mb=memory_mb, parent=parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Libraries that print must not write between two messages.
@@ -51,8 +60,15 @@ def _answer(job: wire.Job, answers: BinaryIO) -> None:
         wire.write(answers, header)
     except UsageError as error:
         wire.write(answers, {"kind": "usage-error", "message": str(error)})
+    except MemoryError:
+        message = (
+            f"{job.video.path} needs more memory than the {job.limits.memory_mb:,} MiB that its "
+            "decoder may have; encode it again, or raise decode.limits.memory_mb"
+        )
+        header = {"kind": "input-error", "reason": "too-large", "message": message}
+        wire.write(answers, header)
     except Exception:
-        wire.write(answers, {"kind": "failure", "message": traceback.format_exc()})
+        wire.write(answers, {"kind": "failure", "message": traceback.format_exc()[-_LONGEST:]})
 
 
 class _Heartbeat:
@@ -72,6 +88,7 @@ class _Heartbeat:
 def _work(job: wire.Job, answers: BinaryIO) -> None:
     decoder = open_decoder(job.decoder)
     decoder.progress = _Heartbeat(answers)
+    decoder.limits = job.limits
     if job.task == "probe":
         wire.write(answers, {"kind": "facts", "facts": decoder.probe(job.video).to_json()})
         return

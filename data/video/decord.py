@@ -9,15 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.video.checks import check_file, check_size, no_frames_in_part, require, unheard
+from data.video.checks import check_file, no_frames_in_part, require, unheard
 from data.video.convert import Converter
+from data.video.limits import DEFAULT_LIMITS, Limits
 from data.video.select import TOLERANCE_S, Picture, serve
+from data.video.signatures import is_container
 from data.video.types import FrameRequest, Video, VideoFacts, Window
 
 __all__ = ["DecordDecoder", "checked_spans"]
-
-_PLAYLISTS = (b"#EXTM3U", b"ffconcat", b"<?xml", b"<MPD", b"v=0")
-"""First bytes of formats that name other files and addresses."""
 
 
 class DecordDecoder:
@@ -37,13 +36,14 @@ class DecordDecoder:
     def __init__(self) -> None:
         require("decord")
         self.progress: Callable[[], None] = unheard
+        self.limits = DEFAULT_LIMITS
 
     def probe(self, video: Video) -> VideoFacts:
         """Decode everything, convert nothing."""
         size_bytes = check_file(video.path)
-        reader, spans_s = _opened(video)
+        reader, spans_s = _opened(video, self.limits)
         height, width = 0, 0
-        for pixels in _pixels(video, reader, spans_s, self.progress):
+        for pixels in _pixels(video, reader, spans_s, self.progress, self.limits):
             height, width = pixels.shape[:2]
         kept = _part(video, spans_s)
         return VideoFacts(
@@ -63,7 +63,7 @@ class DecordDecoder:
     def windows(self, video: Video, requests: Sequence[FrameRequest]) -> Iterator[Window]:
         """Serve all requests from one sequential pass, which ends when the last one is served."""
         check_file(video.path)
-        reader, spans_s = _opened(video)
+        reader, spans_s = _opened(video, self.limits)
         yield from serve(self._pictures(video, reader, spans_s), requests)
 
     def _pictures(
@@ -71,17 +71,19 @@ class DecordDecoder:
     ) -> Iterator[tuple[float, Picture]]:
         converter = Converter()
         starts = spans_s[_part(video, spans_s), 0] - video.start_s
-        frames = _pixels(video, reader, spans_s, self.progress)
+        frames = _pixels(video, reader, spans_s, self.progress, self.limits)
         for time_s, pixels in zip(starts.tolist(), frames, strict=True):
             yield time_s, converter.rgb_picture(pixels)
 
 
-def _opened(video: Video) -> tuple[Any, NDArray[np.float64]]:
+def _opened(video: Video, limits: Limits) -> tuple[Any, NDArray[np.float64]]:
     """The reader and `[start, end)` of every frame in seconds, shape (frames, 2)."""
     decord = require("decord")
-    _refuse_text(video)
+    _refuse_others(video)
     try:
-        reader = decord.VideoReader(str(video.path), num_threads=1)
+        # An absolute path is never read as a protocol, as `concat:a|b` would be.
+        reader = decord.VideoReader(str(video.path.absolute()), num_threads=1)
+        limits.check_frames(video.path, len(reader))
         spans = np.asarray(reader.get_frame_timestamp(range(len(reader))), dtype=np.float64)
     except (RuntimeError, UnicodeEncodeError, decord.DECORDError) as error:
         raise InputError(
@@ -89,18 +91,19 @@ def _opened(video: Video) -> tuple[Any, NDArray[np.float64]]:
             f"{video.path} cannot be opened by decord ({_first_line(error)}); "
             "use decoder 'pyav', which says more, or leave the file out",
         ) from error
-    return reader, checked_spans(video, spans)
+    checked = checked_spans(video, spans)
+    limits.check_time(video.path, float(checked[-1, 1]))
+    return reader, checked
 
 
-def _refuse_text(video: Video) -> None:
+def _refuse_others(video: Video) -> None:
     """decord cannot be told which demuxers to use, and a playlist would name other files."""
-    with video.path.open("rb") as file:
-        head = file.read(1024)
-    is_text = not any(byte < 9 for byte in head)
-    if is_text or head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(_PLAYLISTS):
+    if not is_container(video.path):
         raise InputError(
             "not-media",
-            f"{video.path} is a text file or a playlist, not a media file; leave it out",
+            f"{video.path} does not begin as a media file that decord may open (MP4, Matroska, "
+            "AVI, MPEG, FLV, ASF, Ogg, MXF): it is a playlist, text, or a bare stream of pictures; "
+            "use decoder 'pyav' or leave it out",
         )
 
 
@@ -133,7 +136,11 @@ def _end_s(video: Video, last_s: float) -> float:
 
 
 def _pixels(
-    video: Video, reader: Any, spans_s: NDArray[np.float64], progress: Callable[[], None]
+    video: Video,
+    reader: Any,
+    spans_s: NDArray[np.float64],
+    progress: Callable[[], None],
+    limits: Limits,
 ) -> Iterator[NDArray[np.uint8]]:
     """RGB frames of the part in order; those before it are decoded and dropped."""
     decord = require("decord")
@@ -148,7 +155,7 @@ def _pixels(
                 f"({_first_line(error)}); use decoder 'pyav', which skips broken packets",
             ) from error
         progress()
-        check_size(video.path, frame.shape[1], frame.shape[0])
+        limits.check_picture(video.path, frame.shape[1], frame.shape[0])
         if index >= kept[0]:
             yield frame.asnumpy()
 

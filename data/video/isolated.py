@@ -8,6 +8,7 @@ from typing import Literal
 
 from data.errors import InputError, UsageError
 from data.video import wire
+from data.video.limits import DEFAULT_LIMITS, Limits
 from data.video.types import FrameRequest, Video, VideoFacts, Window
 from data.video.worker import Child, Work
 
@@ -37,6 +38,7 @@ class IsolatedDecoder:
             and at the end of `windows`.
         timeout_s: longest silence of a child, in seconds, while the next answer is waited for.
         buffer_bytes: decoded windows that may wait, per video (current and prefetched).
+        limits: what a video may declare, and the memory of a child.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class IsolatedDecoder:
         damaged: Literal["keep", "quarantine"] = "keep",
         timeout_s: float = 300.0,
         buffer_bytes: int = 128 * 2**20,
+        limits: Limits = DEFAULT_LIMITS,
     ) -> None:
         self.name = decoder
         self.used = decoder
@@ -53,6 +56,7 @@ class IsolatedDecoder:
         self._damaged = damaged
         self._timeout_s = timeout_s
         self._buffer_bytes = buffer_bytes
+        self._limits = limits
         self._idle: list[Child] = []
         self._running: list[Work] = []
         self._prefetched: Work | None = None
@@ -72,7 +76,7 @@ class IsolatedDecoder:
     def probe(self, video: Video) -> VideoFacts:
         """Decode the whole (part of the) video without keeping pictures."""
         for message in self._serve("probe", video, ()):
-            facts = VideoFacts(**message.header["facts"])
+            facts = self._believed(video, message)
             self._judge(video, facts.damaged)
         return facts
 
@@ -80,9 +84,24 @@ class IsolatedDecoder:
         """Serve all requests from one sequential pass, ahead of the consumer within the buffer."""
         for message in self._serve("windows", video, requests):
             if message.header["kind"] == "window":
-                yield wire.unpack_window(message)
+                yield self._window(video, message)
             else:
-                self._judge(video, message.header["damaged"])
+                self._judge(video, message.header.get("damaged", 0))
+
+    def _believed(self, video: Video, message: wire.Message) -> VideoFacts:
+        """Facts that a child gave; a crafted video may have taken it over."""
+        try:
+            facts = VideoFacts(**message.header["facts"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise _senseless(video, error) from error
+        self._limits.check_facts(video.path, facts.to_json())
+        return facts
+
+    def _window(self, video: Video, message: wire.Message) -> Window:
+        try:
+            return wire.unpack_window(message)
+        except ValueError as error:
+            raise _senseless(video, error) from error
 
     def prefetch(self, video: Video, requests: Sequence[FrameRequest]) -> None:
         """Start decoding now for a later `windows` with the same video and requests.
@@ -163,7 +182,7 @@ class IsolatedDecoder:
     def _job(
         self, decoder: str, task: str, video: Video, requests: Sequence[FrameRequest]
     ) -> wire.Job:
-        return wire.Job(task, decoder, video, tuple(requests))
+        return wire.Job(task, decoder, video, tuple(requests), self._limits)
 
     def _started(self, job: wire.Job) -> Work:
         prefetched = self._prefetched
@@ -175,7 +194,7 @@ class IsolatedDecoder:
     def _start(self, job: wire.Job) -> Work:
         while self._idle and not self._idle[-1].alive:
             self._idle.pop().close()
-        child = self._idle.pop() if self._idle else Child()
+        child = self._idle.pop() if self._idle else Child(self._limits.memory_mb)
         work = Work(child, job, self._buffer_bytes)
         self._running.append(work)
         return work
@@ -209,17 +228,23 @@ class IsolatedDecoder:
             )
 
 
+def _senseless(video: Video, error: Exception) -> InputError:
+    return InputError(
+        "decoder-crashed", f"{video.path}: the decoder's process gave no sensible answer: {error}"
+    )
+
+
 def _raise_error(job: wire.Job, message: wire.Message) -> None:
     header = message.header
     if header["kind"] == "input-error":
-        raise InputError(header["reason"], header["message"])
+        raise InputError(str(header.get("reason")), str(header.get("message")))
     if header["kind"] == "usage-error":
-        raise UsageError(header["message"])
+        raise UsageError(str(header.get("message")))
     if header["kind"] == "failure":
         raise InputError(
             "decoder-crashed",
             f"{job.video.path}: decoder '{job.decoder}' failed in an unforeseen way:\n"
-            f"{header['message']}",
+            f"{header.get('message')}",
         )
 
 

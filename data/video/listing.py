@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError, nearest
+from data.foreign import brief, strict_json, text_lines
 from data.identity import check_id
 from data.video.types import Video
 
@@ -25,6 +26,14 @@ MEDIA_SUFFIXES = frozenset({
 # fmt: on
 """Files of a folder that are taken as inputs. Audio is among them on purpose: a file that someone
 put there should appear in quarantine with a reason, not vanish."""
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(//|.*\|)")
+"""`http://…`, `file:///…`, and what FFmpeg takes for a protocol, as `concat:a|b`."""
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+
+_LONGEST_PATH = 4096
+"""Bytes that a path of Linux may have; no path has more signs than bytes."""
 
 _KEYS = ("video_id", "path", "start_s", "end_s")
 _ADVICE = (
@@ -87,7 +96,21 @@ def _of_folder(root: Path) -> VideoList:
             f"{root} holds no videos ({len(ignored)} other files; known: "
             f"{' '.join(sorted(MEDIA_SUFFIXES))}); put videos there {_ADVICE}"
         )
+    _refuse_twins(videos)
     return _sorted(videos, ignored)
+
+
+def _refuse_twins(videos: Mapping[str, Video]) -> None:
+    """Ids that differ in case only are one file on macOS, Windows and SMB: one would be lost."""
+    seen: dict[str, str] = {}
+    for name in videos:
+        twin = seen.setdefault(name.casefold(), name)
+        if twin != name:
+            raise UsageError(
+                f"the ids '{twin}' ({videos[twin].path}) and '{name}' ({videos[name].path}) differ "
+                "in upper and lower case only, which many file systems cannot tell apart; "
+                f"rename one, {_ADVICE}"
+            )
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -117,33 +140,36 @@ def _file_id(path: Path) -> str:
 
 def _of_list(path: Path) -> VideoList:
     videos: dict[str, Video] = {}
+    first: dict[str, int] = {}
     for number, row in _rows(path):
         try:
             video = _video(row, path.parent)
             if video.id in videos:
-                raise UsageError(f"video_id '{video.id}' is given twice; ids must be unique")
+                same = "the same" if video == videos[video.id] else "another"
+                raise UsageError(
+                    f"video_id '{video.id}' is given twice; line {first[video.id]} has it for "
+                    f"{same} video, and ids must be unique: remove or rename one"
+                )
         except UsageError as error:
             raise UsageError(f"{path}, line {number}: {error}") from None
-        videos[video.id] = video
+        videos[video.id], first[video.id] = video, number
     if not videos:
         raise UsageError(
             f'{path} lists no videos; add lines such as {{"video_id": "a", "path": "a.mp4"}}'
         )
+    try:
+        _refuse_twins(videos)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from None
     return _sorted(videos, [])
 
 
 def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Line numbers and JSON values of the non-empty lines."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read as UTF-8 text: {error}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in text_lines(path, "the list of videos"):
         try:
-            yield number, json.loads(line)
-        except json.JSONDecodeError as error:
+            yield number, strict_json(line.removeprefix(b"\xef\xbb\xbf"))
+        except ValueError as error:
             raise UsageError(
                 f"{path}, line {number}: not JSON ({error}); each line is one object with "
                 f"{', '.join(_KEYS)}"
@@ -155,18 +181,31 @@ def _video(row: Any, folder: Path) -> Video:
         raise UsageError(f"expected a JSON object, got {type(row).__name__}")
     for key in row:
         if key not in _KEYS:
-            raise UsageError(f"unknown key '{key}'; {nearest(key, _KEYS)}")
+            raise UsageError(f"unknown key {brief(key)}; {nearest(key[:100], _KEYS)}")
     video_id, path = _text(row, "video_id"), _text(row, "path")
     start_s, end_s = _seconds(row, "start_s"), _seconds(row, "end_s")
     if end_s is not None and end_s <= (start_s or 0.0):
         raise UsageError(f"end_s must be after start_s, got start_s {start_s}, end_s {end_s}")
-    return Video(check_id(video_id), folder / path, start_s or 0.0, end_s)
+    return Video(check_id(video_id), folder / _checked_path(path), start_s or 0.0, end_s)
+
+
+def _checked_path(path: str) -> str:
+    if _URL.match(path):
+        raise UsageError(
+            f"'path' {brief(path)} is a URL; videos are files of this machine: download it first"
+        )
+    if _CONTROL.search(path) or len(path) > _LONGEST_PATH:
+        raise UsageError(
+            f"'path' {brief(path)} is no path: it has control characters or more than "
+            f"{_LONGEST_PATH} signs"
+        )
+    return path
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:
     value = row.get(key)
     if not isinstance(value, str) or not value:
-        raise UsageError(f"'{key}' must be a non-empty string, got {value!r}")
+        raise UsageError(f"'{key}' must be a non-empty string, got {brief(value)}")
     return value
 
 
@@ -176,7 +215,7 @@ def _seconds(row: Mapping[str, Any], key: str) -> float | None:
         return None
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if not number or not math.isfinite(value) or value < 0:
-        raise UsageError(f"'{key}' must be seconds >= 0, got {value!r}")
+        raise UsageError(f"'{key}' must be seconds >= 0, got {brief(value)}")
     return float(value)
 
 

@@ -8,15 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from data.errors import InputError
-from data.video.checks import (
-    MAX_PIXELS,
-    check_file,
-    check_size,
-    no_frames_in_part,
-    require,
-    unheard,
-)
+from data.video.checks import check_file, no_frames_in_part, require, unheard
 from data.video.convert import Converter, upright_size
+from data.video.limits import DEFAULT_LIMITS, Limits
 from data.video.select import TOLERANCE_S, serve
 from data.video.types import FrameRequest, Video, VideoFacts, Window
 
@@ -46,13 +40,14 @@ class PyAVDecoder:
     def __init__(self) -> None:
         require("av")
         self.progress: Callable[[], None] = unheard
+        self.limits = DEFAULT_LIMITS
         self.damaged = 0
         """Packets refused in the last pass."""
 
     def probe(self, video: Video) -> VideoFacts:
         """Decode everything, convert nothing. Cost: that of decoding."""
         size_bytes = check_file(video.path)
-        with _opened(video, self.progress) as source:
+        with _opened(video, self.progress, self.limits) as source:
             for _ in source:
                 pass
             self.damaged = source.damaged
@@ -61,7 +56,7 @@ class PyAVDecoder:
     def windows(self, video: Video, requests: Sequence[FrameRequest]) -> Iterator[Window]:
         """Serve all requests from one sequential pass, which ends when the last one is served."""
         check_file(video.path)
-        with _opened(video, self.progress) as source:
+        with _opened(video, self.progress, self.limits) as source:
             converter = Converter()
             frames = ((time_s, converter.picture(frame)) for time_s, frame in source)
             yield from serve(frames, requests)
@@ -102,9 +97,15 @@ class _Pass:
     """
 
     def __init__(
-        self, video: Video, container: Any, stream: Any, progress: Callable[[], None]
+        self,
+        video: Video,
+        container: Any,
+        stream: Any,
+        progress: Callable[[], None],
+        limits: Limits,
     ) -> None:
         self._video = video
+        self._limits = limits
         self._progress = progress
         self._container = container
         self._stream = stream
@@ -117,7 +118,7 @@ class _Pass:
         # A frame may lie before the declared start of its stream; it belongs to the whole video.
         self._start_s = video.start_s - TOLERANCE_S if video.start_s > 0 else -math.inf
         self._end_s = math.inf if video.end_s is None else video.end_s
-        self._decoded_any = False
+        self._decoded = 0
         self._first: Any = None
         self._times_s = (0.0, 0.0)
         self._last_duration_s = 0.0
@@ -125,10 +126,15 @@ class _Pass:
         self.damaged = 0
 
     def __iter__(self) -> Iterator[tuple[float, Any]]:
-        for frame in self._decoded():
+        path = self._video.path
+        for frame in self._frames():
             self._progress()
             time_s = self._clock.seconds(frame.dts if self._by_dts else frame.pts)
-            self._decoded_any = True
+            self._decoded += 1
+            self._limits.check_frames(path, self._decoded)
+            # The size may change on the way, and one timestamp decides how long a video is.
+            self._limits.check_picture(path, frame.width, frame.height)
+            self._limits.check_time(path, time_s)
             if time_s >= self._end_s - TOLERANCE_S:
                 break
             if time_s >= self._start_s:
@@ -141,6 +147,7 @@ class _Pass:
         """What the pass found, once it is over."""
         last_s = self._times_s[1]
         end_s = min(last_s + (self._last_duration_s or self._step_s()), self._end_s)
+        self._limits.check_time(self._video.path, end_s)
         first = self._first
         width, height = upright_size(first.width, first.height, first.rotation)
         return VideoFacts(
@@ -157,7 +164,7 @@ class _Pass:
             damaged=self.damaged,
         )
 
-    def _decoded(self) -> Iterator[Any]:
+    def _frames(self) -> Iterator[Any]:
         """Frames of every packet that the decoder accepts; the last packet flushes it."""
         errors = require("av").error
         packets = self._container.demux(self._stream)
@@ -199,7 +206,7 @@ class _Pass:
 
     def _nothing(self) -> InputError:
         path = self._video.path
-        if self._decoded_any:
+        if self._decoded:
             return no_frames_in_part(self._video)
         if self.damaged:
             return InputError(
@@ -211,10 +218,11 @@ class _Pass:
 
 
 @contextmanager
-def _opened(video: Video, progress: Callable[[], None]) -> Iterator[_Pass]:
+def _opened(video: Video, progress: Callable[[], None], limits: Limits) -> Iterator[_Pass]:
     container = _open_container(video)
     try:
-        yield _Pass(video, container, _video_stream(video, container), progress)
+        stream = _video_stream(video, container, limits)
+        yield _Pass(video, container, stream, progress, limits)
     finally:
         container.close()
 
@@ -235,7 +243,8 @@ def _open_container(video: Video) -> Any:
         ) from error
 
 
-def _video_stream(video: Video, container: Any) -> Any:
+def _video_stream(video: Video, container: Any, limits: Limits) -> Any:
+    limits.check_streams(video.path, len(container.streams))
     stream = next((each for each in container.streams.video if not _is_cover(each)), None)
     if stream is None:
         kinds = ", ".join(sorted({each.type for each in container.streams})) or "nothing"
@@ -249,11 +258,20 @@ def _video_stream(video: Video, container: Any) -> Any:
             "undecodable",
             f"{video.path}: this FFmpeg has no decoder for its video; encode it as H.264",
         )
-    check_size(video.path, codec.width, codec.height)
-    codec.options = {"max_pixels": str(MAX_PIXELS)}
+    limits.check_picture(video.path, codec.width, codec.height)
+    limits.check_rate(video.path, float(stream.average_rate or 0))
+    limits.check_frames(video.path, stream.frames)
+    limits.check_time(video.path, _stated_s(container, stream))
+    codec.options = {"max_pixels": str(limits.max_pixels)}
     codec.thread_count = 1
     codec.thread_type = "NONE"
     return stream
+
+
+def _stated_s(container: Any, stream: Any) -> float:
+    """The longest duration that the headers state, in seconds; 0 if they state none."""
+    of_stream = float((stream.duration or 0) * (stream.time_base or 0))
+    return max(of_stream, (container.duration or 0) / 1e6)
 
 
 def _is_cover(stream: Any) -> bool:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.grid import Grid
+from data.video.limits import Limits
 
 __all__ = ["Decoder", "FrameRequest", "Video", "VideoFacts", "View", "Window"]
 
@@ -30,6 +31,10 @@ class Video:
     path: Path
     start_s: float = 0.0
     end_s: float | None = None
+
+
+_MOST = 1 << 50
+"""Above any count or size of a file."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,25 @@ class VideoFacts:
     size_bytes: int
     has_audio: bool
     damaged: int
+
+    def __post_init__(self) -> None:
+        """Facts come out of files and from child processes, too.
+
+        Raises:
+            TypeError: what no video can have; as for a field that is missing or unknown.
+        """
+        numbers = (self.duration_s, self.fps)
+        counts = (self.frames, self.width, self.height, self.size_bytes, self.damaged)
+        plausible = (
+            all(isinstance(each, int | float) and 0 <= each < _MOST for each in numbers)
+            and all(type(each) is int and 0 <= each < _MOST for each in counts)
+            and type(self.rotation) is int
+            and isinstance(self.codec, str)
+            and isinstance(self.pix_fmt, str)
+            and isinstance(self.has_audio, bool)
+        )
+        if not plausible:
+            raise TypeError("facts of a video must be finite numbers of its size, got others")
 
     def grid(self, clip_len_s: float) -> Grid:
         """The canonical clips of this video."""
@@ -116,11 +140,13 @@ class Window:
 class Decoder(Protocol):
     """A way to decode: PyAV, decord, ... Chosen by name from `data.video.DECODERS`.
 
-    Both methods raise InputError with a reason from the documented list
-    (`missing`, `empty`, `not-media`, `no-video-stream`, `no-frames`, `damaged`, `undecodable`).
+    Both methods raise InputError with a reason from the documented list (`missing`, `empty`,
+    `not-media`, `no-video-stream`, `no-frames`, `damaged`, `undecodable`, `too-large`).
     """
 
     name: str
+    limits: Limits
+    """What a video may declare; beyond it is the InputError `too-large`."""
     progress: Callable[[], None]
     """Called after every decoded frame, so that a slow decoder can be told from one that hangs."""
 

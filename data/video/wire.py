@@ -8,8 +8,8 @@ can hand back wrong pixels but no code.
 from __future__ import annotations
 
 import json
+import math
 import struct
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,11 +17,17 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from data.foreign import brief, strict_json
+from data.video.limits import DEFAULT_LIMITS, Limits
 from data.video.types import FrameRequest, Video, View, Window
 
 __all__ = ["Job", "Message", "pack_window", "read", "unpack_window", "write"]
 
 _PREFIX = struct.Struct("<IQ")
+
+_MAX_HEADER_BYTES = 16 << 20
+_MAX_PAYLOAD_BYTES = 4 << 30
+"""Of one window; 64 frames of 2048 x 2048 have 0.8 GiB. What a child claims is not believed."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +47,14 @@ class Job:
         decoder: name for `open_decoder`.
         video: the part to decode.
         requests: for "windows".
+        limits: what the video may declare.
     """
 
     task: str
     decoder: str
     video: Video
     requests: tuple[FrameRequest, ...] = ()
+    limits: Limits = DEFAULT_LIMITS
 
     def pack(self) -> tuple[dict[str, Any], bytes]:
         """Header and payload; equal jobs give equal ones."""
@@ -67,6 +75,7 @@ class Job:
             "decoder": self.decoder,
             "video": [video.id, str(video.path), video.start_s, video.end_s],
             "requests": requests,
+            "limits": self.limits.to_json(),
         }
         return header, b"".join(array.tobytes() for array in times)
 
@@ -84,7 +93,8 @@ class Job:
             used += size
         video_id, path, start_s, end_s = header["video"]
         video = Video(video_id, Path(path), start_s, end_s)
-        return cls(header["task"], header["decoder"], video, tuple(requests))
+        limits = Limits(**header["limits"])
+        return cls(header["task"], header["decoder"], video, tuple(requests), limits)
 
 
 def write(file: BinaryIO, header: dict[str, Any], *payload: bytes | memoryview) -> None:
@@ -97,16 +107,21 @@ def write(file: BinaryIO, header: dict[str, Any], *payload: bytes | memoryview) 
 
 
 def read(file: BinaryIO) -> Message | None:
-    """Receive one message; None when the other side is gone."""
+    """Receive one message; None when the other side is gone, ValueError for no message."""
     prefix = _exactly(file, _PREFIX.size)
     if prefix is None:
         return None
     header_size, payload_size = _PREFIX.unpack(prefix.data)
+    if header_size > _MAX_HEADER_BYTES or payload_size > _MAX_PAYLOAD_BYTES:
+        raise ValueError(f"a message of {header_size} + {payload_size} bytes is no message")
     header = _exactly(file, header_size)
     payload = _exactly(file, payload_size)
     if header is None or payload is None:
         return None
-    return Message(json.loads(header.tobytes()), payload)
+    value = strict_json(header.tobytes())
+    if not isinstance(value, dict):
+        raise ValueError("the header of a message is not a JSON object")
+    return Message(value, payload)
 
 
 def pack_window(window: Window) -> tuple[dict[str, Any], memoryview, memoryview]:
@@ -123,12 +138,21 @@ def pack_window(window: Window) -> tuple[dict[str, Any], memoryview, memoryview]
 
 
 def unpack_window(message: Message) -> Window:
-    """The inverse of `pack_window`; the pixels are a view of the payload."""
-    shape: Sequence[int] = message.header["shape"]
-    size = int(np.prod(shape))
+    """The inverse of `pack_window`; the pixels are a view of the payload.
+
+    Raises:
+        ValueError: it is not the message of a window.
+    """
+    shape, unit, request = (message.header.get(key) for key in ("shape", "unit", "request"))
+    sizes = shape if isinstance(shape, list) else []
+    if len(sizes) != 4 or not all(type(each) is int and each >= 0 for each in (*sizes, unit)):
+        raise ValueError(f"a window cannot have shape {brief(shape)} and unit {brief(unit)}")
+    size = math.prod(sizes)
+    if size + 8 * sizes[0] != message.payload.nbytes or not isinstance(request, str):
+        raise ValueError(f"a window of shape {sizes} came with {message.payload.nbytes} bytes")
     times = np.frombuffer(message.payload[size:].tobytes(), dtype="<f8")
-    frames = message.payload[:size].reshape(shape)
-    return Window(message.header["request"], message.header["unit"], frames, times)
+    frames = message.payload[:size].reshape(sizes)
+    return Window(request, int(unit or 0), frames, times)
 
 
 def _exactly(file: BinaryIO, size: int) -> NDArray[np.uint8] | None:

@@ -29,16 +29,29 @@ _LAST = {"facts", "done", "input-error", "usage-error", "failure"}
 """Kinds of messages that end a job."""
 
 
-class Child:
-    """One child process."""
+def _parent() -> str:
+    """Process that the child should die with: ours, if the kernel can tell that it is gone.
 
-    def __init__(self) -> None:
+    Linux watches the thread that started the child, which may end earlier unless it is the main
+    one; then "0", and the child finds out by its closed pipe.
+    """
+    return str(os.getpid()) if threading.current_thread() is threading.main_thread() else "0"
+
+
+class Child:
+    """One child process.
+
+    Args:
+        memory_mb: MiB of its private memory; 0: no limit.
+    """
+
+    def __init__(self, memory_mb: int = 0) -> None:
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
         # The child finds this very `data` and then what this process finds; `-P` keeps a folder
         # `data` that happens to lie in the current one out of the way.
         entries = [str(_ROOT), *(entry or str(Path.cwd()) for entry in sys.path)]
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "data.video.child"],
+            [sys.executable, "-P", "-m", "data.video.child", str(memory_mb), _parent()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
@@ -67,9 +80,13 @@ class Child:
     def receive(self) -> wire.Message | None:
         """Its next message; None when it is dead."""
         try:
-            return wire.read(self._answers)
-        except ValueError:  # torn message of a child that wrote where it should not
+            message = wire.read(self._answers)
+        # torn message of a child that wrote where it should not, or more than there is memory
+        except (ValueError, MemoryError):
             return None
+        if message is not None and not isinstance(message.header.get("kind"), str):
+            return None
+        return message
 
     def stop(self) -> None:
         """End it and free its pipes."""

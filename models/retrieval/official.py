@@ -7,7 +7,6 @@ code keeps its options.
 from __future__ import annotations
 
 import argparse
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from data.errors import UsageError
 from models.retrieval.model import RetrievalModel
+from models.safe_load import load_plain
 
 __all__ = [
     "LINEAGE_NAMES",
@@ -101,22 +101,26 @@ def read_checkpoint(
             f"a public checkpoint holds 'model' and 'opt'; this has no "
             f"{' and no '.join(missing)}, only {', '.join(sorted(map(str, content))) or 'nothing'}"
         )
-    options = content["opt"]
-    options = vars(options) if isinstance(options, argparse.Namespace) else dict(options)
-    return {key.removeprefix("module."): x for key, x in content["model"].items()}, options
+    options, weights = content["opt"], content["model"]
+    options = vars(options) if isinstance(options, argparse.Namespace) else options
+    if not isinstance(options, Mapping) or not _is_state(weights):
+        raise UsageError(
+            "a public checkpoint holds tensors by name in 'model' and options in 'opt'; "
+            "this one holds something else there"
+        )
+    return {key.removeprefix("module."): x for key, x in weights.items()}, dict(options)
+
+
+def _is_state(weights: Any) -> bool:
+    return isinstance(weights, Mapping) and all(
+        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
+    )
 
 
 def _load(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise UsageError(f"no checkpoint at {path}; give the path of a file of the public code")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise UsageError(
-            f"{path} cannot be read safely: {str(error).splitlines()[0]}. Only tensors, plain "
-            "containers and argparse.Namespace are read; save it again with these alone"
-        ) from error
+    content = load_plain(path, also=[argparse.Namespace])
     if not isinstance(content, Mapping):
         raise UsageError(f"{path} holds a {type(content).__name__}, not a mapping with 'model'")
     return content

@@ -57,6 +57,11 @@ class InlineExecutor:
         except Exception as error:
             return [Failed(worker, error)]
 
+    def said(self, worker: int) -> str:
+        """Nothing: it went to the terminal."""
+        del worker
+        return ""
+
     def kill(self, worker: int) -> None:
         """Forget the worker and what it was to do."""
         made = self._workers.pop(worker, None)

@@ -2,7 +2,7 @@
 
 Ray places them, finds out that they died and reaches other machines; attempts, deadlines and
 restarts stay with the scheduler (`max_restarts=0`). Tasks and reports are the only things that
-pass through Ray's object store.
+pass through Ray's object store. A local Ray whose own processes are killed is started again.
 """
 
 from __future__ import annotations
@@ -10,20 +10,52 @@ from __future__ import annotations
 import logging
 import math
 import os
+import re
+import signal
 import socket
+import threading
+import time
+from contextlib import suppress
 from typing import Any
 
 from data.errors import UsageError
-from pipeline.engine.types import Crashed, Event, Failed, Finished, Job, Ready, Task
+from pipeline.engine.deaths import Home, autopsy
+from pipeline.engine.types import (
+    Crashed,
+    EngineLostError,
+    Event,
+    Failed,
+    Finished,
+    Job,
+    Ready,
+    Task,
+)
 from pipeline.engine.work import Worker
 from pipeline.stage import Resources
 
-__all__ = ["RayExecutor", "needs_of"]
+__all__ = ["RayExecutor", "RayWorker", "needs_of"]
 
 # Only tasks and reports pass through it; Ray's own default is 30 % of the machine's memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
 
 _CONNECT_S = 10.0
+
+_LOOPBACK = re.compile(r"^(ray://)?(127\.|localhost:|\[::1\]:)")
+
+_PULSE_S = 1.0
+"""How often the processes of a local Ray are looked at."""
+
+_REVIVALS = 3
+
+
+class RayWorker(Worker):
+    """A worker that can tell where it lives, so that its log is found when it is dead."""
+
+    def home(self) -> Home:
+        """Where this process is; called before `setup`."""
+        import ray
+
+        return Home.here(ray.get_runtime_context().get_node_id())
 
 
 class RayExecutor:
@@ -43,11 +75,11 @@ class RayExecutor:
         self, address: str | None = None, cpus: int | None = None, workers: int | None = None
     ) -> None:
         address = address or os.environ.get("RAY_ADDRESS")
-        if address is None:
+        if address is None or _LOOPBACK.search(address):
             # Ray 2.60 turns 127.0.0.1 into the address of the network card and listens on all
             # interfaces, except with this setting, which it reads when it is imported.
             os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        else:
+        if address is not None:
             _check_answers(address)
         # Without it Ray 2.60 warns about accelerators at each actor with num_gpus=0.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -57,9 +89,14 @@ class RayExecutor:
 
         self._ray = ray
         self._wanted = workers
+        self._address, self._cpus = address, cpus
         self._actors: dict[int, Any] = {}
+        self._homes: dict[int, Home] = {}
         self._calls: dict[Any, tuple[int, str]] = {}
+        self._revivals = 0
+        self._pulse_at = time.monotonic()
         self._owns_ray = not ray.is_initialized()
+        self._owns_cluster = self._owns_ray and address is None
         if self._owns_ray:
             _connect(address, cpus)
 
@@ -67,11 +104,14 @@ class RayExecutor:
         """How many workers fit into the cluster as it is now.
 
         Raises:
-            UsageError: the cluster can never hold even one.
+            UsageError: the cluster can never hold even one, or does not answer.
         """
-        there = self._ray.cluster_resources()
         needs = needs_of(job)
-        room = min(_room(there, needs), self._room_on_nodes(needs))
+        try:
+            there = self._ray.cluster_resources()
+            room = min(_room(there, needs), self._room_on_nodes(needs))
+        except (self._ray.exceptions.RayError, RuntimeError, OSError) as error:
+            raise UsageError(f"the Ray cluster does not say what it has: {error}") from error
         if room < 1:
             raise UsageError(
                 f"one worker of {', '.join(job.stages.names)} needs {_words(needs)}; the Ray "
@@ -91,8 +131,9 @@ class RayExecutor:
         }
         if needs.memory_mb:
             options["memory"] = needs.memory_mb * 2**20
-        actor = self._ray.remote(Worker).options(**options).remote(job)
+        actor = self._ray.remote(RayWorker).options(**options).remote(job)
         self._actors[worker] = actor
+        self._calls[actor.home.remote()] = (worker, "home")
         self._calls[actor.setup.remote()] = (worker, "setup")
 
     def submit(self, worker: int, task: Task, upcoming: Task | None) -> None:
@@ -104,18 +145,31 @@ class RayExecutor:
         self._calls[self._actors[worker].flush.remote()] = (worker, "flush")
 
     def wait(self, timeout_s: float) -> list[Event]:
-        """Answers that have come; waits at most `timeout_s` for the first."""
+        """Answers that have come; waits at most `timeout_s` for the first.
+
+        Raises:
+            EngineLostError: the local Ray was killed too often.
+        """
+        if self._owns_cluster and self._is_dead():
+            return self._revive()
         if not self._calls:
             return []
         calls = list(self._calls)
         done, _ = self._ray.wait(calls, num_returns=1, timeout=timeout_s)
         if done:
             done, _ = self._ray.wait(calls, num_returns=len(calls), timeout=0)
-        return [self._event(call) for call in done]
+        events = [self._event(call) for call in done if call in self._calls]
+        return [event for event in events if event is not None]
+
+    def said(self, worker: int) -> str:
+        """The end of the worker's log, or where that is."""
+        home = self._homes.get(worker)
+        return home.said() if home is not None else ""
 
     def kill(self, worker: int) -> None:
         """Kill the actor's process."""
         actor = self._actors.pop(worker, None)
+        self._homes.pop(worker, None)
         self._calls = {ref: call for ref, call in self._calls.items() if call[0] != worker}
         if actor is not None:
             self._ray.kill(actor, no_restart=True)
@@ -127,8 +181,13 @@ class RayExecutor:
         if self._owns_ray and self._ray.is_initialized():
             self._ray.shutdown()
 
-    def _event(self, call: Any) -> Event:
+    def _event(self, call: Any) -> Event | None:
         worker, kind = self._calls.pop(call)
+        if kind == "home":
+            # If it died before it could tell, its setup tells why.
+            with suppress(self._ray.exceptions.RayError):
+                self._homes[worker] = self._ray.get(call)
+            return None
         errors = self._ray.exceptions
         try:
             report = self._ray.get(call)
@@ -136,9 +195,46 @@ class RayExecutor:
             cause = error.cause if isinstance(error.cause, Exception) else error
             return Failed(worker, cause)
         except errors.RayError as error:
-            self._actors.pop(worker, None)
-            return Crashed(worker, _words_of(error))
+            event = autopsy(worker, error, self._homes.get(worker), self._dead_nodes())
+            # One that cannot be reached may still be alive: it must not write any more.
+            self.kill(worker)
+            return event
         return Ready(worker) if kind == "setup" else Finished(worker, report)
+
+    def _dead_nodes(self) -> list[str]:
+        """Ray's names of the nodes that are known to be gone; [] if Ray cannot tell now."""
+        with suppress(self._ray.exceptions.RayError, RuntimeError, OSError):
+            return [each["NodeID"] for each in self._ray.nodes() if not each["Alive"]]
+        return []
+
+    def _is_dead(self) -> bool:
+        """Whether a process without which the local Ray hangs has ended."""
+        now = time.monotonic()
+        if now - self._pulse_at < _PULSE_S:
+            return False
+        self._pulse_at = now
+        node = getattr(self._ray._private.worker, "_global_node", None)
+        dead = node.dead_processes() if node is not None else []
+        return any(name in ("raylet", "gcs_server") for name, _ in dead)
+
+    def _revive(self) -> list[Event]:
+        """Start the local Ray again; all workers of the one before are lost."""
+        self._revivals += 1
+        if self._revivals > _REVIVALS:
+            raise EngineLostError(
+                f"the processes of the local Ray were killed {self._revivals} times; see what "
+                "kills them (memory? `dmesg`), then run the same command again to continue"
+            )
+        why = "a process of the local Ray was killed; Ray is started again"
+        lost: list[Event] = [
+            Crashed(worker, why, "node-lost", self.said(worker)) for worker in self._actors
+        ]
+        self._actors.clear()
+        self._homes.clear()
+        self._calls.clear()
+        self._ray.shutdown()
+        _connect(self._address, self._cpus)
+        return lost
 
     def _room_on_nodes(self, needs: Resources) -> int:
         nodes = [each["Resources"] for each in self._ray.nodes() if each["Alive"]]
@@ -161,23 +257,52 @@ def _whole_or_fraction(gpus: float) -> float:
 
 
 def _connect(address: str | None, cpus: int | None) -> None:
+    """Begin a session; the handler of SIGTERM stays the one that it was."""
     import ray
 
+    _quieten()
+    before = signal.getsignal(signal.SIGTERM)
     if address is not None:
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         except ConnectionError as error:
             raise _nobody_at(address, error) from None
-        return
-    ray.init(
-        address="local",
-        num_cpus=cpus or os.cpu_count() or 1,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=_OBJECT_STORE_BYTES,
-        _node_ip_address="127.0.0.1",
-    )
+    else:
+        _start_local(cpus)
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
+
+
+def _start_local(cpus: int | None) -> None:
+    import ray
+
+    try:
+        ray.init(
+            address="local",
+            num_cpus=cpus or os.cpu_count() or 1,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _node_ip_address="127.0.0.1",
+        )
+    except (RuntimeError, OSError) as error:
+        # A full /tmp, no memory, a process of it that was killed while it started.
+        raise EngineLostError(
+            f"the local Ray did not start ({type(error).__name__}: {str(error)[:500]}); see that "
+            "/tmp and memory have room, or work without it: --executor inline"
+        ) from error
+
+
+def _quieten() -> None:
+    """Ray (2.60) prints what raylets say of dead workers, also with `log_to_driver=False`.
+
+    It is in Ray's logs, and the scheduler says it in a sentence.
+    """
+    from ray._private import worker
+
+    if hasattr(worker, "print_to_stdstream"):
+        worker.print_to_stdstream = lambda data, ignore_prefix: None
 
 
 def _check_answers(address: str) -> None:
@@ -219,10 +344,3 @@ def _as_resources(there: dict[str, float]) -> Resources:
 def _words(needs: Resources) -> str:
     words = [f"{needs.cpus:g} CPUs", f"{needs.gpus:g} GPUs"]
     return ", ".join([*words, f"{needs.memory_mb} MB of memory"] if needs.memory_mb else words)
-
-
-def _words_of(error: Exception) -> str:
-    """Ray's reason; the last line is the exception itself if the constructor raised."""
-    lines = [line for line in str(error).splitlines() if line.strip()] or [""]
-    last = lines[-1] if "creation task" in lines[0] else lines[0]
-    return f"the worker's process ended ({type(error).__name__}): {last.strip()}"

@@ -3,9 +3,11 @@
 The scheduler owns attempts and deadlines, workers own rows. It knows nothing of Ray: workers live
 behind `Executor`. What it promises:
 
-- an input is given up after its own attempts and no other input is charged for it;
+- an input is given up after its own attempts and no other input is charged for it (`blame.py`);
 - rows that a dying worker had computed but not written are computed again, uncharged;
-- a unit counts as done when its shard is on disk, not before.
+- a unit counts as done when its shard is on disk, not before;
+- after a wish to stop, and when the store cannot be written, what is in work may end and what is
+  held is written, as far as that can be done within the grace.
 """
 
 from __future__ import annotations
@@ -14,13 +16,15 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
-from typing import Protocol
 
-from data.errors import StoreError
+from data.errors import StoreError, StorylineError, UsageError
 from data.store import Failure, FailureLog, FileHashes
+from pipeline.engine.blame import Blame
+from pipeline.engine.limits import FROM_OUTSIDE, Limits
 from pipeline.engine.stop import StopFlag
+from pipeline.engine.tally import Seat, Tally, Watcher
 from pipeline.engine.types import (
     Crashed,
     Event,
@@ -29,81 +33,23 @@ from pipeline.engine.types import (
     Finished,
     Job,
     Outcome,
+    Ready,
     Report,
     StageSetupError,
     Task,
     Unit,
+    unit_of,
 )
 from pipeline.stage import FrameStage, Item
 
-__all__ = ["Limits", "Scheduler", "Tally", "Watcher"]
+__all__ = ["Scheduler"]
 
 
 _PATIENCE_S = 60.0
 
-
-@dataclass(frozen=True)
-class Limits:
-    """How patient the scheduler is.
-
-    Args:
-        attempts: tries of an input that crashes its worker or runs out of time.
-        exceptions: tries of an input for which a stage raises.
-        timeout_s: longest time for one item of up to ten minutes of video, or of up to 100 MB
-            where the length is not known yet; longer ones get proportionally more.
-        setup_timeout_s: longest time to start a worker and set up its stages.
-        grace_s: time to finish and write after a wish to stop.
-        barren: workers in a row that may die while they start, or while they write.
-    """
-
-    attempts: int = 3
-    exceptions: int = 2
-    timeout_s: float = 1800.0
-    setup_timeout_s: float = 1800.0
-    grace_s: float = 30.0
-    barren: int = 3
-
-    def of(self, cause: str) -> int:
-        """How often `cause` may happen to one unit."""
-        return self.exceptions if cause == "exception" else self.attempts
-
-    def allowed_s(self, task: Task) -> float:
-        """Longest time for all items of a task."""
-        return self.timeout_s * sum(_usual_videos(item) for item in task.items)
-
-
-class Watcher(Protocol):
-    """Who is told how the work goes."""
-
-    def advance(self, stage: str, *, done: int = 0, failed: int = 0) -> None:
-        """Units were computed (negative: lost again) or given up."""
-        ...
-
-    def note(self, text: str) -> None:
-        """Something that a person should know."""
-        ...
-
-
-@dataclass
-class Tally:
-    """How a run of one stage set ended."""
-
-    stored: Counter[str] = field(default_factory=Counter)
-    failures: list[Failure] = field(default_factory=list)
-    interrupted: bool = False
-    bytes: int = 0
-
-
-@dataclass
-class _Seat:
-    """A worker as the scheduler sees it."""
-
-    doing: str = "starting"
-    task: Task | None = None
-    upcoming: Task | None = None
-    deadline: float = 0.0
-    allowed_s: float = 0.0
-    held: dict[Unit, Item] = field(default_factory=dict)
+_STALE_S = 1.0
+"""A worker that was idle for so long is asked whether it lives before it gets an input: a death
+that nobody noticed would be charged to that input."""
 
 
 class Scheduler:
@@ -141,28 +87,35 @@ class Scheduler:
         self.watcher = watcher
         self.stop = stop
         self.tally = Tally()
-        self._seats: dict[int, _Seat] = {}
+        self._seats: dict[int, Seat] = {}
         self._fresh: Iterator[Task] = iter(())
         self._again: deque[Task] = deque()
-        self._suspects: deque[Task] = deque()
-        self._tries: Counter[tuple[Unit, str]] = Counter()
+        self._suspects: deque[tuple[float, Task]] = deque()
+        self._blame = Blame(limits)
         self._barren: Counter[str] = Counter()
-        self._began = time.monotonic()
+        self._gusts: Counter[int] = Counter()
+        self._error: Exception | None = None
+        self._error_at = 0.0
+        self._lost_rows = 0
+        self._most = 0
+        self._rechecked = self._began = time.monotonic()
         self._said: set[str] = set()
         self._prefetches = any(isinstance(each, FrameStage) for each in job.stages.stages)
 
-    def run(self, tasks: Iterable[Task], workers: int) -> Tally:
+    def run(self, tasks: Iterable[Task], workers: int, most: int | None = None) -> Tally:
         """Work until everything is stored or given up, or until the wish to stop.
 
         Args:
             tasks: taken one by one as workers become free.
             workers: how many workers to start.
+            most: how many there may be when the cluster has grown; None means `workers`.
 
         Raises:
             StageSetupError: a stage cannot be set up, or its workers keep dying without work.
             StoreError, OSError: the store cannot be written.
         """
         self._fresh = iter(tasks)
+        self._most = workers if most is None else most
         try:
             for number in range(workers):
                 self._start(number)
@@ -171,24 +124,40 @@ class Scheduler:
                     self._handle(event)
                 self._end_overdue()
                 self._assign()
+                self._recheck()
                 self._tell()
         finally:
             for number in self._seats:
                 self.executor.kill(number)
+        if self._error is not None:
+            self._mourn()
+            raise self._error
         return self.tally
+
+    @property
+    def _closing(self) -> bool:
+        """Whether no new work is begun."""
+        return bool(self.stop) or self._error is not None
 
     # --- handing out
 
     def _assign(self) -> None:
         for number, seat in list(self._seats.items()):
-            if seat.doing == "starting" and self.stop:
+            if seat.doing == "starting" and self._closing:
                 self._dismiss(number)
             elif seat.doing == "idle":
                 self._give_work(number, seat)
+            elif seat.doing == "resting":
+                self._wake(number, seat)
 
-    def _give_work(self, number: int, seat: _Seat) -> None:
-        task = None if self.stop else self._next_for(seat)
-        if seat.held and (task is None or self._is_suspect(task)):
+    def _give_work(self, number: int, seat: Seat) -> None:
+        task = None if self._closing else self._next_for(seat)
+        if task is not None and not self._may_begin(task):
+            self._put_back(task)
+            task = None
+        suspect = task is not None and self._is_suspect(task)
+        stale = task is not None and time.monotonic() - seat.since > _STALE_S
+        if stale or (seat.held and (task is None or suspect)):
             seat.upcoming = task
             self._begin(seat, "flushing", self.limits.timeout_s)
             self.executor.flush(number)
@@ -196,10 +165,28 @@ class Scheduler:
             seat.task, seat.upcoming = task, self._peek()
             self._begin(seat, "working", self.limits.allowed_s(task))
             self.executor.submit(number, task, seat.upcoming)
-        elif self.stop or not any(each.doing != "idle" for each in self._seats.values()):
+        elif self._closing or not (self._is_busy() or self._suspects):
             self._dismiss(number)
 
-    def _next_for(self, seat: _Seat) -> Task | None:
+    def _wake(self, number: int, seat: Seat) -> None:
+        """End the rest of a place whose worker died from outside."""
+        if self._closing or not (self._has_work() or self._is_busy()):
+            self._dismiss(number)
+        elif self._has_work() and time.monotonic() > seat.deadline:
+            self._start(number)
+
+    def _is_busy(self) -> bool:
+        return any(seat.doing not in ("idle", "resting") for seat in self._seats.values())
+
+    def _may_begin(self, task: Task) -> bool:
+        """What ran out of memory before is worked on while nothing else is."""
+        working = [seat.task for seat in self._seats.values() if seat.task is not None]
+        return not working or not any(self._needs_room(each) for each in (task, *working))
+
+    def _needs_room(self, task: Task) -> bool:
+        return any(map(self._blame.needs_room, task.units))
+
+    def _next_for(self, seat: Seat) -> Task | None:
         task, seat.upcoming = seat.upcoming, None
         return task or self._take() or self._steal()
 
@@ -207,9 +194,22 @@ class Scheduler:
         if self._again:
             return self._again.popleft()
         fresh = next(self._fresh, None)
-        if fresh is None and self._suspects:
-            return self._suspects.popleft()
-        return fresh
+        return self._rested() if fresh is None else fresh
+
+    def _rested(self) -> Task | None:
+        """The first suspect that may be tried again by now."""
+        now = time.monotonic()
+        for index, (due, task) in enumerate(self._suspects):
+            if due <= now:
+                del self._suspects[index]
+                return task
+        return None
+
+    def _put_back(self, task: Task) -> None:
+        if self._is_suspect(task):
+            self._suspects.appendleft((0.0, task))
+        else:
+            self._again.appendleft(task)
 
     def _has_work(self) -> bool:
         """Whether anything waits for a worker."""
@@ -219,9 +219,9 @@ class Scheduler:
 
     def _peek(self) -> Task | None:
         """The task that a worker gets after the current one, so that it can decode ahead."""
-        task = self._take() if self._prefetches and not self.stop else None
+        task = self._take() if self._prefetches and not self._closing else None
         if task is not None and self._is_suspect(task):
-            self._suspects.appendleft(task)
+            self._put_back(task)
             return None
         return task
 
@@ -234,25 +234,44 @@ class Scheduler:
         return None
 
     def _is_suspect(self, task: Task) -> bool:
-        return any(
-            self._tries[unit, cause] for unit in task.units for cause in ("crash", "timeout")
-        )
+        return any(map(self._blame.is_suspect, task.units))
 
-    def _begin(self, seat: _Seat, doing: str, seconds: float) -> None:
+    def _begin(self, seat: Seat, doing: str, seconds: float) -> None:
         seat.doing = doing
         seat.allowed_s = seconds
         seat.deadline = time.monotonic() + seconds
 
     def _start(self, number: int) -> None:
-        seat = self._seats[number] = _Seat()
+        seat = self._seats[number] = Seat()
         self._begin(seat, "starting", self.limits.setup_timeout_s)
         self.executor.start(number, self.job)
 
     def _dismiss(self, number: int) -> None:
         if self.stop:
             self.tally.interrupted = True
+        seat = self._seats.pop(number)
         self.executor.kill(number)
-        del self._seats[number]
+        if seat.held:
+            with suppress(StorylineError):
+                self._lost_rows += len(self._unwritten(seat))
+
+    def _recheck(self) -> None:
+        """Use machines that were added; do not wait for workers on machines that are gone."""
+        now = time.monotonic()
+        if self._closing or now - self._rechecked < self.limits.recheck_s:
+            return
+        self._rechecked = now
+        try:
+            room = self.executor.capacity(self.job)
+        except UsageError:
+            room = 0  # a cluster may be empty for a while
+        for number in range(self._most):
+            if number not in self._seats and len(self._seats) < room and self._has_work():
+                self.watcher.note("one more worker fits by now")
+                self._start(number)
+        for number, seat in list(self._seats.items()):
+            if seat.doing == "starting" and len(self._seats) > max(1, room):
+                self._dismiss(number)
 
     # --- what workers answer
 
@@ -260,20 +279,44 @@ class Scheduler:
         seat = self._seats.get(event.worker)
         if seat is None:
             return
-        if isinstance(event, Failed):
-            raise event.error
-        if isinstance(event, Crashed):
-            self._lose(event.worker, seat, "crash", event.why)
-            return
+        try:
+            if isinstance(event, Failed):
+                self._fail(event.error)
+                self._dismiss(event.worker)
+            elif isinstance(event, Crashed):
+                self._lose(event.worker, seat, event.cause, event.why, event.log)
+            else:
+                self._hear(event, seat)
+        except StorylineError as error:
+            # The driver itself cannot write, or workers keep dying.
+            self._fail(error)
+
+    def _hear(self, event: Ready | Finished, seat: Seat) -> None:
+        """A worker did what it was told."""
         self._barren[seat.doing] = 0
+        if seat.doing == "working":
+            self._gusts[event.worker] = 0
+        seat.doing, seat.since = "idle", time.monotonic()
         if isinstance(event, Finished):
             self._book(seat, event.report)
-        seat.doing, seat.task = "idle", None
+        seat.task = None
 
-    def _book(self, seat: _Seat, report: Report) -> None:
+    def _fail(self, error: Exception) -> None:
+        """Begin no new work; let the others end and write theirs, then raise the first error."""
+        if self._error is None:
+            self._error, self._error_at = error, time.monotonic()
+
+    def _mourn(self) -> None:
+        if self._lost_rows:
+            self.watcher.note(
+                f"{self._lost_rows} rows were computed and could not be written; the next run "
+                "makes them again"
+            )
+
+    def _book(self, seat: Seat, report: Report) -> None:
         for each in report.hashes:
             # The cache is of this host's files; on a cluster a worker may see one that it does not.
-            with suppress(OSError):
+            with suppress(OSError, StoreError):
                 self.hashes.remember(each.path, each.sha256, each.stat)
         for outcome in report.outcomes:
             self._settle(seat, outcome)
@@ -283,17 +326,28 @@ class Scheduler:
             for key in shard.keys:
                 seat.held.pop((shard.stage, key.id, key.part), None)
 
-    def _settle(self, seat: _Seat, outcome: Outcome) -> None:
+    def _settle(self, seat: Seat, outcome: Outcome) -> None:
         item = replace(_item_of(seat.task, outcome), key=outcome.key)
         if outcome.status == "done":
             seat.held[outcome.unit] = item
+            self._blame.done(outcome.unit)
             self.watcher.advance(outcome.stage, done=1)
         elif outcome.status == "present":
             self.tally.stored[outcome.stage] += 1
             self.watcher.advance(outcome.stage, done=1)
         elif outcome.status == "refused":
-            self._tries[outcome.unit, "refused"] += 1
+            self._blame.refused(outcome.unit)
             self._give_up(outcome.stage, item, outcome.reason, outcome.message, outcome.log)
+        elif outcome.status == "unread":
+            self.tally.unread += 1
+            self.tally.unread_because = outcome.message
+            if self.tally.unread == 1 or outcome.shard not in ("", *self.tally.damaged):
+                self._say(f"rows that {outcome.stage} reads cannot be read: {outcome.message}")
+            if outcome.shard:
+                self.tally.damaged.setdefault(outcome.shard, outcome.message)
+        elif outcome.status == "changed":
+            self.tally.changed.add(outcome.key.id)
+            self._say(outcome.message)
         else:
             task = Task((item,), (outcome.stage,))
             self._charge(task, outcome.reason, outcome.message, outcome.log)
@@ -303,59 +357,75 @@ class Scheduler:
     def _charge(self, task: Task, cause: str, message: str, log: str = "") -> None:
         """Count one attempt of a task that is one unit; try again or give up."""
         (unit,) = task.units
-        self._tries[unit, cause] += 1
-        if self._tries[unit, cause] < self.limits.of(cause):
-            self._suspects.append(task)
-        else:
+        if self._blame.count(unit, cause):
             self._give_up(unit[0], task.items[0], cause, message, log)
+        else:
+            rest_s = self.limits.rest_after(self._blame.deaths(unit))
+            self._suspects.append((time.monotonic() + rest_s, task))
 
     def _give_up(self, stage: str, item: Item, reason: str, message: str, log: str) -> None:
-        unit = (stage, item.key.id, item.key.part)
-        attempts = sum(n for (each, _), n in self._tries.items() if each == unit)
+        attempts = self._blame.attempts(unit_of(stage, item.key))
         failure = Failure(stage, item.key, reason, message, attempts, log)
         self.failures[stage].record(failure)
-        self.tally.failures.append(failure)
+        self.tally.failed += 1
         self.watcher.advance(stage, failed=1)
 
-    def _lose(self, number: int, seat: _Seat, cause: str, why: str) -> None:
+    def _lose(self, number: int, seat: Seat, cause: str, why: str, log: str = "") -> None:
         """A worker is gone: charge what it worked on, give its unwritten rows to others."""
-        if seat.task is not None:
-            first, *others = [item.key.id for item in seat.task.items]
-            ids = f"{first} and {len(others)} more" if others else first
-            self.watcher.note(f"a worker was lost while it worked on {ids}: {why}")
-            alone = len(seat.task.units) == 1
-            for task in seat.task.split():
-                if alone:
-                    self._charge(task, cause, why)
-                else:
-                    self._suspects.append(task)
-        else:
-            self._barren[seat.doing] += 1
-            self._give_up_on_workers(seat.doing, why)
+        del self._seats[number]
+        outside = cause in FROM_OUTSIDE
+        self._gusts[number] += outside
         if seat.upcoming is not None:
             self._again.append(seat.upcoming)
         self._requeue_lost(seat)
-        del self._seats[number]
         if self.stop:
             self.tally.interrupted = True
-        elif self._has_work():
-            self._start(number)
+        elif self._error is None:
+            self._rest(number, self.limits.rest_after(self._gusts[number]))
+        if seat.task is not None:
+            self._suspect(seat.task, cause, why, log)
+        else:
+            if cause in ("killed", "node-lost"):
+                self._blame.random_death()
+            self._give_up_on_workers(number, seat.doing, cause, why)
 
-    def _requeue_lost(self, seat: _Seat) -> None:
+    def _suspect(self, task: Task, cause: str, why: str, log: str) -> None:
+        first, *others = [item.key.id for item in task.items]
+        ids = f"{first} and {len(others)} more" if others else first
+        self.watcher.note(f"a worker was lost while it worked on {ids}: {why}")
+        if len(task.units) == 1:
+            self._charge(task, cause, why, log)
+        else:
+            self._suspects.extend((0.0, each) for each in task.split())
+
+    def _rest(self, number: int, seconds: float) -> None:
+        seat = self._seats[number] = Seat()
+        self._begin(seat, "resting", seconds)
+
+    def _unwritten(self, seat: Seat) -> dict[Unit, Item]:
         written = self.durable(seat.held) if seat.held else set()
+        return {unit: item for unit, item in seat.held.items() if unit not in written}
+
+    def _requeue_lost(self, seat: Seat) -> None:
+        lost = self._unwritten(seat)
+        if self._closing:
+            self._lost_rows += len(lost)
         by_item: dict[str, tuple[Item, list[str]]] = {}
         for unit, item in seat.held.items():
             stage, id_, part = unit
-            if unit in written:
+            if unit not in lost:
                 self.tally.stored[stage] += 1
             else:
                 by_item.setdefault(f"{id_}/{part}", (item, []))[1].append(stage)
                 self.watcher.advance(stage, done=-1)
         self._again.extend(Task((item,), tuple(stages)) for item, stages in by_item.values())
 
-    def _give_up_on_workers(self, doing: str, why: str) -> None:
-        count = self._barren[doing]
-        if count < self.limits.barren:
+    def _give_up_on_workers(self, number: int, doing: str, cause: str, why: str) -> None:
+        """End the stage if its workers never get to work; kills from outside are no reason soon."""
+        outside = cause in FROM_OUTSIDE
+        self._barren[doing] += not outside
+        count = self._gusts[number] if outside else self._barren[doing]
+        if count < (self.limits.barren_outside if outside else self.limits.barren):
             return
         names = ", ".join(self.job.stages.names)
         if doing == "flushing":
@@ -371,15 +441,22 @@ class Scheduler:
 
     def _end_overdue(self) -> None:
         now = time.monotonic()
-        too_late = self.stop.at is not None and now > self.stop.at + self.limits.grace_s
+        ends = [self.stop.at] if self.stop.at is not None else []
+        ends += [self._error_at] if self._error is not None else []
+        too_late = bool(ends) and now > min(ends) + self.limits.grace_s
         for number, seat in list(self._seats.items()):
-            if seat.doing == "idle":
+            if seat.doing in ("idle", "resting"):
                 continue
             if too_late:
                 self._dismiss(number)
             elif now > seat.deadline:
+                log = self.executor.said(number)
                 self.executor.kill(number)
-                self._lose(number, seat, "timeout", f"no answer within {seat.allowed_s:g} s")
+                try:
+                    why = f"no answer within {seat.allowed_s:g} s"
+                    self._lose(number, seat, "timeout", why, log)
+                except StorylineError as error:
+                    self._fail(error)
 
     def _tell(self) -> None:
         """Say once that a stop is on its way, or that no worker has come up."""
@@ -408,12 +485,3 @@ def _item_of(task: Task | None, outcome: Outcome) -> Item:
         if (item.key.id, item.key.part) == (outcome.key.id, outcome.key.part):
             return item
     raise ValueError(f"a worker answered for {outcome.unit}, which it was not asked for")
-
-
-def _usual_videos(item: Item) -> float:
-    """How many usual videos an item is worth, at least one."""
-    if item.facts is not None:
-        return max(1.0, item.facts.duration_s / 600)
-    if item.video is not None and item.video.path.is_file():
-        return max(1.0, item.video.path.stat().st_size / 100e6)
-    return 1.0

@@ -1,4 +1,4 @@
-"""The wish to stop: SIGTERM, SIGUSR1 (SLURM's warning) or one Ctrl-C."""
+"""The wish to stop: SIGTERM, SIGUSR1 (SLURM's warning), SIGHUP (a lost terminal) or one Ctrl-C."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 __all__ = ["StopFlag"]
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class StopFlag:

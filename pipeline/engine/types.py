@@ -14,12 +14,14 @@ from typing import Literal, Protocol, TypeAlias
 
 from data.errors import StorylineError
 from data.store import ShardRef
+from data.store.place import Place
 from data.store.types import ItemKey, Recipe
 from pipeline.stage import Item, StageSet
 
 __all__ = [
     "UNKNOWN_CONTENT",
     "Crashed",
+    "EngineLostError",
     "Event",
     "Executor",
     "Failed",
@@ -32,6 +34,7 @@ __all__ = [
     "StageSetupError",
     "Task",
     "Unit",
+    "UpstreamError",
     "unit_of",
 ]
 
@@ -63,6 +66,27 @@ class StageSetupError(StorylineError):
         return type(self), (self.stage, str(self))
 
 
+class EngineLostError(StorylineError):
+    """What carries the workers (a local Ray) is killed again and again."""
+
+
+class UpstreamError(StorylineError):
+    """The rows that a stage reads cannot be read now; no fault of the stage or the input.
+
+    Args:
+        message: the sentence of the reader.
+        shard: the damaged shard as text; "" if the bytes are not known to be wrong (an I/O error,
+            rows that somebody took away).
+    """
+
+    def __init__(self, message: str, shard: str = "") -> None:
+        super().__init__(message)
+        self.shard = shard
+
+    def __reduce__(self) -> tuple[type[UpstreamError], tuple[str, str]]:
+        return type(self), (str(self), self.shard)
+
+
 @dataclass(frozen=True)
 class Job:
     """What every worker of one stage set is built from.
@@ -71,7 +95,7 @@ class Job:
         stages: the stages, constructed but not set up.
         recipes: recipe of each of the stages.
         upstream: recipe id of every stage whose rows may be read.
-        store: folder of the store.
+        store: folder of the store, here or remote.
         shard_bytes: a shard is written when its rows reach this size.
         commit_every_s: a shard is written when its oldest row is this old.
     """
@@ -79,7 +103,7 @@ class Job:
     stages: StageSet
     recipes: Mapping[str, Recipe]
     upstream: Mapping[str, str]
-    store: Path
+    store: Place
     shard_bytes: int
     commit_every_s: float
 
@@ -110,18 +134,21 @@ class Outcome:
         key: the item's key; its content is known now if the file could be read.
         status: "done": the row is held by the worker, not yet durable; "present": the file turned
             out to be one whose row is stored; "refused": the input is at fault, trying again is
-            useless; "error": the stage raised.
+            useless; "error": the stage raised; "unread": the rows that it reads cannot be read
+            now; "changed": its file is not the one that it was. The last two are nobody's fault.
         reason: short code of a failure.
         message: a sentence for a person.
         log: end of the traceback.
+        shard: the damaged shard, where one is known to be the reason.
     """
 
     stage: str
     key: ItemKey
-    status: Literal["done", "present", "refused", "error"]
+    status: Literal["done", "present", "refused", "error", "unread", "changed"]
     reason: str = ""
     message: str = ""
     log: str = ""
+    shard: str = ""
 
     @property
     def unit(self) -> Unit:
@@ -178,10 +205,19 @@ class Failed:
 
 @dataclass(frozen=True)
 class Crashed:
-    """The process of a worker is gone."""
+    """The process of a worker is gone.
+
+    Args:
+        worker: its number.
+        why: a sentence.
+        cause: `crash`, `killed`, `out-of-memory` or `node-lost` (`pipeline.engine.limits`).
+        log: end of what it wrote to stderr.
+    """
 
     worker: int
     why: str
+    cause: str = "crash"
+    log: str = ""
 
 
 Event: TypeAlias = Ready | Finished | Failed | Crashed
@@ -208,6 +244,10 @@ class Executor(Protocol):
 
     def wait(self, timeout_s: float) -> list[Event]:
         """Events that have happened; waits at most `timeout_s` for the first one."""
+        ...
+
+    def said(self, worker: int) -> str:
+        """End of what a worker wrote to stderr; "" where nobody can tell."""
         ...
 
     def kill(self, worker: int) -> None:

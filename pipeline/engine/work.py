@@ -12,12 +12,12 @@ import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from data.errors import InputError, UsageError
+from data.errors import DamageError, InputError, StoreError, UsageError
 from data.store import ItemKey, Row, ShardRef, ShardWriter, StageReader, Store
 from data.video.types import FrameRequest, Window
-from pipeline.engine.content import read_content
+from pipeline.engine.content import Watch, read_content, stamp_of
 from pipeline.engine.types import (
     UNKNOWN_CONTENT,
     FileHash,
@@ -26,6 +26,7 @@ from pipeline.engine.types import (
     Report,
     StageSetupError,
     Task,
+    UpstreamError,
 )
 from pipeline.stage import FrameStage, Item, RowStage
 
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["Worker"]
 
 _LOG_CHARACTERS = 4000
+
+_WRITE_AGAIN_S = 1.0
 
 # InputErrors that another attempt may cure: the decoder's child process died or hung.
 _WORTH_ANOTHER_TRY = frozenset({"decoder-crashed", "decoder-timeout"})
@@ -81,16 +84,20 @@ class Worker:
         outcomes: list[Outcome] = []
         hashes: list[FileHash] = []
         for item in task.items:
+            watch = Watch(item)
             try:
                 known, read = _with_content(item)
             except InputError as error:
                 outcomes += [_outcome(stage, item.key, error) for stage in task.stages]
                 continue
+            if watch.changed:
+                outcomes += [_changed(stage, item) for stage in task.stages]
+                continue
             hashes += read
             there = [name for name in task.stages if read and known.key in self._stored(name)]
             outcomes += [Outcome(name, known.key, "present") for name in there]
             rest = [name for name in task.stages if name not in there]
-            outcomes += self._run_item(known, rest, upcoming)
+            outcomes += self._run_item(known, rest, upcoming, watch)
         return Report(tuple(outcomes), tuple(self._write_due()), tuple(hashes))
 
     def flush(self) -> Report:
@@ -117,7 +124,9 @@ class Worker:
 
     # --- one item
 
-    def _run_item(self, item: Item, stages: Sequence[str], upcoming: Task | None) -> list[Outcome]:
+    def _run_item(
+        self, item: Item, stages: Sequence[str], upcoming: Task | None, watch: Watch
+    ) -> list[Outcome]:
         framed = [s for s in map(self._stages.__getitem__, stages) if isinstance(s, FrameStage)]
         results = self._frame_rows(item, framed, upcoming) if framed else {}
         self._inputs.turn_to(item.key)
@@ -125,6 +134,8 @@ class Worker:
             stage = self._stages[name]
             if isinstance(stage, RowStage):
                 results[name] = _attempt(stage.process, item, self._inputs)
+        if watch.changed:
+            return [_changed(name, item) for name in stages]
         return [self._keep(name, item.key, results[name]) for name in stages]
 
     def _keep(self, stage: str, key: ItemKey, result: Row | Exception) -> Outcome:
@@ -178,6 +189,7 @@ class Worker:
                 fallbacks=context.fallbacks,
                 damaged=context.damaged,
                 timeout_s=context.decode_timeout_s,
+                limits=context.limits,
             )
         return self._decoder
 
@@ -204,10 +216,18 @@ class Worker:
         )
 
     def _write(self, names: Sequence[str]) -> list[ShardRef]:
-        written = [self._writers[name].flush() for name in names]
+        written = [self._flush(self._writers[name]) for name in names]
         for name in names:
             self._oldest.pop(name, None)
         return [shard for shard in written if shard is not None]
+
+    def _flush(self, writer: ShardWriter) -> ShardRef | None:
+        """Once more after a short wait: a server that fails over is back, a full disk is not."""
+        try:
+            return writer.flush()
+        except (StoreError, OSError):
+            time.sleep(_WRITE_AGAIN_S)
+        return writer.flush()
 
 
 @dataclass
@@ -273,14 +293,25 @@ class StoreInputs:
         self._key = key
 
     def row(self, stage: str) -> Row:
-        """The row of `stage` for the item at hand, all parts joined."""
+        """The row of `stage` for the item at hand, all parts joined.
+
+        Raises:
+            UpstreamError: it cannot be read now.
+        """
         if self._key is None:
             raise ValueError("rows are asked for before any item")
         if stage not in self._recipes:
             raise ValueError(f"rows of stage '{stage}' are read but it is not in `upstream`")
-        if stage not in self._readers:
-            self._readers[stage] = self._store.reader(stage, self._recipes[stage], strict=False)
-        return self._readers[stage].row(self._key.id, self._key.content)
+        try:
+            if stage not in self._readers:
+                self._readers[stage] = self._store.reader(stage, self._recipes[stage], strict=False)
+            return self._readers[stage].row(self._key.id, self._key.content)
+        except DamageError as error:
+            raise UpstreamError(str(error), error.shard) from error
+        except (StoreError, OSError) as error:
+            # The next reader looks at the folder anew.
+            self._readers.pop(stage, None)
+            raise UpstreamError(str(error)) from error
 
 
 def _with_content(item: Item) -> tuple[Item, list[FileHash]]:
@@ -288,7 +319,8 @@ def _with_content(item: Item) -> tuple[Item, list[FileHash]]:
     if item.key.content != UNKNOWN_CONTENT or item.video is None:
         return item, []
     content, read = read_content(item.video)
-    return replace(item, key=replace(item.key, content=content)), [read]
+    key = replace(item.key, content=content)
+    return replace(item, key=key, stamp=stamp_of(read.stat)), [read]
 
 
 def _attempt(work: Any, *args: Any) -> Any:
@@ -299,10 +331,20 @@ def _attempt(work: Any, *args: Any) -> Any:
         return error
 
 
+def _changed(stage: str, item: Item) -> Outcome:
+    path = item.video.path if item.video is not None else item.key.id
+    message = f"{path} was replaced while it was worked on; nothing was stored of it"
+    return Outcome(stage, item.key, "changed", message=message)
+
+
 def _outcome(stage: str, key: ItemKey, error: Exception) -> Outcome:
+    if isinstance(error, UpstreamError):
+        return Outcome(stage, key, "unread", message=str(error), shard=error.shard)
     if isinstance(error, InputError):
-        again = error.reason in _WORTH_ANOTHER_TRY
-        return Outcome(stage, key, "error" if again else "refused", error.reason, str(error))
+        status: Literal["error", "refused"]
+        status = "error" if error.reason in _WORTH_ANOTHER_TRY else "refused"
+        return Outcome(stage, key, status, error.reason, str(error)[:_LOG_CHARACTERS])
+    # Cut here: a text of megabytes must not travel.
     log = "".join(traceback.format_exception(error))[-_LOG_CHARACTERS:]
     message = f"{type(error).__name__}: {error}"[:_LOG_CHARACTERS]
     return Outcome(stage, key, "error", "exception", message, log)

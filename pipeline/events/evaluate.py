@@ -7,14 +7,17 @@ counts; counts are summed over videos (micro); a video without predictions count
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from data.annotations.gebd import read_gebd
 from data.errors import UsageError
+from data.foreign import brief, strict_json, text_lines
+from data.identity import check_id
 from data.store import Store
 
 __all__ = [
@@ -28,6 +31,15 @@ __all__ = [
     "stored_boundaries",
     "typical_count",
 ]
+
+
+_GEBD_SUFFIXES = {".pkl", ".pickle", ".json"}
+
+_MIN_CONSISTENCY = 0.3
+"""`f1_consis_avg` below which the GEBD challenge leaves a video out (specs/llmepet… §5)."""
+
+_MAX_RATERS = 64
+_MAX_BOUNDARIES = 10_000
 
 
 @dataclass(frozen=True)
@@ -91,28 +103,43 @@ Boundaries = Mapping[str, Sequence[float]]
 
 
 def read_truth(path: Path) -> dict[str, Truth]:
-    """True boundaries by video id from JSONL `{vid, duration, boundaries[, raters]}`.
+    """True boundaries by video id.
+
+    From JSONL `{vid, duration, boundaries[, raters]}`, or from a file of Kinetics-GEBD (`.pkl`,
+    `.json`), of which videos whose annotators agree too little are left out as its challenge does.
 
     Raises:
-        UsageError: no such file, or a line that is not of this form; the line is named.
+        UsageError: no such file, or a line or video that is not of this form; it is named.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"cannot read true boundaries from '{path}': {error.strerror}") from None
-    truth = {}
-    for number, line in enumerate(lines, start=1):
+    if path.suffix.lower() in _GEBD_SUFFIXES:
+        return {
+            video_id: Truth(video.duration_s, video.raters)
+            for video_id, video in read_gebd(path).items()
+            if video.consistency_mean is None or video.consistency_mean >= _MIN_CONSISTENCY
+        }
+    truth: dict[str, Truth] = {}
+    for number, line in text_lines(path, "the true boundaries"):
         try:
-            record = json.loads(line)
-            raters = record.get("raters") or [record["boundaries"]]
-            sorted_raters = tuple(tuple(sorted(map(float, rater))) for rater in raters)
-            truth[str(record["vid"])] = Truth(float(record["duration"]), sorted_raters)
-        except (ValueError, TypeError, KeyError, AttributeError):
+            video_id, one = _truth(strict_json(line))
+            if video_id in truth:
+                raise ValueError(f"video '{video_id}' came before")
+        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
             raise UsageError(
                 f"{path}, line {number}: expected a JSON object with 'vid', 'duration' in seconds "
-                f"and 'boundaries' as a list of seconds, got {line[:80]!r}"
+                f"and 'boundaries' as a list of seconds, got {brief(line)} ({error})"
             ) from None
+        except UsageError as error:
+            raise UsageError(f"{path}, line {number}: {error}") from None
+        truth[video_id] = one
     return truth
+
+
+def _truth(record: Mapping[str, Any]) -> tuple[str, Truth]:
+    raters = record.get("raters") or [record["boundaries"]]
+    if len(raters) > _MAX_RATERS or any(len(each) > _MAX_BOUNDARIES for each in raters):
+        raise ValueError(f"more than {_MAX_RATERS} raters or {_MAX_BOUNDARIES} boundaries")
+    sorted_raters = tuple(tuple(sorted(map(float, rater))) for rater in raters)
+    return check_id(record["vid"]), Truth(float(record["duration"]), sorted_raters)
 
 
 def matches(true: Sequence[float], predicted: Sequence[float], tolerance_s: float) -> int:
@@ -200,7 +227,7 @@ def score_store(store: Store, boundaries: Path, *, seed: int = 0) -> dict[str, d
 
     Args:
         store: a store with `events`.
-        boundaries: JSONL of true boundaries (`read_truth`).
+        boundaries: file of true boundaries (`read_truth`).
         seed: of the random baseline.
 
     Returns:

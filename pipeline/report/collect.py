@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,12 @@ from numpy.typing import NDArray
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
+from data.foreign import brief as brief_of
+from data.foreign import read_limited, strict_json, text_lines
 from data.grid import Grid
+from data.identity import check_id
 from data.store import Store
-from data.video import open_decoder
+from data.video import IsolatedDecoder
 from data.video.types import FrameRequest, Video, View
 from pipeline.report.charts import Line, Span, Track
 
@@ -45,6 +47,9 @@ BRIEF = {
 """Columns of the metric table and their keys in the official `brief` metrics."""
 
 FRAMES_SHOWN = 10
+
+_MAX_METRICS_BYTES = 64 << 20
+
 THUMBNAIL_PIXELS = 96
 
 
@@ -98,19 +103,32 @@ def read_metrics(file: Path, name: str, about: str, role: str) -> MetricRow:
             f"{file} does not exist; name the folder of a run that is finished (`trainer fit`), or "
             "a file of `trainer evaluate --json`"
         )
-    metrics = json.loads(file.read_text())
-    if "brief" not in metrics.get("best", metrics):
+    metrics = _object(read_limited(file, _MAX_METRICS_BYTES, "the scores"), str(file))
+    best = metrics.get("best") or metrics
+    brief = best.get("brief") if isinstance(best, dict) else None
+    if not isinstance(brief, dict):
         raise UsageError(f"{file} holds no scores of `trainer` (no key 'brief')")
-    brief = metrics.get("best", metrics)["brief"]
-    return MetricRow(name, about, role, [brief.get(key) for key in BRIEF.values()])
+    values = [brief.get(key) for key in BRIEF.values()]
+    return MetricRow(name, about, role, [None if v is None else _number(v, file) for v in values])
 
 
 def history_lines(run: Path, name: str) -> tuple[Line, Line]:
-    """Training loss and validation R1@0.5 of a run, from its `history.jsonl`."""
-    rows = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
-    loss = [(row["epoch"], sum(row["losses"].values())) for row in rows]
+    """Training loss and validation R1@0.5 of a run, from its `history.jsonl`.
+
+    Raises:
+        UsageError: a line that the trainer does not write.
+    """
+    file = run / "history.jsonl"
     key = BRIEF["R1@0.5"]
-    recall = [(row["epoch"], row["val"][key]) for row in rows if row.get("val")]
+    loss, recall = [], []
+    for where, row in _rows(file, "the history"):
+        try:
+            epoch = _number(row["epoch"], where)
+            loss.append((epoch, sum(_number(each, where) for each in row["losses"].values())))
+            if row.get("val") and row["val"].get(key) is not None:
+                recall.append((epoch, _number(row["val"][key], where)))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{where} is no epoch of `trainer fit`: {error!r}") from None
     return Line(name, loss), Line(name, recall)
 
 
@@ -119,13 +137,50 @@ def predicted_split(run: Path) -> str:
     found = sorted((run / "predictions").glob("*-best.jsonl"))
     if not found:
         raise UsageError(f"{run} has no predictions of a best epoch; let `trainer fit` finish it")
-    return found[0].name.removesuffix("-best.jsonl")
+    return check_id(found[0].name.removesuffix("-best.jsonl"), what="split of the predictions")
 
 
 def read_predictions(file: Path) -> dict[str, Mapping[str, Any]]:
-    """Rows of a submission file by the text of their qid."""
-    rows = [json.loads(line) for line in file.read_text().splitlines()]
-    return {str(row["qid"]): row for row in rows}
+    """Rows of a submission file by the text of their qid, windows and scores checked.
+
+    Raises:
+        UsageError: a line that is no prediction.
+    """
+    found: dict[str, Mapping[str, Any]] = {}
+    for where, row in _rows(file, "the predictions"):
+        windows = row.get("pred_relevant_windows")
+        saliency = row.get("pred_saliency_scores")
+        if not isinstance(windows, list) or not isinstance(saliency, list | None):
+            raise UsageError(f"{where}: expected 'pred_relevant_windows' as a list of windows")
+        if any(not isinstance(each, list) or len(each) != 3 for each in windows):
+            raise UsageError(f"{where}: a window is [start, end, score]")
+        found[str(row.get("qid"))] = row | {
+            "pred_relevant_windows": [[_number(v, where) for v in each] for each in windows],
+            "pred_saliency_scores": [_number(v, where) for v in saliency or ()],
+        }
+    return found
+
+
+def _rows(file: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in text_lines(file, what):
+        where = f"{file}, line {number}"
+        yield where, _object(line, where)
+
+
+def _object(text: bytes, where: str) -> dict[str, Any]:
+    try:
+        value = strict_json(text)
+    except ValueError as error:
+        raise UsageError(f"{where} is not JSON that can be used: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} is not a JSON object")
+    return value
+
+
+def _number(value: Any, where: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UsageError(f"{where}: expected a number, got {brief_of(value)}")
+    return float(value)
 
 
 def collect_timeline(
@@ -155,8 +210,9 @@ def collect_timeline(
 def _thumbnails(video: Video, duration_s: float) -> list[Frame]:
     times = (np.arange(FRAMES_SHOWN) + 0.5) * duration_s / FRAMES_SHOWN
     request = FrameRequest("report", times[:, None], View(THUMBNAIL_PIXELS), inclusive=True)
-    windows = open_decoder("pyav").windows(video, [request])
-    return [Frame(float(times[w.unit]), _data_url(w.frames[0])) for w in windows]
+    with IsolatedDecoder() as decoder:
+        windows = decoder.windows(video, [request])
+        return [Frame(float(times[w.unit]), _data_url(w.frames[0])) for w in windows]
 
 
 def _data_url(pixels: NDArray[np.uint8]) -> str:

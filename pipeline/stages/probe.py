@@ -55,6 +55,7 @@ class ProbeStage(Configured, RowStage):
             fallbacks=self.context.fallbacks,
             damaged=self.context.damaged,
             timeout_s=self.context.decode_timeout_s,
+            limits=self.context.limits,
         )
 
     def close(self) -> None:

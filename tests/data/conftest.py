@@ -11,6 +11,7 @@ import pytest
 
 from data.grid import Grid
 from data.store import ItemKey, Recipe, Row, Schema, Store, StreamSpec
+from data.store.place import Place
 
 MakeRow = Callable[..., Row]
 
@@ -49,9 +50,24 @@ def make_row() -> MakeRow:
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def place(tmp_path: Path) -> Place:
+    """Where `store` is; modules that hold for every place have `every_place` instead."""
+    return tmp_path / "store"
+
+
+@pytest.fixture(params=["local", "memory", "s3"])
+def every_place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A local folder, fsspec's memory, a local S3 server."""
+    if request.param == "local":
+        return tmp_path / "store"
+    place: Place = request.getfixturevalue(f"{request.param}_place")
+    return place
+
+
+@pytest.fixture
+def store(place: Place) -> Store:
     """An empty store of clips of 2 s."""
-    return Store.create(tmp_path / "store", dataset="tiny", clip_len_s=2.0)
+    return Store.create(place, dataset="tiny", clip_len_s=2.0)
 
 
 def content_of(word: str) -> str:

@@ -122,7 +122,7 @@ def test_caffe2_pickles_are_read_and_anything_but_arrays_in_them_is_refused(tmp_
             return os.mkdir, (str(tmp_path / "harmed"),)
 
     path.write_bytes(pickle.dumps({"blobs": {"x": Harm()}}))
-    with pytest.raises(UsageError, match="mkdir; only numpy arrays are allowed"):
+    with pytest.raises(UsageError, match="mkdir; only numpy arrays and numbers are allowed"):
         read_checkpoint(path)
     assert not (tmp_path / "harmed").exists()
 

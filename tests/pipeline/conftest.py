@@ -46,6 +46,7 @@ def run_toys(tmp_path: Path, toy_stages: None) -> toys.RunToys:
         *,
         overrides: Sequence[str] = (),
         limit: int | None = None,
+        share: str | None = None,
         retry_failed: bool = False,
         stop: StopFlag | None = None,
         executor: Executor | None = None,
@@ -61,7 +62,7 @@ def run_toys(tmp_path: Path, toy_stages: None) -> toys.RunToys:
         }
         file.write_text(yaml.safe_dump(base | config))
         loaded = load_pipeline_config(file, overrides)
-        view = look(loaded, asked, limit)
+        view = look(loaded, asked, limit, share)
         maker = ray_or_inline(loaded) if executor is None else lambda program: executor
         quiet = watcher or Progress(Console(quiet=True))
         run = Run(loaded, view, maker, quiet, StopFlag() if stop is None else stop)

@@ -48,17 +48,19 @@ def test_a_config_inherits_and_replaces_value_by_value(tmp_path: Path) -> None:
     write(
         tmp_path / "base" / "base.yaml",
         store="store",
-        engine={"attempts": 7, "timeout_s": 5},
+        engine={"attempts": {"crash": 7}, "timeout_s": 5},
         stages={"rows": {"scale": 3.0, "group": 2}},
     )
     file = write(
         tmp_path / "job.yaml",
         extends="base/base.yaml",
-        engine={"attempts": 2},
+        engine={"attempts": {"crash": 2}},
         stages={"rows": {"group": 4}, "sums": None},
     )
     config = load_pipeline_config(file, ["engine.workers=3"])
-    assert (config.engine.attempts, config.engine.timeout_s, config.engine.workers) == (2, 5, 3)
+    attempts = config.engine.attempts.by_cause
+    assert (attempts["crash"], attempts["killed"]) == (2, 5)
+    assert (config.engine.timeout_s, config.engine.workers) == (5, 3)
     assert config.stage_options == {
         "rows": toys.ToyRows.Options(scale=3.0, group=4),
         "sums": toys.ToySum.Options(),

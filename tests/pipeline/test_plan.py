@@ -12,10 +12,10 @@ import yaml
 from typer.testing import CliRunner
 
 from data.errors import UsageError
+from data.store.recipes import differences
 from pipeline.cli import app
 from pipeline.program import Program
 from pipeline.stage import STAGES, Stage, StageContext
-from pipeline.survey import differences
 
 CONTEXT = StageContext(clip_len_s=2.0)
 

@@ -68,8 +68,9 @@ def test_a_stage_over_queries_that_is_asked_for_by_name_needs_queries(tmp_path: 
 
 
 def test_a_decoder_that_cannot_be_imported_is_no_fault_of_the_videos(
-    tmp_path: Path, run_toys: toys.RunToys
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("STORYLINE_DECODERS", "nowhere:Decoder")
     toys.write_videos(tmp_path / "videos", ["a", "b"])
     result = run_toys(["bright", "dark"], decode={"backend": "nowhere:Decoder", "fallbacks": []})
     assert result.exit_code == 1

@@ -1,12 +1,15 @@
 """Small stages with known rows and known misbehaviour, told by the id of the input.
 
-`poison-*` ends the process, `hang-*` sleeps, `refuse-*` is an InputError, `raise-*` an exception.
+`poison-*` ends the process without a trace, `segv-*` with one, `hang-*` sleeps, `refuse-*` is an
+InputError, `raise-*` an exception.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +25,9 @@ from data.store import ItemKey, Row, Schema, StreamSpec
 from data.video.types import FrameRequest, Video, VideoFacts, View, Window
 from pipeline.run import Result
 from pipeline.stage import FrameStage, Inputs, Item, RowStage, Stage
+
+# Configs may name a decoder of one's own only where this allows it; children inherit it.
+os.environ.setdefault("STORYLINE_DECODERS", "toys:ToyDecoder")
 
 DURATION_S = 8.0
 CLIP_LEN_S = 2.0
@@ -39,8 +45,12 @@ def expected(id_: str, width: int = 4, scale: float = 1.0) -> np.ndarray:
 def misbehave(id_: str) -> None:
     """Do what the id says."""
     kind = id_.partition("-")[0]
+    if kind in ("poison", "segv"):
+        print(f"{id_} is about to end its process", file=sys.stderr, flush=True)
     if kind == "poison":
         os._exit(13)
+    if kind == "segv":
+        os.kill(os.getpid(), signal.SIGSEGV)
     if kind == "hang":
         time.sleep(3600)
     if kind == "refuse":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from data.annotations.types import Annotation
-from data.dataset import Sample
+from data.dataset import Sample, Together
 from data.grid import Grid
 from data.identity import query_id
 from data.store import ItemKey, Recipe, Row, Schema, Store, StreamSpec
+from data.store.place import Place, text_of
+from training.batch import pad
 
 CLIPS, WIDTH, WORDS = 12, 16, 3
 CLIP_LEN_S = 2.0
@@ -39,6 +41,14 @@ def annotation(split: str, video: int, rng: np.random.Generator) -> Annotation:
 def samples(rows: list[Annotation]) -> list[Sample]:
     """Samples of annotations, as a store would give them; a narrative and events included."""
     return [_sample(row) for row in rows]
+
+
+def together(some: Sequence[Sample]) -> Together:
+    """Samples as a batch wants them."""
+    video, text = (
+        pad([getattr(each, name) for each in some])[0].numpy() for name in ("video", "text")
+    )
+    return Together(some, video, text)
 
 
 def _sample(row: Annotation) -> Sample:
@@ -68,7 +78,7 @@ def _row(id: str, grid: Grid | None, **arrays: Any) -> Row:
     return Row(ItemKey(id, hashlib.sha256(id.encode()).hexdigest()), grid, arrays)
 
 
-def write_store(path: Path, splits: Annotations) -> Store:
+def write_store(path: Place, splits: Annotations) -> Store:
     """A store with the streams `clip` and `slowfast`, narratives, events and queries."""
     half = WIDTH // 2
     recipes = {
@@ -120,7 +130,7 @@ def write_store(path: Path, splits: Annotations) -> Store:
 def small_values(store: Store) -> dict[str, Any]:
     """A configuration that trains in a second per epoch at most."""
     return {
-        "data": {"store": str(store.path)},
+        "data": {"store": text_of(store.path)},
         "model": {
             "name": "qd_detr",
             "options": {

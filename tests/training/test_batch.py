@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_store import Annotations, samples
+from small_store import Annotations, samples, together
 
 from data.annotations.types import Annotation
 from training.batch import Draw, QueryTruth, collate
@@ -101,7 +101,7 @@ def pair(splits: Annotations) -> list:  # type: ignore[type-arg]
 
 
 def test_a_batch_is_padded_with_zeros_under_false_masks(pair: list) -> None:  # type: ignore[type-arg]
-    batch = collate(pair, Draw()).tensors
+    batch = collate(together(pair), Draw()).tensors
     assert batch.video.shape == (2, 12, 18)
     assert batch.video_mask.sum(1).tolist() == [12, 7]
     assert batch.text_mask.sum(1).tolist() == [3, 2]
@@ -113,7 +113,7 @@ def test_a_batch_is_padded_with_zeros_under_false_masks(pair: list) -> None:  # 
 
 
 def test_targets_are_padded_and_point_at_clips_of_the_sample(pair: list) -> None:  # type: ignore[type-arg]
-    targets = collate(pair, Draw()).tensors.targets
+    targets = collate(together(pair), Draw()).tensors.targets
     assert targets is not None
     assert targets.spans.shape[:2] == targets.span_mask.shape
     assert targets.saliency.shape == targets.in_moment.shape == (2, 12)
@@ -123,12 +123,12 @@ def test_targets_are_padded_and_point_at_clips_of_the_sample(pair: list) -> None
 
 
 def test_there_are_no_targets_without_a_draw_or_without_ground_truth(pair: list) -> None:  # type: ignore[type-arg]
-    assert collate(pair, None).tensors.targets is None
+    assert collate(together(pair), None).tensors.targets is None
     hidden = replace(pair[0], annotation=replace(pair[0].annotation, windows=None))
-    assert collate([hidden, pair[1]], Draw()).tensors.targets is None
+    assert collate(together([hidden, pair[1]]), Draw()).tensors.targets is None
 
 
 def test_queries_on_the_same_video_have_the_same_number(pair: list) -> None:  # type: ignore[type-arg]
-    numbers = collate([pair[0], pair[1], pair[0]], None).tensors.video_ids
+    numbers = collate(together([pair[0], pair[1], pair[0]]), None).tensors.video_ids
     assert numbers is not None
     assert numbers[0] == numbers[2] != numbers[1]

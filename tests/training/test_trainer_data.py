@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from small_store import Annotations, samples
+from small_store import Annotations, samples, together
 from torch import Tensor
 
 from data.annotations.types import Annotation
-from data.dataset import MomentDataset, Sample
+from data.dataset import MomentDataset, Sample, Together
 from data.store import Store
 from models.retrieval.types import Side, Targets
 from training.batch import Draw
@@ -41,6 +38,9 @@ class Listed:
 
     def __getitem__(self, index: int) -> Sample:
         return self.rows[index]
+
+    def together(self, rows: Sequence[int]) -> Together:
+        return together([self.rows[row] for row in rows])
 
 
 @pytest.fixture
@@ -108,23 +108,6 @@ def test_workers_that_live_on_see_the_draw_of_the_new_epoch(ragged: Listed) -> N
     first, second = negatives(streamed, 0), negatives(streamed, 1)
     assert first != second
     assert second == negatives(ResidentQueries(ragged, CPU), 1)
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_whole_group_leaves_the_workers_reading(
-    ragged: Listed, number: signal.Signals
-) -> None:
-    batches = Order(len(ragged), 1).batches(0)
-    streamed = StreamedQueries(ragged, CPU, 1)
-    reading = streamed.read(batches, None)
-    next(reading)
-    workers = multiprocessing.active_children()
-    assert workers
-    for each in workers:
-        assert each.pid is not None
-        os.kill(each.pid, number)
-    assert len(list(reading)) == len(batches) - 1
-    assert all(each.is_alive() for each in workers)
 
 
 def test_a_store_gives_equal_batches_held_and_streamed_by_workers(store: Store) -> None:

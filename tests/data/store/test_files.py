@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import pytest
 
 from data.errors import StoreError
-from data.store.files import append_records, atomic_write, exclusive, read_json, read_records
+from data.store.files import append_records, atomic_write, change_file, read_json, read_records
 
 
 def _fails(code: int) -> Any:
@@ -86,10 +86,12 @@ def test_writers_in_parallel_lose_no_record(tmp_path: Path) -> None:
 
 
 def _count_up(folder: Path) -> None:
+    def one_more(text: bytes | None) -> bytes:
+        assert text is not None
+        return json.dumps({"count": json.loads(text)["count"] + 1}).encode()
+
     for _ in range(50):
-        with exclusive(folder):
-            count = read_json(folder / "count.json")["count"]
-            atomic_write(folder / "count.json", json.dumps({"count": count + 1}).encode())
+        change_file(folder / "count.json", one_more)
 
 
 def test_read_change_replace_of_two_jobs_loses_nothing(tmp_path: Path) -> None:

@@ -13,11 +13,18 @@ import pytest
 from data.errors import GoneError, StoreError
 from data.grid import Grid
 from data.store import CatalogueEntry, ItemKey, Recipe, Row, Schema, StageReader, Store, StreamSpec
+from data.store.place import Place
 from data.store.reader import FilePool
 from data.video.types import VideoFacts
 
 MakeRow = Callable[..., Row]
 SameRow = Callable[[Row, Row], None]
+
+
+@pytest.fixture
+def place(every_place: Place) -> Place:
+    """The tests of this file hold for a store anywhere."""
+    return every_place
 
 
 def _write(store: Store, recipe: Recipe, rows: list[Row]) -> None:
@@ -142,6 +149,7 @@ def _answer(reader: StageReader, ids: list[str], pipe: Connection) -> None:
     pipe.send([reader.array(id, "clip").tobytes() for id in ids])
 
 
+@pytest.mark.parametrize("every_place", ["local", "s3"], indirect=True)
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_several_processes_read_through_one_reader(
     method: str, store: Store, recipe: Recipe, make_row: MakeRow

@@ -16,10 +16,17 @@ from data.annotations import Annotation
 from data.errors import StoreError, UsageError
 from data.grid import Grid
 from data.store import CatalogueEntry, Recipe, Row, ShardRef, Store
+from data.store.place import Place
 from data.video.types import VideoFacts
 
 MakeRow = Callable[..., Row]
 SameRow = Callable[[Row, Row], None]
+
+
+@pytest.fixture
+def place(every_place: Place) -> Place:
+    """The tests of this file hold for a store anywhere."""
+    return every_place
 
 
 def facts(duration_s: float = 12.0) -> VideoFacts:
@@ -193,6 +200,7 @@ def _disk_full(*_: Any, **__: Any) -> NoReturn:
     raise OSError(28, "No space left on device")
 
 
+@pytest.mark.parametrize("every_place", ["local"], indirect=True)
 def test_a_full_disk_keeps_the_rows_pending_and_shows_no_shard(
     store: Store, recipe: Recipe, make_row: MakeRow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -214,6 +222,7 @@ def _write_share(store: Store, recipe: Recipe, rows: list[Row]) -> None:
             writer.add(row)
 
 
+@pytest.mark.parametrize("every_place", ["local", "s3"], indirect=True)
 def test_two_writers_on_one_store_lose_nothing_and_show_nothing_twice(
     store: Store, recipe: Recipe, make_row: MakeRow, assert_same_row: SameRow
 ) -> None:
@@ -278,6 +287,7 @@ def test_changing_parameters_leaves_the_old_rows_alone(
     assert store.reader("clip", recipe.id).ids() == ["v1"]
 
 
+@pytest.mark.parametrize("every_place", ["local"], indirect=True)
 def test_the_catalogue_merges_and_skips_what_it_knows(store: Store) -> None:
     first = CatalogueEntry("v1", "a" * 64, facts())
     store.update_catalogue([first, CatalogueEntry("v2", "b" * 64, facts())])
@@ -291,7 +301,7 @@ def test_the_catalogue_merges_and_skips_what_it_knows(store: Store) -> None:
 
 def test_a_damaged_catalogue_says_how_it_is_made_again(store: Store) -> None:
     (store.path / "videos.jsonl").write_text('{"video_id": "v1"}\n')
-    with pytest.raises(StoreError, match=r"videos.jsonl.*--stage probe"):
+    with pytest.raises(StoreError, match=r"videos.jsonl.*`pipeline repair`"):
         store.catalogue()
 
 

@@ -10,7 +10,11 @@ import numpy as np
 import pytest
 
 from data.store import CatalogueEntry, Recipe, Row, Store
+from data.store.inspection import ShardReport, SoundInspector
+from data.store.place import Place
 from data.store.shard import encode_shard
+from data.store.untrusted import ChildInspector
+from data.store.verify import verify
 from data.video.types import VideoFacts
 
 MakeRow = Callable[..., Row]
@@ -103,8 +107,8 @@ def test_an_edited_or_missing_recipe_is_found(full: Store, recipe: Recipe) -> No
 def test_a_current_recipe_without_a_folder_is_found(full: Store) -> None:
     full.set_current({"i3d": "0123456789abcdef", "clip": "fedcba9876543210"})
     assert found(full) == [
-        ("recipe", "fedcba9876543210 is current but has no folder"),
-        ("recipe", "0123456789abcdef is current but has no folder"),
+        ("recipe", "fedcba9876543210 is current but has no folder; `pipeline run --stage clip`"),
+        ("recipe", "0123456789abcdef is current but has no folder; `pipeline run --stage i3d`"),
     ]
 
 
@@ -154,3 +158,82 @@ def test_unreadable_records_beside_the_shards_are_found(full: Store) -> None:
 def test_a_copied_store_is_as_good(full: Store, tmp_path: Path) -> None:
     moved = full.path.rename(tmp_path / "elsewhere")
     assert Store.open(moved).verify() == []
+
+
+def test_duplicates_that_differ_by_rounding_are_a_note(
+    full: Store, recipe: Recipe, make_row: MakeRow
+) -> None:
+    row = make_row("v1")
+    rounded = np.nextafter(row["clip"], np.float16(9))
+    put(full, recipe, [replace(row, arrays={**row.arrays, "clip": rounded})])
+    [note] = full.verify()
+    assert (note.level, note.kind) == ("note", "duplicate")
+    assert "differ by up to 0.00" in note.message
+    put(full, recipe, [replace(row, arrays={**row.arrays, "clip": row["clip"] + np.float16(1)})])
+    assert "error" in {problem.level for problem in full.verify()}
+
+
+def test_what_lies_about_is_a_note(full: Store, recipe: Recipe, make_row: MakeRow) -> None:
+    folder = full.folder("clip")
+    (folder / ".tmp-1-abc").write_bytes(b"half")
+    (folder / "copy.h5").write_bytes(b"?")
+    made_of = replace(recipe, stage="i3d", upstream={"probe": "0123456789abcdef"})
+    with full.writer(made_of) as writer:
+        writer.add(make_row("v0"))
+    full.set_current({"i3d": made_of.id})
+    (full.path / "set-aside" / "clip").mkdir(parents=True)
+    (full.path / "set-aside" / "clip" / "x.h5").write_bytes(b"bad")
+    problems = full.verify()
+    assert {problem.level for problem in problems} == {"note"}
+    told = "\n".join(problem.message for problem in problems)
+    assert "was left by a killed job" in told
+    assert "a shard is called shard-<16 hex>.h5" in told
+    assert "was made from probe/0123456789abcdef, which is not in this store" in told
+    assert "1 files, 3 bytes; `pipeline gc --set-aside`" in told
+    assert len(problems) == 4
+
+
+def test_a_child_process_finds_the_same(full: Store, recipe: Recipe, make_row: MakeRow) -> None:
+    put(full, recipe, [replace(make_row("v1"), facts={"other": 1}), make_row("v9")])
+    path = full.shards("slowfast")[0]
+    path.write_bytes(path.read_bytes()[:-100])
+    with ChildInspector() as inspector:
+        found = verify(full, inspector=inspector)
+    assert found == full.verify()
+    assert {"shard", "duplicate", "catalogue"} <= {problem.kind for problem in found}
+
+
+@pytest.mark.parametrize("how", ["crash", "memory", "silence"])
+def test_a_shard_that_ends_the_process_that_reads_it_is_named(
+    how: str, full: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A libhdf5 that does this for one file; the child is a real process.
+    bad = full.shards("clip")[0].name
+    deed = {
+        "crash": "os.kill(os.getpid(), 11)",
+        "memory": "bytearray(64 << 30)",
+        "silence": "time.sleep(600)",
+    }[how]
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        "def hook(event, args):\n"
+        f"    if event == 'open' and {bad!r} in str(args[0]): {deed}\n"
+        "sys.addaudithook(hook)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with ChildInspector(timeout_s=2.0) as inspector:
+        [problem] = [each for each in verify(full, inspector=inspector) if each.kind == "shard"]
+    assert bad in problem.where
+    expected = "took more than 2 s" if how == "silence" else "died (exit code"
+    assert expected in problem.message
+
+
+def test_a_shard_that_goes_meanwhile_is_no_damage(full: Store) -> None:
+    class Late(SoundInspector):
+        def report(self, place: Place, *, deep: bool, clip_len_s: float) -> ShardReport:
+            place.unlink()
+            return super().report(place, deep=deep, clip_len_s=clip_len_s)
+
+    first, second = verify(full, deep=True, inspector=Late())
+    assert first.level == second.level == "note"
+    assert "was taken away meanwhile" in first.message

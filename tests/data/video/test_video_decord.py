@@ -81,7 +81,7 @@ def test_decord_opens_no_text_and_no_playlist(
 ) -> None:
     playlist = tmp_path / "list.m3u8"
     playlist.write_text(f"#EXTM3U\n#EXTINF:1.0,\n{make_video('a.ts').path}\n#EXT-X-ENDLIST\n{tail}")
-    with pytest.raises(InputError, match="text file or a playlist") as caught:
+    with pytest.raises(InputError, match="it is a playlist, text, or a bare stream") as caught:
         open_decoder("decord").probe(Video("a", playlist))
     assert caught.value.reason == "not-media"
 

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from data.errors import InputError
 from data.video import FrameRequest, Video, View
 from data.video.convert import Geometry
+from data.video.limits import Limits
 from data.video.pyav import Clock, PyAVDecoder
 
 av = pytest.importorskip("av")
@@ -315,10 +316,10 @@ def test_an_mp4_without_its_index_is_not_media(
 
 
 def test_pictures_that_are_too_large_are_refused_before_they_are_decoded(
-    make_video: MakeVideo, decoder: PyAVDecoder, monkeypatch: pytest.MonkeyPatch
+    make_video: MakeVideo, decoder: PyAVDecoder
 ) -> None:
-    monkeypatch.setattr("data.video.checks.MAX_PIXELS", 100 * 64)
-    assert refused(decoder, make_video()) == "undecodable"
+    decoder.limits = Limits(max_pixels=100 * 64)
+    assert refused(decoder, make_video()) == "too-large"
 
 
 def test_a_single_frame_is_a_video(

@@ -153,7 +153,7 @@ def test_a_checkpoint_with_code_in_it_is_not_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"model": {}, "opt": Evil()}, tmp_path / "evil.ckpt")
-    with pytest.raises(UsageError, match=r"evil.ckpt cannot be read safely"):
+    with pytest.raises(UsageError, match=r"evil.ckpt' cannot be read safely"):
         load_official("qd_detr", tmp_path / "evil.ckpt")
     assert "unpickled" not in capsys.readouterr().out
 
@@ -162,7 +162,7 @@ def test_a_checkpoint_that_is_not_there_or_half_there_is_refused(tmp_path: Path)
     with pytest.raises(UsageError, match="no checkpoint at"):
         load_official("qd_detr", tmp_path / "absent.ckpt")
     (tmp_path / "half.ckpt").write_bytes(b"PK\x03\x04half")
-    with pytest.raises(UsageError, match=r"half.ckpt cannot be read safely"):
+    with pytest.raises(UsageError, match=r"half.ckpt' cannot be read safely"):
         load_official("qd_detr", tmp_path / "half.ckpt")
     with pytest.raises(UsageError, match="this has no opt, only model"):
         load_official("qd_detr", {"model": {}})

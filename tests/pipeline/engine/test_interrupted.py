@@ -7,46 +7,15 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
 import pytest
 import toys
-import yaml
+from drivers import TOY_CLI, listening, start, wait_for, write_config
 
 from data.store import Store
-
-TOY_CLI = Path(toys.__file__).with_name("toy_cli.py")
-
-
-def write_config(folder: Path, **values: Any) -> Path:
-    base = {"videos": {"root": "videos"}, "store": "store", "stages": {"probe": {}, "rows": {}}}
-    base["engine"] = {"executor": "inline", "commit_every_s": 0}
-    file = folder / "pipeline.yaml"
-    file.write_text(yaml.safe_dump(base | values))
-    return file
-
-
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(TOY_CLI), *(words or ("run",))],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(TOY_CLI.parent)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(driver: subprocess.Popen[str], marks: Path, count: int) -> None:
-    deadline = time.monotonic() + 60
-    while len(list(marks.glob("*"))) < count:
-        assert driver.poll() is None, driver.communicate()
-        assert time.monotonic() < deadline, "the driver does not work"
-        time.sleep(0.02)
 
 
 def test_a_killed_driver_leaves_nothing_torn_and_the_next_run_continues(tmp_path: Path) -> None:
@@ -60,7 +29,7 @@ def test_a_killed_driver_leaves_nothing_torn_and_the_next_run_continues(tmp_path
         driver.kill()
         driver.communicate()
         store = Store.open(tmp_path / "store")
-        assert store.verify() == []
+        assert [each for each in store.verify() if each.level == "error"] == []
     assert 6 <= len(store.reader("rows")) < 12
     done = start(tmp_path)
     out, err = done.communicate()
@@ -68,17 +37,6 @@ def test_a_killed_driver_leaves_nothing_torn_and_the_next_run_continues(tmp_path
     assert len(list(marks.glob("*"))) <= 12 + 2
     for id_ in ids:
         np.testing.assert_array_equal(store.reader("rows").row(id_)["vector"], toys.expected(id_))
-
-
-def listening(pid: int) -> set[str]:
-    """Addresses on which a process and those that it started wait for connections."""
-    driver = psutil.Process(pid)
-    found: set[str] = set()
-    for process in [driver, *driver.children(recursive=True)]:
-        with suppress(psutil.NoSuchProcess):
-            sockets = process.net_connections(kind="inet")
-            found |= {each.laddr.ip for each in sockets if each.status == psutil.CONN_LISTEN}
-    return {address.removeprefix("::ffff:") for address in found}
 
 
 @pytest.mark.ray
@@ -133,3 +91,79 @@ def test_a_run_with_nothing_to_do_does_not_import_ray(tmp_path: Path) -> None:
     )
     assert "nothing to do" in done.stdout
     assert done.stdout.splitlines()[-2:] == ["code 0", "False False"], done.stdout + done.stderr
+
+
+def test_a_lost_terminal_is_a_wish_to_stop(tmp_path: Path) -> None:
+    toys.write_videos(tmp_path / "videos", [f"v{number:02}" for number in range(40)])
+    marks = tmp_path / "marks"
+    engine = {"executor": "inline", "commit_every_s": 600}
+    write_config(tmp_path, engine=engine, stages={"rows": {"sleep_s": 0.1, "marks": str(marks)}})
+    driver = start(tmp_path)
+    wait_for(driver, marks, 3)
+    driver.send_signal(signal.SIGHUP)
+    _, err = driver.communicate(timeout=60)
+    assert driver.returncode == 75, err
+    started = {mark.name.split(".")[0] for mark in marks.glob("*")}
+    assert set(Store.open(tmp_path / "store").reader("rows").ids()) == started
+
+
+def working_on_ray(folder: Path) -> subprocess.Popen[str]:
+    """A driver with a local Ray whose workers have begun with `rows`."""
+    toys.write_videos(folder / "videos", [f"v{number:02}" for number in range(16)])
+    options = {"rows": {"sleep_s": 0.5, "marks": str(folder / "marks")}}
+    engine = {"executor": "ray", "workers": 2, "commit_every_s": 0}
+    write_config(folder, engine=engine, stages=options)
+    driver = start(folder)
+    wait_for(driver, folder / "marks", 3)
+    return driver
+
+
+def below(driver: subprocess.Popen[str]) -> list[psutil.Process]:
+    """All processes that a driver started."""
+    return psutil.Process(driver.pid).children(recursive=True)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_local_ray_that_is_killed_is_started_again_without_noise(tmp_path: Path) -> None:
+    driver = working_on_ray(tmp_path)
+    (raylet,) = [each for each in below(driver) if each.name() == "raylet"]
+    raylet.kill()
+    out, err = driver.communicate(timeout=120)
+    assert (driver.returncode, err) == (0, ""), out
+    assert "a process of the local Ray was killed; Ray is started again" in out
+    assert len(Store.open(tmp_path / "store").reader("rows")) == 16
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_killed_driver_leaves_no_process_behind(tmp_path: Path) -> None:
+    driver = working_on_ray(tmp_path)
+    processes = below(driver)
+    assert len(processes) >= 4
+    # Ray's own agents (2.60) try for a minute to tell the dead head of their raylet's death.
+    working = [each for each in processes if not each.name().startswith(("ray::Dash", "ray::Runt"))]
+    driver.kill()
+    driver.communicate()
+    _, alive = psutil.wait_procs(working, timeout=60)
+    assert alive == []
+    assert Store.open(tmp_path / "store").verify() == []
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sigterm_while_ray_starts_ends_with_the_hint(tmp_path: Path) -> None:
+    toys.write_videos(tmp_path / "videos", ["a"])
+    write_config(tmp_path, engine={"executor": "ray", "workers": 1})
+    driver = start(tmp_path)
+    deadline = time.monotonic() + 60
+    while not below(driver):
+        assert time.monotonic() < deadline, driver.communicate()
+        time.sleep(0.02)
+    processes = below(driver)
+    driver.send_signal(signal.SIGTERM)
+    _, err = driver.communicate(timeout=90)
+    assert driver.returncode == 75, err
+    assert "interrupted; to continue:\n  pipeline run" in err
+    _, alive = psutil.wait_procs(processes, timeout=60)
+    assert alive == []

@@ -18,7 +18,8 @@ from pipeline.engine.ray_workers import RayExecutor
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("toys_on_ray")]
 
-ENGINE = {"executor": "ray", "workers": 2, "attempts": 2}
+ATTEMPTS = {"crash": 2, "killed": 2, "timeout": 2}
+ENGINE = {"executor": "ray", "workers": 2, "attempts": ATTEMPTS}
 
 
 def check_rows(store: Path, ids: list[str]) -> None:
@@ -33,22 +34,37 @@ def check_rows(store: Path, ids: list[str]) -> None:
 
 def test_only_the_inputs_at_fault_are_given_up(tmp_path: Path, run_toys: toys.RunToys) -> None:
     good = [f"v{number:02}" for number in range(35)]
-    bad = ["poison-1", "hang-1", "refuse-1", "refuse-2", "raise-1"]
+    bad = ["poison-1", "segv-1", "hang-1", "refuse-1", "refuse-2", "raise-1"]
     toys.write_videos(tmp_path / "videos", [*good, *bad])
     result = run_toys(["rows"], engine=ENGINE | {"timeout_s": 2.0})
     print(result)
     check_rows(tmp_path / "store", good)
     assert result.exit_code == 3
     assert {each.key.id: (each.reason, each.attempts) for each in result.failures} == {
-        "poison-1": ("crash", 2),
+        "poison-1": ("killed", 2),
+        "segv-1": ("crash", 2),
         "hang-1": ("timeout", 2),
         "refuse-1": ("toy-refused", 1),
         "refuse-2": ("toy-refused", 1),
         "raise-1": ("exception", 2),
     }
-    (raised,) = [each for each in result.failures if each.reason == "exception"]
-    assert raised.message == "ZeroDivisionError: raise-1 raises"
-    assert "toys.py" in raised.log
+    failures = {each.key.id: each for each in result.failures}
+    assert failures["raise-1"].message == "ZeroDivisionError: raise-1 raises"
+    assert "toys.py" in failures["raise-1"].log
+
+
+def test_a_failure_carries_what_the_dead_worker_wrote(
+    tmp_path: Path, run_toys: toys.RunToys
+) -> None:
+    toys.write_videos(tmp_path / "videos", ["segv-1", "poison-1"])
+    result = run_toys(["rows"], engine=ENGINE)
+    failures = {each.key.id: each for each in result.failures}
+    crashed, killed = failures["segv-1"], failures["poison-1"]
+    assert "its process crashed: SIGSEGV" in crashed.message
+    assert "segv-1 is about to end its process" in crashed.log
+    assert "in misbehave" in crashed.log  # the trace of faulthandler
+    assert "ended from outside" in killed.message
+    assert killed.message.endswith("it wrote last: poison-1 is about to end its process")
 
 
 def test_killed_workers_cost_no_input_anything(tmp_path: Path, run_toys: toys.RunToys) -> None:
@@ -58,7 +74,7 @@ def test_killed_workers_cost_no_input_anything(tmp_path: Path, run_toys: toys.Ru
     marks = tmp_path / "marks"
     killed = kill_workers(marks, times=2)
     options = {"rows": {"sleep_s": 0.1, "marks": str(marks)}}
-    result = run_toys(["rows"], engine=ENGINE | {"attempts": 4}, stages=options)
+    result = run_toys(["rows"], engine=ENGINE | {"attempts": {"killed": 4}}, stages=options)
     assert len(killed) == 2
     assert (result.exit_code, result.failures) == (0, [])
     check_rows(tmp_path / "store", ids)
@@ -85,7 +101,7 @@ def kill_workers(marks: Path, times: int) -> list[int]:
 def test_a_group_that_dies_is_worked_on_one_by_one(tmp_path: Path, run_toys: toys.RunToys) -> None:
     good = ["a", "b", "q", "r"]
     toys.write_videos(tmp_path / "videos", [*good, "poison-1"])
-    engine = ENGINE | {"attempts": 1}
+    engine = ENGINE | {"attempts": {"killed": 1}}
     result = run_toys(["rows"], engine=engine, stages={"rows": {"group": 5}})
     check_rows(tmp_path / "store", good)
     assert [(each.key.id, each.attempts) for each in result.failures] == [("poison-1", 1)]

@@ -6,23 +6,26 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import toys
 
 from data.errors import StoreError
-from data.store import Store
+from data.store import Failure, FailureLog, Store
 from data.store.types import ItemKey
 from data.video.types import VideoFacts
 from pipeline.engine.inline import InlineExecutor
-from pipeline.engine.scheduler import Limits
+from pipeline.engine.limits import Limits
 from pipeline.engine.stop import StopFlag
-from pipeline.engine.types import Crashed, Event, Finished, Task
+from pipeline.engine.types import Crashed, Event, Failed, Finished, Task
 from pipeline.stage import Item
 
 Fate = Callable[[str, Task | None], str]
-"""What happens to a call ("start", "run", "flush"): "" it works, "crash", "crash after", "hang"."""
+"""What happens to a call ("start", "run", "flush"): "" it works; "crash", "killed", ... is what its
+worker dies of; "crash after" is after the work; "hang"; "full" is a store that refuses.
+"""
 
 
 class FatefulExecutor(InlineExecutor):
@@ -66,14 +69,17 @@ class FatefulExecutor(InlineExecutor):
             return []
         self.calls.append((kind, tuple(item.key.id for item in task.items) if task else ()))
         self._kinds.pop(0)
-        if fate != "crash":
+        if fate == "full":
+            self._calls.popleft()
+            return [Failed(worker, StoreError("no space left on device"))]
+        if fate in ("", "crash after"):
             events = super().wait(timeout_s)
             if fate == "":
                 return events
             assert all(isinstance(event, Finished) for event in events)
         self._calls = type(self._calls)(call for call in self._calls if call[0] != worker)
         self._workers.pop(worker).close()
-        return [Crashed(worker, "the test killed it")]
+        return [Crashed(worker, "the test killed it", fate.removesuffix(" after"))]
 
     def runs(self) -> Counter[str]:
         """How often each input was worked on."""
@@ -108,7 +114,7 @@ def test_rows_that_die_with_their_worker_are_computed_again_uncharged(
 ) -> None:
     probed(tmp_path, run_toys, ["a", "b", "c", "d", "e"])
     executor = FatefulExecutor(once("run", "e"))
-    result = run_toys(["rows"], executor=executor, engine={"attempts": 2})
+    result = run_toys(["rows"], executor=executor, engine={"attempts": {"crash": 2}})
     assert (result.exit_code, stored(tmp_path)) == (0, ["a", "b", "c", "d", "e"])
     runs = executor.runs()
     assert runs["e"] == 2
@@ -133,7 +139,7 @@ def test_an_input_is_given_up_after_its_attempts(tmp_path: Path, run_toys: toys.
         return "crash" if task and task.items[0].key.id == "bad" else ""
 
     executor = FatefulExecutor(fate)
-    result = run_toys(["rows"], executor=executor, engine={"attempts": 3})
+    result = run_toys(["rows"], executor=executor, engine={"attempts": {"crash": 3}})
     assert [(each.key.id, each.reason, each.attempts) for each in result.failures] == [
         ("bad", "crash", 3)
     ]
@@ -149,7 +155,7 @@ def test_rows_are_written_before_a_suspect_is_tried_again(
         return "crash" if task and task.items[0].key.id == "bad" else ""
 
     executor = FatefulExecutor(fate, workers=1)
-    run_toys(["rows"], executor=executor, engine={"attempts": 5})
+    run_toys(["rows"], executor=executor, engine={"attempts": {"crash": 5}})
     runs = executor.runs()
     assert runs.pop("bad") == 5
     assert max(runs.values()) <= 2
@@ -164,7 +170,9 @@ def test_an_input_out_of_time_is_given_up_and_the_others_go_on(
         return "hang" if task and task.items[0].key.id == "slow" else ""
 
     result = run_toys(
-        ["rows"], executor=FatefulExecutor(fate), engine={"attempts": 2, "timeout_s": 0.3}
+        ["rows"],
+        executor=FatefulExecutor(fate),
+        engine={"attempts": {"crash": 2}, "timeout_s": 0.3},
     )
     (failure,) = result.failures
     assert (failure.key.id, failure.reason, failure.attempts) == ("slow", "timeout", 2)
@@ -181,7 +189,7 @@ def test_in_a_set_only_the_stage_at_fault_is_given_up(
         return "crash" if task and "dark" in task.stages else ""
 
     executor = FatefulExecutor(fate)
-    result = run_toys(["bright", "dark"], executor=executor, engine={"attempts": 2})
+    result = run_toys(["bright", "dark"], executor=executor, engine={"attempts": {"crash": 2}})
     assert [(each.stage, each.attempts) for each in result.failures] == [("dark", 2)]
     assert stored(tmp_path, "bright") == ["a"]
 
@@ -260,3 +268,132 @@ def test_a_long_video_is_allowed_more_time_than_a_usual_one() -> None:
     short = Item(ItemKey("short", "0" * 64), facts=replace(facts, duration_s=3.0))
     assert limits.allowed_s(Task((short, short), ("clip",))) == 200
     assert limits.allowed_s(Task((long,), ("clip",))) == 600
+
+
+def impatient(monkeypatch: pytest.MonkeyPatch, **limits: float) -> None:
+    """Runs of this test have other limits than those of a config."""
+    monkeypatch.setattr("pipeline.run.Limits", partial(Limits, **limits))
+
+
+def test_workers_that_are_killed_while_they_start_are_started_again(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage ends after three workers that die by their own making, not after five kills."""
+    impatient(monkeypatch, rest_s=0.001)
+    probed(tmp_path, run_toys, ["a"])
+    deaths = iter(["killed", "node-lost", "killed", "killed", "killed"])
+    executor = FatefulExecutor(lambda kind, task: next(deaths, "") if kind == "start" else "")
+    assert run_toys(["rows"], executor=executor).exit_code == 0
+    assert [kind for kind, _ in executor.calls].count("start") == 6
+    endless = FatefulExecutor(lambda kind, task: "killed" if kind == "start" else "", workers=1)
+    result = run_toys(["rows"], executor=endless, stages={"rows": {"scale": 2.0}})
+    assert "(10 in a row)" in result.broken["rows"]
+
+
+def test_an_input_whose_machine_is_lost_is_tried_more_often_than_one_that_crashes(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, rest_s=0.001)
+    probed(tmp_path, run_toys, ["a", "b"])
+    deaths = iter(["node-lost"] * 8)
+
+    def fate(kind: str, task: Task | None) -> str:
+        return next(deaths, "") if task and task.items[0].key.id == "b" else ""
+
+    result = run_toys(["rows"], executor=FatefulExecutor(fate))
+    assert (result.exit_code, result.failures, stored(tmp_path)) == (0, [], ["a", "b"])
+
+
+def test_what_ran_out_of_memory_is_worked_on_while_nothing_else_is(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, rest_s=0.001)
+    ids = ["big-1", "big-2", "c", "d"]
+    probed(tmp_path, run_toys, ids)
+    working: Counter[str] = Counter()
+
+    class Small(FatefulExecutor):
+        """A machine on which one big input has room, and not beside another."""
+
+        def submit(self, worker: int, task: Task, upcoming: Task | None) -> None:
+            working[task.items[0].key.id] = 1
+            super().submit(worker, task, upcoming)
+
+        def wait(self, timeout_s: float) -> list[Event]:
+            events = super().wait(timeout_s)
+            if events and self.calls[-1][0] == "run":
+                working.pop(self.calls[-1][1][0])
+            return events
+
+    def fate(kind: str, task: Task | None) -> str:
+        big = task is not None and task.items[0].key.id.startswith("big")
+        return "out-of-memory" if big and len(working) > 1 else ""
+
+    executor = Small(fate)
+    result = run_toys(["rows"], executor=executor)
+    assert (result.exit_code, stored(tmp_path)) == (0, ids)
+    assert executor.runs()["big-1"] == 2
+
+
+def test_a_full_store_ends_the_run_and_the_other_workers_write_what_they_hold(
+    tmp_path: Path, run_toys: toys.RunToys
+) -> None:
+    probed(tmp_path, run_toys, ["a", "b", "c", "d"])
+    executor = FatefulExecutor(once("flush", fate="full"))
+    with pytest.raises(StoreError, match="no space left"):
+        run_toys(["rows"], executor=executor)
+    assert len(stored(tmp_path)) == 2
+    assert run_toys(["rows"]).exit_code == 0
+    assert stored(tmp_path) == ["a", "b", "c", "d"]
+
+
+def test_a_quarantine_that_cannot_be_written_ends_the_run_and_loses_no_row(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed(tmp_path, run_toys, ["a", "b", "refuse-1"])
+
+    def full(self: FailureLog, failure: Failure) -> None:
+        raise StoreError("no space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(FailureLog, "record", full)
+        with pytest.raises(StoreError, match="no space left"):
+            run_toys(["rows"])
+    assert stored(tmp_path) == ["a", "b"]
+    assert run_toys(["rows"]).exit_code == 3
+
+
+def test_workers_are_added_when_the_cluster_grows(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, recheck_s=0.0)
+    probed(tmp_path, run_toys, ["a", "b", "c", "d", "e"])
+    executor = FatefulExecutor(lambda kind, task: "", workers=1)
+
+    def fate(kind: str, task: Task | None) -> str:
+        executor.workers = 3
+        return ""
+
+    executor.fate = fate
+    assert run_toys(["rows"], executor=executor).exit_code == 0
+    assert [kind for kind, _ in executor.calls].count("start") == 3
+
+
+def test_a_worker_that_waits_for_a_machine_that_is_gone_is_not_waited_for(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient(monkeypatch, recheck_s=0.0, rest_s=0.001)
+    probed(tmp_path, run_toys, ["a", "b", "c", "d"])
+    executor = FatefulExecutor(lambda kind, task: "", workers=2)
+
+    def fate(kind: str, task: Task | None) -> str:
+        if kind == "start" and executor.workers == 1 and len(executor._workers) > 1:
+            return "hang"
+        if task and task.items[0].key.id == "b" and executor.workers == 2:
+            executor.workers = 1
+            return "node-lost"
+        return ""
+
+    executor.fate = fate
+    assert run_toys(["rows"], executor=executor).exit_code == 0
+    assert stored(tmp_path) == ["a", "b", "c", "d"]

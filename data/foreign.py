@@ -1,0 +1,209 @@
+"""Text from strangers: read with limits, so that a small file cannot become a large problem.
+
+JSON here is stricter than `json.loads`: a key given twice, NaN and infinity, numbers of hundreds of
+digits and deep nesting are errors, where Python keeps the last key, accepts the numbers, and fails
+later in some other place.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+from data.errors import UsageError
+
+__all__ = [
+    "LONGEST_LINE",
+    "MAX_DEPTH",
+    "brief",
+    "check_plain_file",
+    "kind_of_file",
+    "read_limited",
+    "strict_json",
+    "text_lines",
+]
+
+LONGEST_LINE = 8 * 2**20
+"""Bytes of a line of a JSONL file; a row of ten hours of video at 2 s needs under half a MiB."""
+
+MAX_LINES = 20_000_000
+"""Lines of a JSONL file; the largest public corpus of moments has under a million queries."""
+
+MAX_DEPTH = 64
+"""Nesting of JSON; rows of this field have 3."""
+
+_DIGITS = 19
+"""Digits of a whole number: those of 64 bits."""
+
+# Texts are searched once; only those that may hold such a number are parsed with hooks for it.
+_LARGE_NUMBER = re.compile(rf"[0-9]{{{_DIGITS + 1}}}|[0-9][eE]\+?[0-9]{{3}}")
+
+
+def strict_json(text: bytes | str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: in half a sentence: not JSON, a key twice, not finite, too long, too deep.
+    """
+    if isinstance(text, bytes):
+        text = text.decode()  # a UnicodeDecodeError is a ValueError
+    odd = _LARGE_NUMBER.search(text) is not None
+    try:
+        value = (_CAREFUL if odd else _STRICT).decode(text)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
+    if text.count("[") + text.count("{") > MAX_DEPTH:
+        _check_depth(value)
+    return value
+
+
+def text_lines(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
+    """Number (from 1) and bytes of every line that is not blank.
+
+    Args:
+        path: a regular file; a pipe or device is refused before it is opened.
+        what: what the file should be, for messages: "the annotations".
+
+    Raises:
+        UsageError: no such file, not readable, a line over `LONGEST_LINE` bytes, too many lines.
+    """
+    check_plain_file(path, what)
+    number = 0
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(LONGEST_LINE + 1):
+                number += 1
+                if len(line) > LONGEST_LINE:
+                    raise UsageError(
+                        f"{path}, line {number} is longer than the {LONGEST_LINE:,} bytes that are "
+                        "read; write one JSON object per line"
+                    )
+                if number > MAX_LINES:
+                    raise UsageError(
+                        f"{path} has more than the {MAX_LINES:,} lines that {what} may have; "
+                        "split it"
+                    )
+                if line.strip():
+                    yield number, line.rstrip(b"\r\n")
+    except OSError as error:
+        raise UsageError(f"cannot read {what} '{path}': {error.strerror}") from None
+
+
+def read_limited(path: Path, limit: int, what: str) -> bytes:
+    """All bytes of a small regular file.
+
+    Raises:
+        UsageError: no such file, not readable, or more than `limit` bytes.
+    """
+    check_plain_file(path, what)
+    try:
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {what} '{path}': {error.strerror}") from None
+    if len(content) > limit:
+        raise UsageError(
+            f"{what} '{path}' is larger than the {limit:,} bytes that are read; "
+            "name the right file, or cut it"
+        )
+    return content
+
+
+def check_plain_file(path: Path, what: str) -> None:
+    """UsageError unless `path` is a regular file or a link to one: reading a pipe never ends."""
+    kind = kind_of_file(path)
+    if kind != "file":
+        raise UsageError(f"cannot read {what} '{path}': it {kind}; name a regular file")
+
+
+def kind_of_file(path: Path) -> str:
+    """ "file" for a regular file, else what it is instead, as the end of a sentence."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "is a link to nothing" if path.is_symlink() else "does not exist"
+    except (OSError, ValueError) as error:
+        # ValueError: a NUL in the name. A link to itself is ELOOP.
+        return f"cannot be opened ({getattr(error, 'strerror', None) or error})"
+    names = {
+        stat.S_IFREG: "file",
+        stat.S_IFDIR: "is a folder, not a file",
+        stat.S_IFIFO: "is a pipe, not a file",
+        stat.S_IFCHR: "is a device, not a file",
+        stat.S_IFBLK: "is a device, not a file",
+        stat.S_IFSOCK: "is a socket, not a file",
+    }
+    return names.get(stat.S_IFMT(mode), "is no regular file")
+
+
+def brief(value: Any, most: int = 120) -> str:
+    """`repr` of a value from outside, cut: a message must not become a megabyte."""
+    try:
+        text = _BRIEF.repr(value)
+    except ValueError:  # a whole number that Python refuses to write out
+        text = f"a {type(value).__name__} of thousands of digits"
+    return text if len(text) <= most else text[:most] + "…"
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxlevel = 3
+_BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = _BRIEF.maxset = 10
+_BRIEF.maxstring = _BRIEF.maxlong = _BRIEF.maxother = 120
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {brief(twice)} is given twice")
+    return value
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number that can be used")
+
+
+def _short_int(digits: str) -> int:
+    if len(digits.lstrip("-")) > _DIGITS:
+        raise ValueError(f"the number {digits[:24]}… has more than {_DIGITS} digits")
+    return int(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text[:24]} is not a number that can be used")
+    return number
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [inner for each in level for inner in _members(each)]
+        if not level:
+            return
+    raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
+
+
+def _members(value: Any) -> list[Any]:
+    """What is nested in a value: its lists and objects, and no plain value."""
+    if not isinstance(value, dict | list):
+        return []
+    inner = value.values() if isinstance(value, dict) else value
+    return [each for each in inner if isinstance(each, dict | list)]
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
+_CAREFUL = json.JSONDecoder(
+    object_pairs_hook=_unique,
+    parse_constant=_refuse_constant,
+    parse_int=_short_int,
+    parse_float=_finite,
+)

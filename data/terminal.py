@@ -1,0 +1,75 @@
+"""What reaches a terminal: words from outside cannot steer it.
+
+File names, captions and messages may hold escape sequences, which clear a screen, change a title or
+paste into the shell's input, and signs that reverse the reading order. They are shown as `\\x1b`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import typer
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
+
+__all__ = ["plain_console", "printable", "say", "shortened"]
+
+# C0 without line feed and tab, DEL and C1; the marks that change the reading order and the two odd
+# line ends of Unicode; lone surrogates (names that are not UTF-8), which cannot be printed at all.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+_LONGEST = 20_000
+"""Characters of one message; a whole traceback has a tenth."""
+
+
+def printable(text: str) -> str:
+    """`text` with everything that steers a terminal written out, as in `\\x1b[2J`."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Write one message and a line feed; line feeds inside stay."""
+    typer.echo(printable(text), err=err)
+
+
+def shortened(text: str) -> str:
+    """`text`, cut in the middle where nobody would read so much."""
+    if len(text) <= _LONGEST:
+        return text
+    half = _LONGEST // 2
+    return f"{text[:half]} … {len(text) - 2 * half} characters cut … {text[-half:]}"
+
+
+def plain_console(**options: Any) -> Console:
+    """A rich console whose own colours work and whose words cannot steer the terminal.
+
+    Args:
+        options: of `rich.console.Console`.
+    """
+    console = Console(**options)
+    console.push_render_hook(_Plain())
+    return console
+
+
+class _Plain(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_PlainRenderable(each) for each in renderables]
+
+
+class _PlainRenderable:
+    """Renders another thing; its words, not its control codes, are made printable."""
+
+    def __init__(self, inner: ConsoleRenderable) -> None:
+        self._inner = inner
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        yield from _printable(console.render(self._inner, options))
+
+
+def _printable(segments: Iterable[Segment]) -> Iterable[Segment]:
+    for text, style, control in segments:
+        yield Segment(text if control else printable(text), style, control)

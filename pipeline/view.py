@@ -1,0 +1,154 @@
+"""A config turned into what a run needs: program, inputs, place of the store. Writes nothing."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data.annotations import DATASETS, dataset_of, load_annotations
+from data.annotations.types import Annotation
+from data.errors import UsageError
+from data.identity import check_id
+from data.store.place import Place
+from data.video.types import Video
+from pipeline.config import PipelineConfig
+from pipeline.corpus import Corpus, query_items
+from pipeline.program import Program
+from pipeline.stage import STAGES
+
+__all__ = ["View", "look", "share_of"]
+
+
+@dataclass(frozen=True)
+class View:
+    """A config turned into what the loop needs."""
+
+    program: Program
+    corpus: Corpus
+    annotations: Mapping[str, list[Annotation]]
+    store: Place
+    left_out: tuple[str, ...] = ()
+    """Stages over queries of a config without annotations, if nobody asked for them by name."""
+    whole: bool = True
+    """False where `--limit` or `--share` leaves inputs out: no complete recipe comes of them."""
+    everything: Corpus | None = None
+    """All inputs, of which `--share` takes some; None without a share."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user does not get, and how to get it."""
+        return tuple(
+            f"{name}: left out, the config has no queries; add `annotations: {{train: FILE}}`"
+            for name in self.left_out
+        )
+
+
+def look(
+    config: PipelineConfig, asked: Sequence[str], limit: int | None, share: str | None = None
+) -> View:
+    """Read everything that a config names; writes nothing.
+
+    Args:
+        config: the config.
+        asked: names of stages; () means those of the config.
+        limit: only the first N videos and N queries.
+        share: `i/n`: only the i-th of n shares of the inputs (`share_of`).
+
+    Raises:
+        UsageError: unknown stage, missing folder or key, bad annotation file, ...
+    """
+    if config.store is None:
+        raise UsageError("no store is given; add `store: FOLDER` to the config, or --set store=...")
+    annotations = _read_annotations(config)
+    options = config.stage_options
+    left_out = () if asked or annotations else _over_queries(options)
+    wanted = {name: each for name, each in options.items() if name not in left_out}
+    program = Program.build(config.context, wanted, asked)
+    if not program.stages:
+        raise UsageError("no stage is asked for; name one with --stage, or add `stages:`")
+    over = {stage.over for stage in program.stages}
+    if "queries" in over and not annotations:
+        names = ", ".join(each.name for each in program.stages if each.over == "queries")
+        raise UsageError(
+            f"stage {names} works on queries and the config has none; "
+            "add `annotations: {train: FILE}`, or leave the stage out"
+        )
+    videos = _list_videos(config) if "videos" in over else ()
+    corpus = Corpus(tuple(videos), query_items(annotations) if "queries" in over else ())
+    all_ = corpus.first(limit)
+    some = all_ if share is None else share_of(all_, share)
+    everything = all_ if share is not None and all_ == corpus else None
+    whole = some == corpus
+    return View(program, some, annotations, config.store, left_out, whole, everything)
+
+
+def share_of(corpus: Corpus, share: str) -> Corpus:
+    """The part of the inputs that falls to one of several jobs.
+
+    An input belongs to share `sha256(id) % n + 1`, whatever else there is, so that shares stay
+    what they are when videos are added.
+
+    Args:
+        corpus: all inputs.
+        share: `i/n`, with i from 1 to n, as in `sbatch --array=1-8` with
+            `--share $SLURM_ARRAY_TASK_ID/8`.
+
+    Raises:
+        UsageError: no such share.
+    """
+    number, _, count = share.partition("/")
+    if not (number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
+        raise UsageError(
+            f"--share {share} is no share; allowed are 1/N to N/N, e.g. --share 2/8 "
+            "(SLURM: --array=1-8 and --share $SLURM_ARRAY_TASK_ID/8)"
+        )
+
+    def mine(id_: str) -> bool:
+        return int(hashlib.sha256(id_.encode()).hexdigest(), 16) % int(count) + 1 == int(number)
+
+    return Corpus(
+        tuple(video for video in corpus.videos if mine(video.id)),
+        tuple(item for item in corpus.queries if mine(item.key.id)),
+    )
+
+
+def _list_videos(config: PipelineConfig) -> tuple[Video, ...]:
+    from data.video import DECODERS, list_videos
+
+    for name in (config.decode.backend, *config.decode.fallbacks):
+        # A decoder of one's own, `module:Class`, is imported where it decodes.
+        if ":" not in name:
+            DECODERS.get(name)
+    if config.videos.root is None:
+        raise UsageError(
+            "no videos are given; add `videos: {root: FOLDER}` to the config, "
+            "or --set videos.root=FOLDER"
+        )
+    return list_videos(config.videos.root).videos
+
+
+def _read_annotations(config: PipelineConfig) -> dict[str, list[Annotation]]:
+    name = config.annotations_format or dataset_of(config.dataset).name
+    splits = {split: load_annotations(name, path) for split, path in config.annotations.items()}
+    for split, rows in splits.items():
+        check_id(split, what="split of `annotations`")
+        if any(row.saliency is not None for row in rows):
+            _check_saliency_grid(name, config.annotations[split], config.clip_len_s)
+    return splits
+
+
+def _check_saliency_grid(dataset: str, file: Path, clip_len_s: float) -> None:
+    """Saliency belongs to clips by number, so it means nothing on clips of another length."""
+    scored_s = DATASETS.get(dataset).clip_len_at(file)
+    if scored_s != clip_len_s:
+        raise UsageError(
+            f"the saliency scores in {file} belong to clips of {scored_s:g} s (format "
+            f"'{dataset}'), but clip_len_s is {clip_len_s:g}; set clip_len_s: {scored_s:g}, or "
+            "leave the saliency fields out of the file"
+        )
+
+
+def _over_queries(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(name for name in names if STAGES.get(name).over == "queries")
