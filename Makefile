@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 OUT ?= demo
-BENCHMARKS := $(filter-out benchmarks/harness.py benchmarks/plain_evaluator.py,$(sort $(wildcard benchmarks/*.py)))
+BENCHMARKS := $(sort $(shell grep -l __main__ benchmarks/*.py))
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test check fix bench torture clean

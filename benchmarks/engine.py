@@ -217,7 +217,9 @@ def many_shards(bench: Benchmark, root: Path, shards: int = 2_000, items: int = 
 def memory_of_the_driver(bench: Benchmark, root: Path, items: int) -> None:
     """Resident memory of a run over trivial items, after a tenth, a half and all of them."""
     write_files(root / "many", items)
-    config = config_of(root, "many", Engine(executor="inline", commit_every_s=1), stage=Trivial.name)
+    config = config_of(
+        root, "many", Engine(executor="inline", commit_every_s=1), stage=Trivial.name
+    )
     view = look(config, [Trivial.name], None)
     watcher = Sampler([items // 10, items // 2, items])
     Run(config, view, ray_or_inline(config), watcher, StopFlag()).run()

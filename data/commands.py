@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import typer
 
-from data.errors import StorylineError, UsageError
+from data.errors import StorylineError, UsageError, how_to_install
 from data.terminal import say, shortened
 
 __all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_KILLED", "EXIT_USAGE", "program", "reported"]
@@ -40,8 +41,10 @@ def reported(
 ) -> Callable[[F], F]:
     """Decorator: errors meant for the user become one sentence on stderr and an exit code.
 
+    So does a package that is not installed: each program may be installed without the other's.
+
     Args:
-        name: of the program, in front of the sentence.
+        name: of the program and of the extra that installs it; in front of the sentence.
         exit_codes: of errors beside UsageError; all others end with `EXIT_FAILED`.
     """
     codes: dict[type[StorylineError], int] = {UsageError: EXIT_USAGE}
@@ -56,6 +59,13 @@ def reported(
                 say(shortened(f"{name}: {error}"), err=True)
                 found = (code for kind, code in codes.items() if isinstance(error, kind))
                 raise typer.Exit(next(found, EXIT_FAILED)) from None
+            except ModuleNotFoundError as error:
+                package = (error.name or "").partition(".")[0]
+                if importlib.util.find_spec(package or "sys") is not None:
+                    raise
+                told = f"this needs the Python package '{package}', which is not installed"
+                say(f"{name}: {told}: {how_to_install(name)}", err=True)
+                raise typer.Exit(EXIT_USAGE) from None
             except KeyboardInterrupt:
                 say(f"{name}: interrupted at once; nothing more was saved", err=True)
                 raise typer.Exit(EXIT_KILLED) from None

@@ -12,7 +12,7 @@ StorylineError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 __all__ = [
     "DamageError",
@@ -21,7 +21,9 @@ __all__ = [
     "StoreError",
     "StorylineError",
     "UsageError",
+    "how_to_install",
     "nearest",
+    "some",
 ]
 
 
@@ -77,9 +79,24 @@ class InputError(StorylineError):
         return type(self), (self.reason, str(self))
 
 
+def how_to_install(extra: str) -> str:
+    """The command that installs the packages of an extra (`pipeline`, `trainer`, `s3`, `gs`).
+
+    Without the constraints pip may replace torch by a newer CUDA build (constraints.txt). By its
+    name alone the distribution would be looked for in a registry, where anybody may put one.
+    """
+    return f"pip install -c constraints.txt '.[{extra}]' in a checkout"
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
     """A half sentence that names the nearest allowed word and all of them."""
     allowed = sorted(allowed)
     close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
     return f"{hint}allowed: {', '.join(allowed) or 'nothing'}"
+
+
+def some(names: Sequence[str], most: int = 10) -> str:
+    """The first few of a list, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -23,6 +23,7 @@ __all__ = [
     "MAX_DEPTH",
     "brief",
     "check_plain_file",
+    "json_object",
     "kind_of_file",
     "read_limited",
     "strict_json",
@@ -60,6 +61,25 @@ def strict_json(text: bytes | str) -> Any:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _check_depth(value)
+    return value
+
+
+def json_object(text: bytes, where: str) -> dict[str, Any]:
+    """The object of a JSON text, as `strict_json` reads it.
+
+    Args:
+        text: the text.
+        where: file and line, for messages.
+
+    Raises:
+        UsageError: it is no JSON, or another value.
+    """
+    try:
+        value = strict_json(text)
+    except ValueError as error:
+        raise UsageError(f"{where} is not JSON that can be used: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: expected a JSON object, found a {type(value).__name__}")
     return value
 
 

@@ -13,8 +13,9 @@ from typing import Any
 import typer
 from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
 from rich.segment import Segment
+from rich.table import Table
 
-__all__ = ["plain_console", "printable", "say", "shortened"]
+__all__ = ["new_table", "plain_console", "printable", "say", "shortened"]
 
 # C0 without line feed and tab, DEL and C1; the marks that change the reading order and the two odd
 # line ends of Unicode; lone surrogates (names that are not UTF-8), which cannot be printed at all.
@@ -47,12 +48,23 @@ def shortened(text: str) -> str:
 def plain_console(**options: Any) -> Console:
     """A rich console whose own colours work and whose words cannot steer the terminal.
 
+    Words are printed as they are: `[red]` in the name of a folder is no colour. Colours are given
+    as styles and `rich.text.Text`.
+
     Args:
         options: of `rich.console.Console`.
     """
-    console = Console(**options)
+    console = Console(markup=False, emoji=False, highlight=False, **options)
     console.push_render_hook(_Plain())
     return console
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """An empty table; columns whose names end with '>' are numbers."""
+    table = Table(title=title, title_justify="left")
+    for name in columns:
+        table.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left")
+    return table
 
 
 class _Plain(RenderHook):

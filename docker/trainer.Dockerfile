@@ -11,14 +11,17 @@ WORKDIR /opt/storyline
 COPY . .
 RUN python3 -m venv /opt/venv \
  && /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url ${TORCH_INDEX}} \
-        --constraint constraints.txt '.[trainer]'
+        --constraint constraints.txt '.[trainer,s3,gs]'
 
 FROM ${BASE}
 RUN apt-get update && apt-get install -y --no-install-recommends tini && rm -rf /var/lib/apt/lists/*
 COPY --from=install /opt/venv /opt/venv
 # torch keeps caches in the home folder and asks for the name of the user, who has none.
 ENV PATH=/opt/venv/bin:$PATH USER=storyline HOME=/home/storyline PYTHONUNBUFFERED=1
-RUN install -d -m 1777 $HOME /data
+# Copies of remote shards (docs/store.md); the layers of a container are a bad place for gigabytes:
+# -v /fast/disk:/scratch
+ENV STORYLINE_SCRATCH=/scratch
+RUN install -d -m 1777 $HOME /data /scratch
 USER 1000:1000
 WORKDIR /data
 ENTRYPOINT ["tini", "--", "trainer"]

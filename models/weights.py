@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from data.errors import UsageError
+from data.errors import UsageError, some
 from data.foreign import read_limited
 from data.identity import state_sha256
 from data.pickles import Array, read_pickle
@@ -134,7 +134,7 @@ def load_strictly(
     if layout is None:
         raise UsageError(
             f"'{source}' is no checkpoint of {what}: its tensors are called "
-            f"{_some(state)}; known layouts: {', '.join(each.name for each in layouts)}"
+            f"{some([*state], _SHOWN)}; known layouts: {', '.join(each.name for each in layouts)}"
         )
     converted = layout.convert(state, own)
     _check(own, converted, f"'{source}' ({layout.name} layout) does not fit {what}")
@@ -152,7 +152,7 @@ def _check(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sentence: str
         if key in given and given[key].shape != own[key].shape
     ]
     problems = [
-        f"{label} {len(found)} tensors: {_some(found)}"
+        f"{label} {len(found)} tensors: {some(found, _SHOWN)}"
         for label, found in (
             ("missing", missing),
             ("unexpected", unexpected),
@@ -165,12 +165,6 @@ def _check(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sentence: str
             f"{sentence}; {'; '.join(problems)}. Give the checkpoint of this architecture, or the "
             "options (classes, width, model) that it was made with"
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    names = list(names)
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
 
 
 def read_checkpoint(checkpoint: Checkpoint) -> State:
@@ -236,7 +230,9 @@ def _unwrapped(state: Mapping[str, Any]) -> State:
     state = {key.removeprefix("module."): value for key, value in state.items()}
     strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
     if strange:
-        raise UsageError(f"the checkpoint holds entries that are no tensors: {_some(strange)}")
+        raise UsageError(
+            f"the checkpoint holds entries that are no tensors: {some(strange, _SHOWN)}"
+        )
     return state
 
 

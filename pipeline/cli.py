@@ -11,17 +11,17 @@ import functools
 import gc
 import json
 import shlex
-from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from data.commands import EXIT_FAILED, EXIT_INTERRUPTED, program
-from data.errors import StoreError
+from data.errors import StoreError, some
+from data.terminal import new_table
 from data.terminal import say as tell
 from data.video import list_videos
 from pipeline.config import PipelineConfig, load_pipeline_config
@@ -37,6 +37,7 @@ from pipeline.options import (
     StageOption,
     StoreOption,
     answered,
+    is_there,
     new_console,
     open_store,
     opening,
@@ -74,14 +75,15 @@ def run(
 ) -> None:
     """Do everything that is asked for and not in the store yet. Run it again to continue."""
     settings = [*(set_ or []), *([f"engine.executor={executor}"] if executor else [])]
-    loaded = load_pipeline_config(config, [*settings, *overrides(store)])
-    view = look(loaded, stage or [], limit, share)
     console = new_console()
     again = _command_line(config, stage or [], settings, store, limit, share)
     with StopFlag() as stop:
         try:
+            loaded = load_pipeline_config(config, [*settings, *overrides(store)])
+            view = look(loaded, stage or [], limit, share)
             with Progress(console) as progress:
-                with opening():
+                # One that is there and cannot be opened is the wrong one to name.
+                with opening() if is_there(view.store) else nullcontext():
                     job = Run(loaded, view, ray_or_inline(loaded), progress, stop)
                 result = job.run(retry_failed=retry_failed)
         except KeyboardInterrupt:
@@ -108,16 +110,22 @@ def plan(
     """Show what `run` would do and why; changes nothing."""
     loaded = load_pipeline_config(config, [*(set_ or []), *overrides(store)])
     view = look(loaded, stage or [], limit)
-    made = plan_of(loaded, view, retry_failed)
+    made = plan_of(view, retry_failed)
     if as_json:
         tell(json.dumps(made.to_json(), indent=2))
         return
     console = new_console()
     for note in view.notes:
-        console.print(note, markup=False, highlight=False, soft_wrap=True)
+        console.print(note, soft_wrap=True)
     console.print(made.table())
+    if made.unhashed:
+        console.print(
+            f"{len(made.unhashed):,} videos to do are known to the store, but their files were not "
+            "hashed on this machine yet; `run` does that first, and then leaves out what is there",
+            soft_wrap=True,
+        )
     for damage in made.damage:
-        console.print(f"damaged: {damage}", markup=False)
+        console.print(f"damaged: {damage}", soft_wrap=True)
 
 
 @app.command()
@@ -144,7 +152,7 @@ def report(
     opened = open_store(store_of(loaded))
     videos = list_videos(loaded.videos.root).videos if loaded.videos.root else ()
     write_report(report_of_runs(opened, videos, run, scores or [], boundaries, shown), out)
-    new_console().print(f"report: {out.resolve()}", markup=False, soft_wrap=True)
+    new_console().print(f"report: {out.resolve()}", soft_wrap=True)
 
 
 @app.command()
@@ -214,7 +222,7 @@ def _command_line(
 
 def _summarise(result: Result, console: Console, again: str, config: PipelineConfig) -> None:
     """What a person wants to know at the end."""
-    say = functools.partial(console.print, markup=False, highlight=False, soft_wrap=True)
+    say = functools.partial(console.print, soft_wrap=True)
     if not result.worked:
         say("nothing to do")
     console.print(_result_table(result))
@@ -222,13 +230,13 @@ def _summarise(result: Result, console: Console, again: str, config: PipelineCon
         named = [f"{id_} ({count} packets)" for id_, count in result.partial.items()]
         say(
             "damaged videos that were kept with the frames that decode (decode.damaged is "
-            f"'{config.decode.damaged}'): {_some(named)}"
+            f"'{config.decode.damaged}'): {len(named)}: {some(named)}"
         )
     if result.short:
         named = [f"{id_} ({seconds:g} s)" for id_, seconds in result.short.items()]
         say(
             "videos shorter than half a clip, whose one clip is mostly their last frame: "
-            f"{_some(named)}"
+            f"{len(named)}: {some(named)}"
         )
     for sentence in result.healed:
         say(sentence)
@@ -244,18 +252,9 @@ def _summarise(result: Result, console: Console, again: str, config: PipelineCon
         tell(f"pipeline: {why}; to continue:\n  {again}", err=True)
 
 
-def _some(named: Sequence[str], most: int = 10) -> str:
-    """The first few of a list, and how many there are."""
-    more = "" if len(named) <= most else f" and {len(named) - most} more"
-    return f"{len(named)}: {', '.join(named[:most])}{more}"
-
-
 def _result_table(result: Result) -> Table:
-    table = Table(title="In the store", title_justify="left")
-    table.add_column("stage")
-    for name in ("wanted", "stored", "missing", "quarantined", "blocked"):
-        table.add_column(name, justify="right")
-    table.add_column("recipe")
+    columns = ("stage", "wanted>", "stored>", "missing>", "quarantined>", "blocked>", "recipe")
+    table = new_table("In the store", *columns)
     for line in result.plan.lines:
         counts = (line.wanted, line.present, line.missing, line.quarantined, line.blocked)
         table.add_row(line.stage, *(f"{each:,}" for each in counts), line.recipe)
@@ -264,16 +263,12 @@ def _result_table(result: Result) -> Table:
 
 def _failure_table(result: Result) -> Table:
     title = f"In quarantine: {len(result.failures)}"
-    table = Table(title=title, title_justify="left")
-    for name in ("stage", "reason", "inputs", "attempts", "for example"):
-        table.add_column(name, justify="right" if name in ("inputs", "attempts") else "left")
+    table = new_table(title, "stage", "reason", "inputs>", "attempts>", "for example")
     groups: dict[tuple[str, str], list[Any]] = {}
     for failure in result.failures:
         groups.setdefault((failure.stage, failure.reason), []).append(failure)
     for (stage, reason), failures in groups.items():
-        examples = "\n".join(
-            f"{each.key.id}: {escape(each.message[:160])}" for each in failures[:3]
-        )
+        examples = "\n".join(f"{each.key.id}: {each.message[:160]}" for each in failures[:3])
         attempts = max(each.attempts for each in failures)
         table.add_row(stage, reason, str(len(failures)), str(attempts), examples)
     return table

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, create_model, fi
 from data.config import Group, load_config, parse_config
 from data.errors import UsageError
 from data.store.place import PlaceOption, is_url
-from data.video.limits import DEFAULT_LIMITS, Limits
+from data.video.limits import DEFAULT_LIMITS, VideoLimits
 from pipeline.engine.limits import ATTEMPTS
 from pipeline.stage import STAGES, StageContext
 
@@ -57,7 +57,7 @@ class Videos(Group):
 class DecodeLimits(Group):
     """What a video may declare; beyond it is quarantine (`too-large`) before anything is decoded.
 
-    Fields as in `data.video.limits.Limits`, which says what they mean.
+    Fields as in `data.video.limits.VideoLimits`, which says what they mean.
     """
 
     max_side: int = Field(DEFAULT_LIMITS.max_side, ge=1, description="Pixels of the longer side.")
@@ -175,7 +175,7 @@ class PipelineConfig(Group):
             damaged=self.decode.damaged,
             device=_device(self.device),
             decode_timeout_s=self.decode.timeout_s,
-            limits=Limits(**self.decode.limits.model_dump()),
+            limits=VideoLimits(**self.decode.limits.model_dump()),
         )
 
 

@@ -26,11 +26,11 @@ from typing import IO
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
-from data.errors import StorylineError, UsageError
+from data.errors import StorylineError, UsageError, how_to_install
 from data.store import Store
 from data.synthetic import render_corpus
+from data.terminal import new_table
 from data.video.listing import list_videos
 from pipeline.report import ReportInputs, write_report
 from pipeline.report.collect import BRIEF, MetricRow, read_metrics
@@ -75,7 +75,7 @@ def run_demo(out: Path, size: DemoSize, console: Console) -> Path:
     if importlib.util.find_spec("tensorboard") is None:
         raise UsageError(
             "the demo trains at its end, and tensorboard, which the trainer needs, is not "
-            "installed; run `make install`, or `pip install -c constraints.txt '.[trainer]'`"
+            f"installed; run `make install`, or {how_to_install('trainer')}"
         )
     started = time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +106,7 @@ def run_demo(out: Path, size: DemoSize, console: Console) -> Path:
 def _render(corpus: Path, size: DemoSize, console: Console) -> None:
     if (corpus / "corpus.json").exists():
         _check_same_corpus(corpus, size)
-        console.print(f"[dim]{corpus} is rendered already[/]")
+        console.print(f"{corpus} is rendered already", style="dim")
         return
     videos = size.train + size.val + size.test
     console.rule(f"render {videos} videos into {corpus}", align="left")
@@ -156,7 +156,7 @@ def _train(runs: Sequence[Run], settings: Sequence[str], console: Console) -> No
     open_runs = [run for run in runs if not (run.folder / "metrics.json").exists()]
     for run in runs:
         if run not in open_runs:
-            console.print(f"[dim]{run.folder} is trained already[/]")
+            console.print(f"{run.folder} is trained already", style="dim")
     commands = {
         run.name: [
             *("trainer", "fit", "--config", str(run.config), "--out", str(run.folder)),
@@ -221,14 +221,11 @@ def _narrative_remark(metrics: Sequence[MetricRow]) -> str:
 def _print_result(
     metrics: Sequence[MetricRow], report: Path, seconds: float, console: Console
 ) -> None:
-    table = Table(title="Validation split", title_justify="left")
-    table.add_column("model")
-    for name in BRIEF:
-        table.add_column(name, justify="right")
+    table = new_table("Validation split", "model", *(f"{name}>" for name in BRIEF))
     for row in metrics:
         table.add_row(row.name, *("–" if v is None else f"{v:.2f}" for v in row.values))
     console.print(table)
-    console.print(f"done in {seconds / 60:.1f} min; report: [bold]{report.resolve()}[/]")
+    console.print(f"done in {seconds / 60:.1f} min; report: {report.resolve()}")
 
 
 def _program(name: str) -> str:
@@ -238,7 +235,7 @@ def _program(name: str) -> str:
     if found is None:
         raise UsageError(
             f"the command '{name}' is not installed beside {sys.executable}; run `make install`, "
-            "or `pip install -e '.[pipeline,trainer]'` in this environment"
+            f"or {how_to_install('pipeline,trainer')}"
         )
     return found
 
@@ -276,7 +273,7 @@ def _call_side_by_side(commands: dict[str, list[str]], console: Console) -> None
 
 def _relay(stream: IO[str] | None, name: str, console: Console) -> None:
     for line in stream or ():
-        console.print(f"[{name}] {line.rstrip()}", markup=False, highlight=False)
+        console.print(f"[{name}] {line.rstrip()}")
 
 
 def _check(command: Sequence[str], code: int) -> None:

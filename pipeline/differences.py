@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from data.errors import some
 from data.store.diff import StageDifference, VideoDifference
 
 __all__ = ["differences_text"]
@@ -49,16 +50,11 @@ def _lines(found: StageDifference, most: int) -> Iterator[str]:
     lists = (("A", found.only_a), ("B", found.only_b))
     for side, ids in lists:
         if ids and most:
-            yield f"  only in {side}: {_some(ids, most)}"
+            yield f"  only in {side}: {some(ids, most)}"
     if found.other_content and most:
-        yield f"  of other content: {_some(found.other_content, most)}"
+        yield f"  of other content: {some(found.other_content, most)}"
     yield from (f"  cannot be read: {problem}" for problem in found.problems)
 
 
 def _told(difference: VideoDifference) -> str:
     return f"{difference.id}: {'; '.join(difference.told)}"
-
-
-def _some(ids: Sequence[str], most: int) -> str:
-    more = f" and {len(ids) - most:,} more" if len(ids) > most else ""
-    return ", ".join(ids[:most]) + more

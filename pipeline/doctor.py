@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import ipaddress
 import os
 import platform
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -14,20 +14,27 @@ from pathlib import Path
 from typing import Any, Literal
 
 from rich.table import Table
+from rich.text import Text
+
+from data.errors import UsageError, how_to_install
+from data.store.scratch import scratch_folder
+from data.terminal import new_table
+from pipeline.engine.exposure import is_loopback
 
 __all__ = ["Check", "doctor_table", "examine"]
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("pipeline", "models", "data", "training")
 
-INSTALL = "pip install -c constraints.txt '.[pipeline]' in a checkout"
-"""Without the constraints pip may replace torch by a newer CUDA build (constraints.txt)."""
+INSTALL = how_to_install("pipeline")
 
 # Distribution, what it is needed for, oldest version that is safe (specs/pipeline_and_shards §5.5).
 LIBRARIES = (
     ("numpy", "everything", "1.26"),
     ("h5py", "the store", "3.13"),
     ("pydantic", "configuration", "2.7"),
+    ("fsspec", "stores on object stores", "2025.3"),
+    ("universal_pathlib", "stores on object stores", "0.3"),
     ("torch", "features, text encoders, training", "2.11"),
     ("ray", "stages on several processes or machines", "2.52"),
     ("av", "decoding", "14"),
@@ -69,6 +76,8 @@ def examine() -> list[Check]:
         _decoders,
         _stages,
         _weights,
+        _object_stores,
+        _scratch,
         _ray,
     )
     return [check for part in parts for check in part()]
@@ -76,12 +85,10 @@ def examine() -> list[Check]:
 
 def doctor_table(checks: list[Check]) -> Table:
     """For a terminal."""
-    table = Table(title="Environment", title_justify="left")
-    for name in ("", "what", "found", "what to do"):
-        table.add_column(name)
+    table = new_table("Environment", "", "what", "found", "what to do")
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     for each in checks:
-        state = f"[{colours[each.state]}]{each.state}[/]"
+        state = Text(each.state, style=colours[each.state])
         table.add_row(state, each.name, each.found, each.advice)
     return table
 
@@ -172,6 +179,32 @@ def _weights() -> Iterator[Check]:
     yield Check("downloaded weights", "ok", shown or f"none in {cache}", advice)
 
 
+def _object_stores() -> Iterator[Check]:
+    """Optional, so that none of them is amiss where it is not asked for."""
+    for scheme, extra, name in (("s3://", "s3", "s3fs"), ("gs://", "gs", "gcsfs")):
+        try:
+            found, advice = f"{name} {importlib.metadata.version(name)}", ""
+        except importlib.metadata.PackageNotFoundError:
+            found, advice = (
+                f"{name} is not installed",
+                f"only for {scheme}: {how_to_install(extra)}",
+            )
+        yield Check(f"stores on {scheme}", "ok", found, advice)
+
+
+def _scratch() -> Iterator[Check]:
+    """Where readers of remote stores keep copies of shards (docs/store.md)."""
+    try:
+        folder = scratch_folder()
+        free = shutil.disk_usage(folder).free
+    except (UsageError, OSError) as error:
+        yield Check("local scratch", "warn", str(error), "needed for stores on object stores only")
+        return
+    at_most = os.environ.get("STORYLINE_SCRATCH_GB")
+    limit = f"at most {at_most} GB" if at_most else "at most half of that"
+    yield Check("local scratch", "ok", f"{folder}: {free / 1e9:,.0f} GB free, {limit} is used")
+
+
 def _ray() -> Iterator[Check]:
     try:
         importlib.import_module("ray")
@@ -189,7 +222,7 @@ def _cluster(address: str | None, auth: str | None) -> Check:
     if auth == "token":
         return Check("Ray cluster", "ok", f"RAY_ADDRESS={address}, with token")
     found = f"RAY_ADDRESS={address}, RAY_AUTH_MODE is not 'token'"
-    if _is_loopback(address):
+    if is_loopback(address):
         return Check("Ray cluster", "warn", found, "other users of this machine can run code on it")
     return Check(
         "Ray cluster",
@@ -198,15 +231,3 @@ def _cluster(address: str | None, auth: str | None) -> Check:
         "anyone who reaches the cluster can run code on it: export RAY_AUTH_MODE=token, and start "
         "the cluster with the same token (docs/security.md)",
     )
-
-
-def _is_loopback(address: str) -> bool:
-    """Whether an address of Ray (`host:port`, `ray://host:port`, "auto") is of this machine."""
-    if address in ("auto", "local"):
-        return True
-    host = address.partition("://")[2] or address
-    host = host.rpartition(":")[0].strip("[]") or host
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from data.errors import StoreError
 from data.store import ItemKey, Recipe, StageReader, Store
 from pipeline.engine.content import stamp_of, video_content
 from pipeline.engine.tally import Watcher
@@ -70,13 +72,18 @@ class HandOut:
         if began < self._look_at:
             return
         for name, recipe in self._recipes.items():
-            if name in self._readers:
-                self._readers[name].refresh()
-            else:
-                self._readers[name] = self._store.reader(name, recipe.id, strict=False)
-            self._present[name] = self._readers[name].keys()
+            # A disk that does not answer now is no reason to stop: what is there is made twice.
+            with suppress(StoreError, OSError):
+                self._see(name, recipe)
         now = time.monotonic()
         self._look_at = now + max(self._look_every_s, (now - began) / self._look_share)
+
+    def _see(self, name: str, recipe: Recipe) -> None:
+        if name in self._readers:
+            self._readers[name].refresh()
+        else:
+            self._readers[name] = self._store.reader(name, recipe.id, strict=False)
+        self._present[name] = self._readers[name].keys()
 
     def _without_present(self, items: list[Item], stages: tuple[str, ...]) -> Task | None:
         """A task of what is not stored by now; a group goes on with what a stage lacks."""

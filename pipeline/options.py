@@ -33,6 +33,7 @@ __all__ = [
     "StageOption",
     "StoreOption",
     "answered",
+    "is_there",
     "named_store",
     "new_console",
     "open_store",
@@ -97,6 +98,11 @@ def open_store(where: str | Place) -> Store:
         return Store.open(place_of(where))
 
 
+def is_there(store: Place) -> bool:
+    """Whether there is a store at a place."""
+    return size_of(store / "store.json") is not None
+
+
 @contextmanager
 def opening() -> Iterator[None]:
     """A store that cannot even be opened is the wrong one to name: nothing was started."""
@@ -106,9 +112,8 @@ def opening() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def plan_of(config: PipelineConfig, view: View, retry_failed: bool) -> Plan:
+def plan_of(view: View, retry_failed: bool) -> Plan:
     """What `run` would do."""
-    there = size_of(view.store / "store.json") is not None
-    ledger = Ledger(open_store(view.store) if there else None)
+    ledger = Ledger(open_store(view.store) if is_there(view.store) else None)
     names = frozenset(view.program.recipes) if retry_failed else frozenset()
     return make_plan(survey(view.program, view.corpus, ledger, retry=names), ledger)

@@ -8,6 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
+from data.terminal import new_table
 from pipeline.survey import Inventory, Ledger, Survey
 
 __all__ = ["Line", "Plan", "make_plan"]
@@ -58,10 +59,18 @@ class Line:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do."""
+    """What a run would do.
+
+    Args:
+        lines: stage by stage.
+        damage: shards that cannot be read.
+        unhashed: videos that the store knows, and whose files this machine has not hashed yet:
+            nobody can say before that whether their rows are those of these files.
+    """
 
     lines: tuple[Line, ...]
     damage: tuple[str, ...] = ()
+    unhashed: tuple[str, ...] = ()
 
     @property
     def missing(self) -> int:
@@ -70,17 +79,16 @@ class Plan:
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON."""
-        return {"stages": [asdict(line) for line in self.lines], "damage": list(self.damage)}
+        return {
+            "stages": [asdict(line) for line in self.lines],
+            "damage": list(self.damage),
+            "unhashed": list(self.unhashed),
+        }
 
     def table(self) -> Table:
         """For a terminal."""
-        table = Table(title="Plan", title_justify="left")
-        numbers = ("wanted", "present", "to do", "waiting", "quarantined", "blocked")
-        table.add_column("stage")
-        table.add_column("recipe")
-        for name in numbers:
-            table.add_column(name, justify="right")
-        table.add_column("why")
+        numbers = ("wanted>", "present>", "to do>", "waiting>", "quarantined>", "blocked>")
+        table = new_table("Plan", "stage", "recipe", *numbers, "why")
         for line in self.lines:
             counts = (line.wanted, line.present, line.missing, line.waiting)
             cells = map(str, (*counts, line.quarantined, line.blocked))
@@ -92,7 +100,8 @@ def make_plan(inventory: Inventory, ledger: Ledger) -> Plan:
     """The plan of a surveyed program."""
     partners = {name: each.names for each in inventory.program.sets for name in each.names}
     lines = [_line(one, inventory, ledger, partners) for one in inventory.surveys.values()]
-    return Plan(tuple(lines), tuple(ledger.damage))
+    unhashed = tuple(each.key.id for each in ledger.unhashed(inventory.videos))
+    return Plan(tuple(lines), tuple(ledger.damage), unhashed)
 
 
 def _line(

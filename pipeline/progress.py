@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from types import TracebackType
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+from data.terminal import new_table
 
 __all__ = ["Progress", "StageProgress", "duration"]
 
@@ -99,12 +100,7 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
@@ -128,14 +124,11 @@ class Progress:
 
     def note(self, text: str) -> None:
         """Something that a person should know."""
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(text, soft_wrap=True)
 
     def table(self) -> Table:
         """All stages so far."""
-        table = Table()
-        table.add_column("stage")
-        for name in ("there", "done", "of", "failed", "per s", "left"):
-            table.add_column(name, justify="right")
+        table = new_table("", "stage", "there>", "done>", "of>", "failed>", "per s>", "left>")
         for one in self.stages.values():
             left = f"took {duration(one.seconds)}" if one.ended else duration(one.eta_s)
             counts = (one.before, one.done, one.total, one.failed)

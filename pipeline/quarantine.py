@@ -6,10 +6,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from data.store import Failure, Store
+from data.terminal import new_table
 
 __all__ = ["Quarantined", "quarantine_table", "read_quarantine"]
 
@@ -58,14 +58,12 @@ def read_quarantine(store: Store) -> Iterator[Quarantined]:
 
 def quarantine_table(listed: Iterable[Quarantined]) -> Table:
     """For a terminal."""
-    table = Table(title="In quarantine", title_justify="left")
-    for name in ("stage", "input", "reason", "attempts", "message"):
-        table.add_column(name, justify="right" if name == "attempts" else "left")
+    table = new_table("In quarantine", "stage", "input", "reason", "attempts>", "message")
     for each in listed:
         failure = each.failure
         key = failure.key
         part = f" (part {key.part + 1} of {key.parts})" if key.parts > 1 else ""
         stage = failure.stage if each.current else f"{failure.stage} ({each.recipe})"
-        message = escape(failure.message[:_MOST_CHARACTERS])
+        message = failure.message[:_MOST_CHARACTERS]
         table.add_row(stage, f"{key.id}{part}", failure.reason, str(failure.attempts), message)
     return table

@@ -11,6 +11,7 @@ from typing import Protocol
 from data.store import CatalogueEntry, Failure, Store
 from data.video.types import VideoFacts
 from pipeline.config import PipelineConfig
+from pipeline.engine.exposure import warning
 from pipeline.engine.limits import Limits
 from pipeline.engine.scheduler import Scheduler
 from pipeline.engine.stop import StopFlag
@@ -253,6 +254,10 @@ class Run:
     def _started(self) -> Executor | None:
         """The executor; None if SIGTERM came while Ray was starting, whose handler then exits."""
         if self._executor is None:
+            engine = self.config.engine
+            exposed = warning(engine.address, os.environ) if engine.executor == "ray" else ""
+            if exposed:
+                self.watcher.note(exposed)
             try:
                 self._executor = self._make_executor(self.view.program)
             except SystemExit:

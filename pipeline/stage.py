@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, Protocol
 
 from data.registry import Registry
 from data.store.types import ItemKey, Recipe, Row, Schema
-from data.video.limits import DEFAULT_LIMITS, Limits
+from data.video.limits import DEFAULT_LIMITS, VideoLimits
 from data.video.types import FrameRequest, Video, VideoFacts, Window
 
 __all__ = [
@@ -58,7 +58,7 @@ class StageContext:
     damaged: Literal["keep", "quarantine"] = "keep"
     device: str = "cpu"
     decode_timeout_s: float = 300.0
-    limits: Limits = DEFAULT_LIMITS
+    limits: VideoLimits = DEFAULT_LIMITS
 
 
 @dataclass(frozen=True)

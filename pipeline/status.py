@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from rich.table import Table
 
-from data.store import Store
+from data.store import StageReader, Store
 from data.store.compact import TARGET_BYTES
 from data.store.files import Entry, list_folder
-from data.store.upkeep import SET_ASIDE, files_below, is_shard
+from data.store.upkeep import SET_ASIDE, is_shard, put_aside
+from data.terminal import new_table
 from pipeline.plan import Plan
 from pipeline.stage import STAGES
 
@@ -90,9 +91,8 @@ class StoreRemarks:
     @staticmethod
     def of(store: Store) -> StoreRemarks:
         """Look into `set-aside/`."""
-        found = [entry for _, entry in files_below(store.path / SET_ASIDE)]
-        files = [entry for entry in found if not entry.name.endswith(".jsonl")]
-        return StoreRemarks(len(files), sum(entry.size for entry in files))
+        sizes = [entry.size for _, entry in put_aside(store)]
+        return StoreRemarks(len(sizes), sum(sizes))
 
     @property
     def told(self) -> str:
@@ -111,7 +111,7 @@ def read_status(store: Store, plan: Plan | None = None) -> list[StageStatus]:
     Args:
         store: the store.
         plan: what a config wants of it; without one the probed videos and the store's queries
-            are what is wanted.
+            are what is wanted. Files that were not hashed yet are taken for those of the catalogue.
     """
     current = store.current
     order = [line.stage for line in plan.lines] if plan else []
@@ -124,13 +124,15 @@ def _stage(store: Store, name: str, recipe: str, plan: Plan | None) -> StageStat
     present = reader.keys()
     failures = store.failures(name, recipe).read().values()
     failed = {each.key.id for each in failures if each.key not in present}
-    shards = [e for e in list_folder(store.folder(name, recipe)) if is_shard(e.name)]
+    entries = list_folder(store.folder(name, recipe))
+    shards = [each for each in entries if is_shard(each.name) and not each.is_folder]
     line = next((each for each in plan.lines if each.stage == name), None) if plan else None
     done = len(reader)
     wanted = line.wanted if line else _wanted(store, name)
     missing = None if wanted is None else max(0, wanted - done - len(failed))
     if line is not None and line.recipe == recipe:
-        done, missing = line.present, line.missing
+        stored = _stored(store, reader, name, plan.unhashed if plan else ())
+        done, missing = line.present + stored, line.missing - stored
     return StageStatus(
         stage=name,
         recipe=recipe,
@@ -144,6 +146,14 @@ def _stage(store: Store, name: str, recipe: str, plan: Plan | None) -> StageStat
         other_recipes=len([each for each in store.recipes(name) if each != recipe]),
         last_write=_newest(shards),
     )
+
+
+def _stored(store: Store, reader: StageReader, name: str, ids: Sequence[str]) -> int:
+    """How many of some videos have rows of the content that the catalogue knows."""
+    if not ids or name not in STAGES or STAGES.get(name).over != "videos":
+        return 0
+    catalogue = store.catalogue()
+    return sum(id_ in reader and reader.key(id_).content == catalogue[id_].content for id_ in ids)
 
 
 def _wanted(store: Store, name: str) -> int | None:
@@ -164,12 +174,8 @@ def _newest(shards: Iterable[Entry]) -> str | None:
 
 def status_table(lines: Iterable[StageStatus], title: str) -> Table:
     """For a terminal."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("stage")
-    for name in ("done", "missing", "failed", "blocked", "size", "shards"):
-        table.add_column(name, justify="right")
-    for name in ("recipe", "last write", ""):
-        table.add_column(name)
+    columns = ("done>", "missing>", "failed>", "blocked>", "size>", "shards>", "recipe")
+    table = new_table(title, "stage", *columns, "last write", "")
     for one in lines:
         numbers = (one.done, one.missing, one.failed, one.blocked)
         cells = ["–" if each is None else f"{each:,}" for each in numbers]

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
-from data.errors import UsageError
+from data.errors import UsageError, nearest
 from data.store import Problem, Store
 from data.store.files import atomic_write, read_bytes
 from data.store.place import Place, place_of
-from data.terminal import say
+from data.terminal import new_table, say
 from pipeline.config import load_pipeline_config
 from pipeline.options import (
     DEFAULT_CONFIG,
@@ -70,7 +68,7 @@ def status(
     if store is None:
         loaded = load_pipeline_config(config, set_ or [])
         opened = open_store(store_of(loaded))
-        made = plan_of(loaded, look(loaded, [], None), False) if loaded.videos.root else None
+        made = plan_of(look(loaded, [], None), False) if loaded.videos.root else None
     else:
         # Names of stages tell which inputs a stage works on.
         import pipeline.stages  # noqa: F401
@@ -85,9 +83,15 @@ def status(
             stages=[line.to_json() for line in lines],
             set_aside=remarks.set_aside,
             set_aside_bytes=remarks.set_aside_bytes,
+            unhashed=len(made.unhashed) if made else 0,
         )
         return
     new_console().print(status_table(lines, f"{opened.path} ({opened.dataset})"))
+    if made and made.unhashed:
+        say(
+            f"{len(made.unhashed):,} videos were not hashed on this machine yet: taken for those "
+            "that the store knows; `pipeline run` looks whether they are"
+        )
     if remarks.told:
         say(remarks.told)
 
@@ -208,7 +212,7 @@ def gc(
         _print_json(opened, dry_run=dry_run, bytes=freed, found=rows)
         return
     if found:
-        table = _table(
+        table = new_table(
             "Would be removed" if dry_run else "Removed", "what", "why", "files>", "size>"
         )
         for each in found:
@@ -238,11 +242,10 @@ def compact(
     from data.store.compact import compact as pack
 
     opened = named_store(config, set_, store)
-    current = opened.current
     done = list(
         pack(
             opened,
-            [name for name in _stages(stage) if name in current] if stage else (),
+            _stages(stage, opened.current),
             target_bytes=int(target_mb * 2**20),
             drop_superseded=drop_superseded,
             dry_run=dry_run,
@@ -252,11 +255,12 @@ def compact(
         _print_json(opened, dry_run=dry_run, stages=[each.to_json() for each in done])
     else:
         title = "Would be compacted" if dry_run else "Compacted"
-        table = _table(title, "stage", "shards>", "now>", "size>", "now>", "rows>", "left out>", "")
+        columns = ("shards>", "now>", "size>", "now>", "rows>", "left out>")
+        table = new_table(title, "stage", *columns, "")
         for each in done:
             counts = (f"{each.before:,}", f"{each.after:,}", size_text(each.bytes_before))
             rows = (size_text(each.bytes_after), f"{each.rows:,}", f"{each.dropped:,}")
-            table.add_row(each.stage, *counts, *rows, escape(each.note))
+            table.add_row(each.stage, *counts, *rows, each.note)
         new_console().print(table)
         for each in done:
             for told in each.left_alone:
@@ -284,7 +288,8 @@ def diff(
     one, other = Side.of(a), Side.of(b)
     same = True
     rows: list[dict[str, Any]] = []
-    for found in compare(one, other, _stages(stage), most=videos, tolerance=tolerance):
+    names = _stages(stage, {*one.recipes, *other.recipes})
+    for found in compare(one, other, names, most=videos, tolerance=tolerance):
         same &= found.same
         if as_json:
             rows.append(found.to_json())
@@ -310,10 +315,12 @@ def failures(
     as_json: JsonOption = False,
 ) -> None:
     """List the inputs in quarantine: why, after how many attempts, and how to try again."""
+    import pipeline.stages  # noqa: F401 - a stage of which the store has nothing may be named
     from pipeline.quarantine import quarantine_table, read_quarantine
+    from pipeline.stage import STAGES
 
     opened = named_store(config, set_, store)
-    names = _stages(stage)
+    names = _stages(stage, {*opened.stages(), *STAGES})
     listed = [
         each
         for each in read_quarantine(opened)
@@ -343,14 +350,6 @@ def _print_json(store: Store | Place, **values: Any) -> None:
     say(json.dumps({"store": str(place), **values}, indent=2))
 
 
-def _table(title: str, *columns: str) -> Table:
-    """Columns whose names end with '>' are numbers."""
-    table = Table(title=title, title_justify="left")
-    for name in columns:
-        table.add_column(name.rstrip(">"), justify="right" if name.endswith(">") else "left")
-    return table
-
-
 def _place(config: Path, set_: list[str] | None, store: str | None) -> Place:
     """Where the store of `--store` is, else that of the config; it need not be whole."""
     return place_of(store) if store else store_of(load_pipeline_config(config, set_ or []))
@@ -367,11 +366,21 @@ def _tell_problems(place: Place, problems: Sequence[Problem], as_json: bool) -> 
     say(f"{place}: {f'{errors} problems' if errors else 'everything is right'}")
 
 
-def _stages(names: Sequence[str] | None) -> list[str]:
-    """Names as `run --stage` takes them."""
+def _stages(names: Sequence[str] | None, known: Collection[str]) -> list[str]:
+    """Names as `run --stage` takes them; of `features` those that are there. [] means all.
+
+    Raises:
+        UsageError: a stage that is not there: it must not turn into "all".
+    """
     from pipeline.program import FEATURES
 
-    return [each for name in names or () for each in (FEATURES if name == "features" else (name,))]
+    chosen: dict[str, None] = {}
+    for name in names or ():
+        there = [each for each in (FEATURES if name == "features" else (name,)) if each in known]
+        if not there:
+            raise UsageError(f"there are no rows of the stage '{name}'; {nearest(name, known)}")
+        chosen |= dict.fromkeys(there)
+    return list(chosen)
 
 
 def _seconds(age: str) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
@@ -83,6 +83,18 @@ class Ledger:
         if self._hashes.value is None:
             self._hashes.value = self.store.file_hashes()
         return self._hashes.value.hash_of(path)
+
+    def unhashed(self, items: Iterable[Item]) -> list[Item]:
+        """Videos of the catalogue whose files were never hashed on this machine."""
+        unknown = [each for each in items if each.key.content == UNKNOWN_CONTENT]
+        if self.store is None or not unknown:
+            return []
+        catalogue, hashes = self.catalogue(), self._hashes.value or self.store.file_hashes()
+        return [
+            each
+            for each in unknown
+            if each.key.id in catalogue and each.video and not hashes.knows(each.video.path)
+        ]
 
     def catalogue(self) -> Mapping[str, CatalogueEntry]:
         """Present content and facts of each video."""

@@ -297,7 +297,7 @@ def _with_mode(config: TrainerConfig, mode: Mode) -> TrainerConfig:
 
 
 def _tell(console: Console, sentence: str) -> None:
-    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    console.print(sentence, soft_wrap=True)
 
 
 def _show(

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Literal, Protocol
@@ -226,7 +226,7 @@ class StreamedQueries:
     Args:
         samples: may be read by several threads at once.
         device: where batches go.
-        workers: number of threads; 0 reads when a batch is asked for.
+        workers: number of threads; 0 is one that reads a batch when it is asked for.
         sizes: half a sentence for `about`.
     """
 
@@ -244,24 +244,17 @@ class StreamedQueries:
         Raises:
             DamageError: a row is not what was written; no batch holds anything of it.
         """
-        ready = self._ahead(batches, draw) if self._workers else self._at_once(batches, draw)
-        for batch in ready:
-            yield batch.to(self.device)
-
-    def _at_once(self, batches: Iterable[Rows], draw: Draw | None) -> Iterator[MomentBatch]:
-        return (self._batch(rows, draw) for rows in batches)
-
-    def _ahead(self, batches: Iterable[Rows], draw: Draw | None) -> Iterator[MomentBatch]:
-        """The batches in order; each worker is at most `BATCHES_AHEAD` of them ahead."""
+        ahead = BATCHES_AHEAD * self._workers
+        waiting: deque[Future[MomentBatch]] = deque()
         rest = iter(batches)
-        pool = ThreadPoolExecutor(self._workers, "reader", initializer=_stay_on_one_core)
+        pool = ThreadPoolExecutor(max(self._workers, 1), "reader", initializer=_stay_on_one_core)
         try:
-            some = islice(rest, BATCHES_AHEAD * self._workers)
-            waiting = deque(pool.submit(self._batch, rows, draw) for rows in some)
-            while waiting:
-                batch = waiting.popleft().result()
-                waiting.extend(pool.submit(self._batch, rows, draw) for rows in islice(rest, 1))
-                yield batch
+            while True:
+                some = islice(rest, 1 + ahead - len(waiting))
+                waiting.extend(pool.submit(self._batch, rows, draw) for rows in some)
+                if not waiting:
+                    return
+                yield waiting.popleft().result().to(self.device)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -281,7 +274,9 @@ class StreamedQueries:
 
 
 def _stay_on_one_core() -> None:
-    """Of this thread only; the model's threads keep theirs, and readers do not wait for them."""
+    """Of this thread only. Several for a video of a megabyte gain little, and lose all of it where
+    another process wants the cores, because OpenMP's threads wait for each other by spinning.
+    """
     torch.set_num_threads(1)
 
 

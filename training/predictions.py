@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 
 from data.annotations.types import Annotation
-from data.errors import UsageError
-from data.foreign import brief, strict_json, text_lines
+from data.errors import UsageError, some
+from data.foreign import brief, json_object, text_lines
 from data.store.files import atomic_write
 from training.task import Prediction
 
@@ -85,7 +85,11 @@ def in_order(
             if qid in wanted and each.video_id and each.video_id != wanted[qid].video_id
         ],
     }
-    found = [f"{len(qids)} {text} ({_some(qids)})" for text, qids in faults.items() if qids]
+    found = [
+        f"{len(qids)} {text} ({some([f'qid {qid}' for qid in qids], 3)})"
+        for text, qids in faults.items()
+        if qids
+    ]
     if found:
         raise UsageError(
             f"predictions and annotations do not match: of {len(wanted)} queries, "
@@ -95,18 +99,8 @@ def in_order(
     return [by_qid[each.qid] for each in annotations]
 
 
-def _some(qids: Sequence[int | str]) -> str:
-    shown = ", ".join(f"qid {qid}" for qid in qids[:3])
-    return shown + (", ..." if len(qids) > 3 else "")
-
-
 def _parse(line: bytes, where: str) -> Prediction:
-    try:
-        row = strict_json(line)
-    except ValueError as error:
-        raise UsageError(f"{where} is not JSON that can be used: {error}") from None
-    if not isinstance(row, dict):
-        raise UsageError(f"{where}: expected a JSON object, found a {type(row).__name__}")
+    row = json_object(line, where)
     missing = [key for key in ("qid", "pred_relevant_windows") if key not in row]
     if missing:
         raise UsageError(f"{where} has no '{missing[0]}'; its keys are {', '.join(sorted(row))}")

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from data.errors import UsageError
+from data.errors import UsageError, how_to_install
+from data.terminal import new_table
 from training.loop import Reporter
 
 __all__ = ["Everyone", "LiveReporter", "Scalars", "scores_table"]
@@ -59,7 +60,7 @@ class LiveReporter:
         """Write the line of the epoch."""
         self._seconds.append(record["seconds"])
         self._bars.update(self._run, completed=record["epoch"])
-        self._console.print(self._line(record), markup=False, highlight=False, soft_wrap=True)
+        self._console.print(self._line(record), soft_wrap=True)
 
     def _line(self, record: Mapping[str, Any]) -> str:
         # the same terms of earlier decoder layers (name_0, ...) are in the history only
@@ -91,7 +92,7 @@ class Scalars:
         except ImportError as error:
             raise UsageError(
                 f"scalars are written for TensorBoard, which cannot be imported ({error}); install "
-                "the trainer with its needs: pip install -c constraints.txt '.[trainer]'"
+                f"the trainer with its needs: {how_to_install('trainer')}"
             ) from None
 
         self._writer: Any = SummaryWriter(str(folder), purge_step=done + 1)
@@ -137,10 +138,7 @@ def scores_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     Args:
         columns: brief metrics by the heading of their column.
     """
-    table = Table()
-    table.add_column("metric")
-    for heading in columns:
-        table.add_column(heading, justify="right")
+    table = new_table("", "metric", *(f"{heading}>" for heading in columns))
     names = dict.fromkeys(name for values in columns.values() for name in values)
     for name in names:
         row = [columns[heading].get(name) for heading in columns]

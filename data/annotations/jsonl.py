@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from data.annotations.types import Annotation
 from data.errors import StoreError, UsageError
-from data.foreign import LONGEST_LINE, brief, check_plain_file, strict_json
+from data.foreign import LONGEST_LINE, brief, check_plain_file, json_object
 from data.identity import canonical_json, check_id
 
 if TYPE_CHECKING:  # the store keeps annotations, so it imports this module
@@ -105,13 +105,7 @@ def _object(line: bytes, path: Place, number: int) -> dict[str, Any]:
     where = f"{path}, line {number}"
     if len(line) > LONGEST_LINE:
         raise UsageError(f"{where} has more than the {LONGEST_LINE:,} bytes that a row may have")
-    try:
-        value = strict_json(line)
-    except ValueError as error:
-        raise UsageError(f"{where} is not a whole row of JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{where} is not a JSON object but {type(value).__name__}")
-    return value
+    return json_object(line, where)
 
 
 @dataclass(frozen=True)

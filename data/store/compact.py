@@ -9,19 +9,17 @@ that is stored twice the same one as before.
 
 from __future__ import annotations
 
-import fcntl
 import math
-import os
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data.errors import DamageError, GoneError, StoreError
-from data.store.files import remove, size_of
+from data.store.files import locked, remove, size_of
 from data.store.place import Place
-from data.store.reader import FilePool, shard_paths
+from data.store.reader import FilePool, shard_sizes
 from data.store.shard_reader import Shard
 from data.store.types import ItemKey
 from data.store.upkeep import build_items, in_order, write_shard
@@ -119,7 +117,7 @@ class _Compaction:
 
     def run(self) -> Compaction:
         """Until a round meets no damaged shard."""
-        first = self._bytes(shard_paths(self.folder))
+        first = shard_sizes(self.folder)
         while True:
             try:
                 return self._round(first)
@@ -145,7 +143,7 @@ class _Compaction:
         old = [shard.path for shard in shards if shard.path not in keep]
         written = keep | set(self._write(new, wanted)) if not self.dry_run else keep
         note = "" if self.dry_run else self._take_away(old, written)
-        after = self._bytes(shard_paths(self.folder))
+        after = shard_sizes(self.folder)
         return Compaction(
             stage=self.folder.parent.name,
             before=len(first),
@@ -162,7 +160,7 @@ class _Compaction:
     def _open(self) -> list[Shard]:
         """In name order; without those that are damaged, or were taken away meanwhile."""
         shards = []
-        for place in shard_paths(self.folder):
+        for place in self._files.ahead(shard_sizes(self.folder)):
             if str(place) in self.amiss:
                 continue
             try:
@@ -205,10 +203,6 @@ class _Compaction:
             remove(place)
         return ""
 
-    @staticmethod
-    def _bytes(places: Iterable[Place]) -> dict[Place, int]:
-        return {place: size_of(place) or 0 for place in places}
-
 
 def _winners(shards: Sequence[Shard]) -> dict[ItemKey, tuple[Shard, int]]:
     """Where each item is; the first shard in name order wins, as in readers."""
@@ -248,7 +242,7 @@ def _is_good(piece: Piece, sizes: Mapping[ItemKey, int], target_bytes: int) -> b
 def _even(keys: Sequence[ItemKey], sizes: Mapping[ItemKey, int], target_bytes: int) -> list[Piece]:
     """Cut a sequence of items into ceil(total/target) pieces of about the same size."""
     total = sum(sizes[key] for key in keys)
-    count = max(1, math.ceil(total / target_bytes))
+    count = max(1, min(len(keys), math.ceil(total / target_bytes)))
     pieces: list[list[ItemKey]] = [[] for _ in range(count)]
     before = 0
     for key in keys:
@@ -264,20 +258,13 @@ def _alone(folder: Place) -> Iterator[None]:
 
     Where there are no locks two at a time are told apart by the check before shards go.
     """
-    if not isinstance(folder, Path) or not folder.is_dir():
+    # `recipe.json` is there anyway and is never replaced.
+    if not isinstance(folder, Path) or not (folder / "recipe.json").is_file():
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise StoreError(
-            f"another compact is at work on {folder}; let it end, then run this again if needed"
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    try:
+    with locked(folder / "recipe.json", wait=False) as is_mine:
+        if not is_mine:
+            raise StoreError(
+                f"another compact is at work on {folder}; let it end, then run this again if needed"
+            )
         yield
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from data.errors import StoreError
@@ -31,6 +32,7 @@ __all__ = [
     "atomic_write",
     "change_file",
     "list_folder",
+    "locked",
     "make_folder",
     "move",
     "parse_json",
@@ -43,6 +45,10 @@ __all__ = [
     "sha256_of",
     "size_of",
 ]
+
+
+LOCK = ".lock"
+"""Empty file of a folder of this machine that is locked while a small file beside it changes."""
 
 
 def atomic_write(path: Place, data: bytes) -> None:
@@ -88,7 +94,7 @@ def change_file(path: Place, new_content: Callable[[bytes | None], bytes]) -> No
         make_folder(path.parent)
     except OSError as error:
         raise StoreError(_refused(path, error)) from error
-    with _exclusive(path.parent):
+    with locked(path.parent / LOCK):
         try:
             old = read_bytes(path)
         except FileNotFoundError:
@@ -133,6 +139,8 @@ def _entry(found: os.DirEntry[str]) -> Entry | None:
         stat, is_folder = found.stat(), found.is_dir()
     except FileNotFoundError:
         return None  # removed since, or a link to nothing
+    if not (is_folder or S_ISREG(stat.st_mode)):
+        return None  # reading a pipe or a device never ends
     return Entry(found.name, 0 if is_folder else stat.st_size, stat.st_mtime, is_folder)
 
 
@@ -357,19 +365,38 @@ def parse_json(content: bytes, path: Place) -> dict[str, Any]:
 
 
 @contextmanager
-def _exclusive(folder: Path) -> Iterator[None]:
-    """Hold off other jobs for the moment of one read-change-replace of a small file.
+def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
+    """Hold off other jobs, on other hosts too; the kernel gives the lock of the dead back.
 
-    An advisory lock on the folder itself, given back by the kernel if the process dies. Where
-    the file system has no locks, the last writer wins.
+    A file that is open for writing, not a folder: NFS tells other hosts of locks on files only.
+    Where there are no locks, or the file cannot be written, there is none.
+
+    Args:
+        path: the file, made if it is not there.
+        wait: whether to wait for another job that holds it.
+
+    Yields:
+        False if another job holds it.
     """
-    descriptor = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError:
+        yield True
+        return
+    try:
+        yield _flock(descriptor, wait)
     finally:
         os.close(descriptor)
+
+
+def _flock(descriptor: int, wait: bool) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks
+    return True
 
 
 def _object(text: bytes) -> dict[str, Any] | None:

@@ -14,14 +14,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from data.errors import StoreError
-from data.store.files import Entry, remove
+from data.store.files import Entry, remove, size_of
 from data.store.place import Place
 from data.store.upkeep import (
-    SET_ASIDE,
     files_below,
     is_our_file,
     is_shard,
     is_temporary,
+    put_aside,
     recipe_folders,
     relative,
     remove_if_empty,
@@ -132,10 +132,7 @@ class _Collection:
 
     def set_aside(self) -> Iterator[Waste]:
         """What repair has set aside; its log stays."""
-        folder = self.store.path / SET_ASIDE
-        for place, entry in files_below(folder):
-            if place == folder / "log.jsonl" or place.parent == folder / "log.jsonl.d":
-                continue
+        for place, entry in put_aside(self.store):
             if self._is_older(entry, self.older_than_s):
                 yield from self._remove([(place, entry)], place, "set aside")
                 if not self.dry_run:
@@ -147,10 +144,10 @@ class _Collection:
         for stage, recipe_id in self.store.current.items():
             used |= upstream_of(self.store, stage, recipe_id)
         for stage, recipe_id in young:
-            try:
-                used |= upstream_of(self.store, stage, recipe_id)
-            except StoreError:  # one that is being made may have no recipe.json yet
-                used.add((stage, recipe_id))
+            place = self.store.path / stage / recipe_id / "recipe.json"
+            # One that is being made may have no recipe.json yet.
+            there = size_of(place) is not None
+            used |= upstream_of(self.store, stage, recipe_id) if there else {(stage, recipe_id)}
         return used
 
     def _is_old(self, folder: Place) -> bool:

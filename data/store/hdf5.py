@@ -122,6 +122,11 @@ def read_layout(path: Path) -> Layout:
         return layout_of(path, str(path), path.stat().st_size)
     except FileNotFoundError:
         raise gone(str(path)) from None
+    except DamageError:
+        # One that is taken away while libhdf5 opens it is no damage, though libhdf5 says so.
+        if not path.exists():
+            raise gone(str(path)) from None
+        raise
     except OSError as error:
         raise StoreError(f"cannot open {path}: {error.strerror}") from error
 

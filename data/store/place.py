@@ -14,7 +14,7 @@ import fsspec
 from pydantic import PlainSerializer, PlainValidator
 from upath import UPath
 
-from data.errors import UsageError
+from data.errors import UsageError, how_to_install
 
 __all__ = ["Place", "PlaceOption", "anchored", "is_url", "place_of", "text_of"]
 
@@ -64,8 +64,8 @@ def place_of(where: str | Place) -> Place:
         return UPath(bare, protocol=scheme[1], **options)
     except (ImportError, ValueError) as error:
         raise UsageError(
-            f"'{where}' cannot be reached: {error}; allowed are a folder, file://, s3:// (pip "
-            "install 'storyline[s3]'), gs:// ('storyline[gs]') and what fsspec knows"
+            f"'{where}' cannot be reached: {error}; allowed are a folder, file://, s3:// "
+            f"({how_to_install('s3')}), gs:// (the same with '.[gs]') and what fsspec knows"
         ) from error
 
 

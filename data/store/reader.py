@@ -25,6 +25,8 @@ __all__ = ["FilePool", "Problem", "StageReader", "shard_paths", "shard_sizes"]
 
 T = TypeVar("T")
 
+_LOOKS = 8
+"""How often a reader looks again because shards were taken away while it looked."""
 _SHARD = re.compile(r"shard-[0-9a-f]{16}\.h5")
 
 
@@ -36,7 +38,8 @@ def shard_paths(folder: Place) -> list[Place]:
 def shard_sizes(folder: Place) -> dict[Place, int]:
     """`shard_paths` with the bytes of each."""
     entries = list_folder(folder)
-    return {folder / each.name: each.size for each in entries if _SHARD.fullmatch(each.name)}
+    files = (each for each in entries if not each.is_folder and _SHARD.fullmatch(each.name))
+    return {folder / each.name: each.size for each in files}
 
 
 @dataclass(frozen=True)
@@ -150,33 +153,47 @@ class StageReader:
 
     def _scan(self) -> None:
         """Other threads go on to read what was there before, until all of the new is known."""
-        sizes = shard_sizes(self._folder)
-        kept = {path: shard for path, shard in self._shards.items() if path in sizes}
-        some_left = len(kept) < len(self._shards)
-        for path in self._shards.keys() - kept.keys():
-            self._files.forget(path)
+        before = self._shards
+        shards, problems, some_went = self._look(before)
+        for _ in range(_LOOKS):
+            if not some_went:
+                break
+            # Gone since the listing: what came in their place may not have been there then.
+            shards, problems, some_went = self._look(shards)
+        some_left = any(shards.get(path) is not shard for path, shard in before.items())
         where = {} if some_left else self._where
         versions = {} if some_left else self._versions
-        found: list[Shard] = list(kept.values()) if some_left else []
-        problems = []
+        found = [s for path, s in shards.items() if some_left or path not in before]
+        for shard in found:
+            _enter(shard, where)
+        for shard in found:
+            _enter_versions(shard, where, versions)
+        self._shards, self._where, self._versions = shards, where, versions
+        self.problems = problems
+
+    def _look(self, known: Mapping[Place, Shard]) -> tuple[dict[Place, Shard], list[Problem], bool]:
+        """The shards that are there, what of them cannot be trusted, whether some went meanwhile.
+
+        Args:
+            known: shards that are open.
+        """
+        sizes = shard_sizes(self._folder)
+        kept = {path: shard for path, shard in known.items() if path in sizes}
+        for path in known.keys() - kept.keys():
+            self._files.forget(path)
+        problems, some_went = [], False
         for path in self._files.ahead(sizes, known=kept):
             try:
                 if path not in kept:
                     kept[path] = self._opened(path)
-                    found.append(kept[path])
             except GoneError:
-                continue
+                some_went = True
             except StoreError as error:
                 self._files.forget(path)
                 if self._strict:
                     raise
                 problems.append(Problem("shard", str(path), str(error)))
-        for shard in found:
-            _enter(shard, where)
-        for shard in found:
-            _enter_versions(shard, where, versions)
-        self._shards, self._where, self._versions = kept, where, versions
-        self.problems = problems
+        return kept, problems, some_went
 
     @property
     def recipe(self) -> Recipe:
@@ -266,11 +283,12 @@ class StageReader:
         return [self._where[replace(first, part=part)] for part in range(first.parts)]
 
     def _read(self, id: str, content: str | None, read: Callable[[Shard, int], T]) -> list[T]:
-        """`read` of every part; once more if a shard was replaced meanwhile (compact, repair)."""
-        try:
-            return [read(shard, index) for shard, index in self._places(id, content)]
-        except GoneError:
-            self.refresh()
+        """`read` of every part; again if a shard was replaced meanwhile (compact, repair)."""
+        for _ in range(_LOOKS):
+            try:
+                return [read(shard, index) for shard, index in self._places(id, content)]
+            except GoneError:
+                self.refresh()
         return [read(shard, index) for shard, index in self._places(id, content)]
 
     def _choose(self, id: str, content: str | None) -> ItemKey:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from data.errors import StoreError, UsageError, nearest
-from data.store.files import read_json
+from data.store.files import parse_json, read_bytes
 from data.store.place import Place
 from data.store.reader import FilePool, shard_paths
 from data.store.shard_reader import Shard
-from data.store.store import Store
+from data.store.store import checked
 from data.store.types import SCHEMA_VERSION
 from data.store.upkeep import recipe_folders
 
@@ -39,7 +40,9 @@ class Found:
             shards = shard_paths(folder)
             if shards:
                 recipes.setdefault(folder.parent.name, {})[folder.name] = len(shards)
-            lengths |= {length for length in map(_clip_len_s, shards[:1]) if length is not None}
+            # The first that can be opened: all of a store have one length.
+            found = (length for length in map(_clip_len_s, shards) if length is not None)
+            lengths |= set(islice(found, 1))
         return Found(recipes, frozenset(lengths))
 
 
@@ -47,18 +50,20 @@ def is_damaged(root: Place) -> bool:
     """Whether a folder has a `store.json` that is no store's of this version, or rows without one.
 
     One of a newer schema version is not damaged.
+
+    Raises:
+        StoreError: it cannot be read, so nobody knows (an error of disk or network is no damage).
     """
+    place = root / "store.json"
     try:
-        content = read_json(root / "store.json")
+        text = read_bytes(place)
     except FileNotFoundError:
         return bool(recipe_folders(root))
-    except StoreError:
-        return True
-    version = content.get("schema_version")
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        return False
     try:
-        Store.open(root)
+        content = parse_json(text, place)
+        version = content.get("schema_version")
+        if not (isinstance(version, int) and version > SCHEMA_VERSION):
+            checked(content, root)
     except StoreError:
         return True
     return False
@@ -75,18 +80,26 @@ def rebuild(
         root: the store.
         dataset: name of the dataset; it stands nowhere else in the store.
         chosen: recipe id by stage, for stages with several.
-        clip_len_s: clip length, for a store without rows on a grid.
+        clip_len_s: clip length, for a store without rows on a grid, or of several lengths.
 
     Raises:
         UsageError: something is not known; says what to give.
     """
     found = Found.below(root)
-    lengths = found.clip_lens_s or ({clip_len_s} - {None})
-    if dataset is None or len(lengths) != 1:
+    lengths = found.clip_lens_s
+    if clip_len_s is not None and (not lengths or clip_len_s in lengths):
+        lengths = frozenset([clip_len_s])
+    if dataset is None:
         raise UsageError(
-            f"{root / 'store.json'} is damaged, and the dataset's name and clip length stand "
-            "nowhere else; run `pipeline repair` with the --config that made the store, or with "
-            "--dataset NAME"
+            f"{root / 'store.json'} is damaged, and the dataset's name stands nowhere else; run "
+            "`pipeline repair` with the --config that made the store, or with --dataset NAME"
+        )
+    if len(lengths) != 1:
+        known = " and ".join(f"{length:g} s" for length in sorted(lengths)) or "no clips"
+        raise UsageError(
+            f"{root / 'store.json'} is damaged, and the clip length cannot be known: the shards "
+            f"that can be read have {known}; run `pipeline repair` with the --config that made "
+            "the store, or restore the file from a copy"
         )
     current: dict[str, str] = {}
     for stage, recipes in found.recipes.items():

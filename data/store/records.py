@@ -196,6 +196,12 @@ class FileHashes:
         sha256, stamp = self._known.get(str(path.absolute()), ("", ()))
         return sha256 if len(sha256) == 64 and _stamp_now(path) == stamp else None
 
+    def knows(self, path: Path) -> bool:
+        """Whether the file, as it is or as it was before, was ever hashed on this machine."""
+        if self._known is None:
+            self._known = self._read()
+        return str(path.absolute()) in self._known
+
     def remember(self, path: Path, sha256: str, before: os.stat_result) -> None:
         """Keep a hash for as long as the file is as it was `before` hashing began."""
         stamp, name = _stamp(before), str(path.absolute())
@@ -209,8 +215,11 @@ class FileHashes:
         known = {}
         for record in read_records(self.path, torn=True):
             sha256 = record.get("sha256")
+            stamp = tuple(record.get(name) for name in _STAMP)
+            if None in stamp:  # earlier versions wrote less of a file
+                continue
             if isinstance(record.get("path"), str) and isinstance(sha256, str):
-                known[record["path"]] = (sha256, tuple(record.get(name) for name in _STAMP))
+                known[record["path"]] = (sha256, stamp)
         return known
 
 

@@ -6,13 +6,13 @@ What was lost with them is missing from then on, so the next `pipeline run` make
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from data.errors import StoreError, StorylineError
-from data.store.files import atomic_write, list_folder, read_bytes, read_json, size_of
+from data.foreign import strict_json
+from data.store.files import atomic_write, change_file, list_folder, read_bytes, read_json, size_of
 from data.store.place import Place
 from data.store.reader import FilePool, shard_paths
 from data.store.recipes import save_recipe
@@ -102,6 +102,9 @@ class _Mending:
     def _recipe(self, folder: Place) -> Iterator[Repair]:
         """`recipe.json` from the recipe in the shards, which must be that of the folder's name."""
         place, where = folder / "recipe.json", relative(self.store, folder / "recipe.json")
+        if (why := _unreadable(place)) is not None:
+            yield Repair("recipe", where, f"was left alone: {why}", done=False)
+            return
         is_there = size_of(place) is not None
         if readable(folder) is not None or not (is_there or shard_paths(folder)):
             return
@@ -147,7 +150,8 @@ class _Mending:
         if not self.dry_run:
             if lines is not None and lines.amiss:
                 copy_aside(self.store, place, lines.raw, lines.told)
-                atomic_write(place, lines.good)
+                # A job may have added to it since it was read.
+                change_file(place, lambda raw: _Lines.within(raw or b"", catalogue_entry).good)
             self.store.update_catalogue(new)
         how = f"{lines.told}; a copy is set aside" if lines and lines.amiss else "lacked videos"
         told = (
@@ -162,6 +166,10 @@ class _Mending:
             self.store.annotations(split)
         except StorylineError as error:
             place = self.store.path / "annotations" / f"{split}.jsonl"
+            if (why := _unreadable(place)) is not None:
+                told = f"was left alone: {why}"
+                yield Repair("annotations", relative(self.store, place), told, done=False)
+                return
             if not self.dry_run:
                 set_aside(self.store, place, str(error))
             told = f"{error}; set aside, the next `pipeline run` with a config writes it again"
@@ -194,17 +202,32 @@ class _Lines(Generic[T]):
     def of(place: Place, parse: Callable[[Mapping[str, Any]], T]) -> _Lines[T] | None:
         """None if there is no such file."""
         try:
-            raw = read_bytes(place)
+            return _Lines.within(read_bytes(place), parse)
         except FileNotFoundError:
             return None
-        good, records, lost = b"", [], 0
+
+    @staticmethod
+    def within(raw: bytes, parse: Callable[[Mapping[str, Any]], T]) -> _Lines[T]:
+        """Those of the bytes of a file."""
+        good, records, lost = [], [], 0
         for line in filter(bytes.strip, raw.split(b"\n")):
             try:
-                records.append(parse(json.loads(line)))
-                good += line + b"\n"
-            except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+                records.append(parse(strict_json(line)))
+                good.append(line + b"\n")
+            except (ValueError, KeyError, TypeError, AttributeError):
                 lost += 1
-        return _Lines(raw, good, records, lost)
+        return _Lines(raw, b"".join(good), records, lost)
+
+
+def _unreadable(place: Place) -> str | None:
+    """Why a file cannot be read: an error of disk or network, which is no damage."""
+    try:
+        read_bytes(place)
+    except FileNotFoundError:
+        return None
+    except StoreError as error:
+        return str(error)
+    return None
 
 
 def _is_of_another_version(place: Place) -> bool:

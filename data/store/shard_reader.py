@@ -126,7 +126,9 @@ class Shard:
 
     def size_bytes(self, index: int) -> int:
         """About how much one item adds to a shard; reads nothing."""
-        size = len(self._fact_bytes(index)) + 16 * int(self._clips[index]) + ITEM_BYTES
+        # Not what its duration says, which a stranger may have made as long as he likes.
+        first, last = _cut(self._clip_offsets, index)
+        size = len(self._fact_bytes(index)) + 16 * (last - first) + ITEM_BYTES
         for name, (_, extent) in self._arrays.items():
             size += self.length(index, name) * extent.row_bytes
         for text in self._texts.values():

@@ -31,7 +31,6 @@ from data.store.files import (
     list_folder,
     parse_json,
     read_bytes,
-    read_json,
     sha256_of,
     size_of,
 )
@@ -49,8 +48,11 @@ from data.store.records import (
 from data.store.scratch import scratch_file
 from data.store.shard import build_shard
 from data.store.types import SCHEMA_VERSION, ItemKey, Recipe, Row
+from data.store.upkeep import in_order, recipe_folders
 
-__all__ = ["ShardRef", "ShardWriter", "Store"]
+__all__ = ["ShardRef", "ShardWriter", "Store", "checked"]
+
+_MEND = "`pipeline repair` writes it again"
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class ShardWriter:
         """
         if not self._items:
             return None
-        keys = sorted(self._items, key=lambda key: (key.id, key.content, key.parts, key.part))
+        keys = sorted(self._items, key=in_order)
         shard = build_shard(self.recipe, [self._items[key] for key in keys])
         sha256 = hashlib.sha256(shard).hexdigest()
         path = self.folder / f"shard-{sha256[:16]}.h5"
@@ -198,6 +200,10 @@ class Store:
         try:
             content = _store_json(path)
         except FileNotFoundError:
+            if recipe_folders(path):
+                raise UsageError(
+                    f"store {path} has rows but no store.json; `pipeline repair` writes it again"
+                ) from None
             what = "holds no store (no store.json)" if _is_folder(path) else "does not exist"
             raise UsageError(
                 f"store {path} {what}; `pipeline run` makes one, or name another"
@@ -214,9 +220,9 @@ class Store:
         path = place_of(path)
         if size_of(path / "store.json") is None:
             try:
-                return cls.create(path, dataset=dataset, clip_len_s=clip_len_s)
+                cls.create(path, dataset=dataset, clip_len_s=clip_len_s)
             except UsageError:
-                # Another job may have made it since.
+                # Another job may have made it since, and of another dataset.
                 if size_of(path / "store.json") is None:
                     raise
         store = cls.open(path)
@@ -238,7 +244,7 @@ class Store:
         path = self.path / "store.json"
 
         def replaced(text: bytes | None) -> bytes:
-            content = _checked(parse_json(text or b"", path), self.path)
+            content = checked(parse_json(text or b"", path), self.path)
             current = content["current"] | dict(recipes)
             if text is not None and current == content["current"]:
                 return text
@@ -384,15 +390,21 @@ def _is_folder(path: Place) -> bool:
 
 
 def _store_json(path: Place) -> dict[str, Any]:
-    return _checked(read_json(path / "store.json"), path)
+    text = read_bytes(path / "store.json")
+    try:
+        content = parse_json(text, path / "store.json")
+    except StoreError as error:
+        raise StoreError(f"{error}; {_MEND}") from None
+    return checked(content, path)
 
 
-def _checked(content: dict[str, Any], path: Place) -> dict[str, Any]:
+def checked(content: dict[str, Any], path: Place) -> dict[str, Any]:
+    """The content of the `store.json` of a store; StoreError if it is none of this version."""
     check_schema_version(content.get("schema_version"), f"store {path}")
     types = {"dataset": str, "clip_len_s": float, "current": dict}
     for name, kind in types.items():
         if not isinstance(content.get(name), kind):
-            raise StoreError(f"{path / 'store.json'} has no usable '{name}'; it was edited")
+            raise StoreError(f"{path / 'store.json'} has no usable '{name}'; {_MEND}")
     try:
         check_id(content["dataset"], what="dataset name")
         # Stages and recipes are folders of the store; a name must not lead out of it.
@@ -400,9 +412,9 @@ def _checked(content: dict[str, Any], path: Place) -> dict[str, Any]:
             check_id(stage, what="stage name")
             check_id(recipe_id, what="recipe id")
     except UsageError as error:
-        raise StoreError(f"{path / 'store.json'} cannot be trusted: {error}") from None
+        raise StoreError(f"{path / 'store.json'} cannot be trusted: {error}; {_MEND}") from None
     if not (math.isfinite(content["clip_len_s"]) and content["clip_len_s"] > 0):
-        raise StoreError(f"{path / 'store.json'} has an impossible 'clip_len_s'; it was edited")
+        raise StoreError(f"{path / 'store.json'} has an impossible 'clip_len_s'; {_MEND}")
     return content
 
 

@@ -16,7 +16,6 @@ import sys
 import time
 from dataclasses import asdict, astuple
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from data.store.inspection import Comparison, Item, ShardReport, SoundInspector
@@ -64,12 +63,7 @@ class ChildInspector:
     def __enter__(self) -> ChildInspector:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._end()
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:

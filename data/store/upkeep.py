@@ -30,6 +30,7 @@ __all__ = [
     "is_our_file",
     "is_shard",
     "is_temporary",
+    "put_aside",
     "readable",
     "recipe_folders",
     "relative",
@@ -88,6 +89,14 @@ def files_below(folder: Place) -> Iterator[tuple[Place, Entry]]:
         if entry.is_folder:
             yield from files_below(place)
         else:
+            yield place, entry
+
+
+def put_aside(store: Store) -> Iterator[tuple[Place, Entry]]:
+    """The files that were set aside; the log of it, which always stays, is none of them."""
+    folder = store.path / SET_ASIDE
+    for place, entry in files_below(folder):
+        if place != folder / "log.jsonl" and place.parent != folder / "log.jsonl.d":
             yield place, entry
 
 

@@ -15,10 +15,10 @@ from data.store.recipes import load_recipe
 from data.store.types import ItemKey
 from data.store.upkeep import (
     SET_ASIDE,
-    files_below,
     is_our_file,
     is_shard,
     is_temporary,
+    put_aside,
     recipe_folders,
 )
 
@@ -140,10 +140,10 @@ class _Inspection:
                 self._add("grid", key.id, f"has {count} clips in {name} and {other} in {where}")
 
     def _look_at_files(self) -> None:
-        aside = [entry.size for _, entry in files_below(self.store.path / SET_ASIDE)]
+        aside = [entry.size for _, entry in put_aside(self.store)]
         if aside:
             told = f"{len(aside)} files, {sum(aside):,} bytes; `pipeline gc --set-aside` removes"
-            self._note("file", SET_ASIDE, f"{told} them")
+            self._note("file", SET_ASIDE, f"{told} old ones")
         folders = [self.store.path, *recipe_folders(self.store.path)]
         for folder in folders:
             for entry in list_folder(folder):

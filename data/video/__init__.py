@@ -15,7 +15,7 @@ InputError reasons of all decoders:
 | `no-video-stream` | audio only; a cover picture is no video |
 | `no-frames` | a video stream without frames, or a part beyond the end |
 | `undecodable` | no frame can be decoded, or timestamps are unusable |
-| `too-large` | it declares or holds more than `Limits` allow: picture, frames, duration, memory |
+| `too-large` | it declares or holds more than `VideoLimits`: picture, frames, duration, memory |
 | `damaged` | some packets were refused and the policy is `quarantine` |
 | `decoder-crashed`, `decoder-timeout` | the child process died or hung (`IsolatedDecoder`) |
 """

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from types import ModuleType
 
-from data.errors import InputError, UsageError
+from data.errors import InputError, UsageError, how_to_install
 from data.foreign import kind_of_file
 from data.video.types import Video
 
@@ -21,7 +21,7 @@ def require(module: str) -> ModuleType:
     except ImportError as error:
         raise UsageError(
             f"the video decoder needs the Python package '{module}', which cannot be imported "
-            f"({error}); install it with: pip install 'storyline[pipeline]'"
+            f"({error}); install it: {how_to_install('pipeline')}"
         ) from error
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from data.errors import InputError
 from data.video.checks import check_file, no_frames_in_part, require, unheard
 from data.video.convert import Converter
-from data.video.limits import DEFAULT_LIMITS, Limits
+from data.video.limits import DEFAULT_LIMITS, VideoLimits
 from data.video.select import TOLERANCE_S, Picture, serve
 from data.video.signatures import is_container
 from data.video.types import FrameRequest, Video, VideoFacts, Window
@@ -76,7 +76,7 @@ class DecordDecoder:
             yield time_s, converter.rgb_picture(pixels)
 
 
-def _opened(video: Video, limits: Limits) -> tuple[Any, NDArray[np.float64]]:
+def _opened(video: Video, limits: VideoLimits) -> tuple[Any, NDArray[np.float64]]:
     """The reader and `[start, end)` of every frame in seconds, shape (frames, 2)."""
     decord = require("decord")
     _refuse_others(video)
@@ -140,7 +140,7 @@ def _pixels(
     reader: Any,
     spans_s: NDArray[np.float64],
     progress: Callable[[], None],
-    limits: Limits,
+    limits: VideoLimits,
 ) -> Iterator[NDArray[np.uint8]]:
     """RGB frames of the part in order; those before it are decoded and dropped."""
     decord = require("decord")

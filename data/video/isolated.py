@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
 from typing import Literal
 
 from data.errors import InputError, UsageError
 from data.video import wire
-from data.video.limits import DEFAULT_LIMITS, Limits
+from data.video.limits import DEFAULT_LIMITS, VideoLimits
 from data.video.types import FrameRequest, Video, VideoFacts, Window
 from data.video.worker import Child, Work
 
@@ -48,7 +47,7 @@ class IsolatedDecoder:
         damaged: Literal["keep", "quarantine"] = "keep",
         timeout_s: float = 300.0,
         buffer_bytes: int = 128 * 2**20,
-        limits: Limits = DEFAULT_LIMITS,
+        limits: VideoLimits = DEFAULT_LIMITS,
     ) -> None:
         self.name = decoder
         self.used = decoder
@@ -65,12 +64,7 @@ class IsolatedDecoder:
     def __enter__(self) -> IsolatedDecoder:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def probe(self, video: Video) -> VideoFacts:

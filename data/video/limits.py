@@ -10,11 +10,11 @@ from typing import Any
 
 from data.errors import InputError
 
-__all__ = ["DEFAULT_LIMITS", "Limits"]
+__all__ = ["DEFAULT_LIMITS", "VideoLimits"]
 
 
 @dataclass(frozen=True)
-class Limits:
+class VideoLimits:
     """What a video may declare and hold; beyond it is the InputError `too-large`.
 
     The defaults are far above what this field works with (8K film has 33 million pixels, a day of
@@ -44,7 +44,7 @@ class Limits:
         return self.max_duration_h * 3600
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON; `Limits(**json)` is the inverse."""
+        """Plain JSON; `VideoLimits(**json)` is the inverse."""
         return asdict(self)
 
     def check_picture(self, path: Path, width: int, height: int) -> None:
@@ -104,4 +104,4 @@ class Limits:
         )
 
 
-DEFAULT_LIMITS = Limits()
+DEFAULT_LIMITS = VideoLimits()

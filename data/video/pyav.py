@@ -10,7 +10,7 @@ from typing import Any
 from data.errors import InputError
 from data.video.checks import check_file, no_frames_in_part, require, unheard
 from data.video.convert import Converter, upright_size
-from data.video.limits import DEFAULT_LIMITS, Limits
+from data.video.limits import DEFAULT_LIMITS, VideoLimits
 from data.video.select import TOLERANCE_S, serve
 from data.video.types import FrameRequest, Video, VideoFacts, Window
 
@@ -102,7 +102,7 @@ class _Pass:
         container: Any,
         stream: Any,
         progress: Callable[[], None],
-        limits: Limits,
+        limits: VideoLimits,
     ) -> None:
         self._video = video
         self._limits = limits
@@ -218,7 +218,7 @@ class _Pass:
 
 
 @contextmanager
-def _opened(video: Video, progress: Callable[[], None], limits: Limits) -> Iterator[_Pass]:
+def _opened(video: Video, progress: Callable[[], None], limits: VideoLimits) -> Iterator[_Pass]:
     container = _open_container(video)
     try:
         stream = _video_stream(video, container, limits)
@@ -243,7 +243,7 @@ def _open_container(video: Video) -> Any:
         ) from error
 
 
-def _video_stream(video: Video, container: Any, limits: Limits) -> Any:
+def _video_stream(video: Video, container: Any, limits: VideoLimits) -> Any:
     limits.check_streams(video.path, len(container.streams))
     stream = next((each for each in container.streams.video if not _is_cover(each)), None)
     if stream is None:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.grid import Grid
-from data.video.limits import Limits
+from data.video.limits import VideoLimits
 
 __all__ = ["Decoder", "FrameRequest", "Video", "VideoFacts", "View", "Window"]
 
@@ -145,7 +145,7 @@ class Decoder(Protocol):
     """
 
     name: str
-    limits: Limits
+    limits: VideoLimits
     """What a video may declare; beyond it is the InputError `too-large`."""
     progress: Callable[[], None]
     """Called after every decoded frame, so that a slow decoder can be told from one that hangs."""

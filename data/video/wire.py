@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.foreign import brief, strict_json
-from data.video.limits import DEFAULT_LIMITS, Limits
+from data.video.limits import DEFAULT_LIMITS, VideoLimits
 from data.video.types import FrameRequest, Video, View, Window
 
 __all__ = ["Job", "Message", "pack_window", "read", "unpack_window", "write"]
@@ -54,7 +54,7 @@ class Job:
     decoder: str
     video: Video
     requests: tuple[FrameRequest, ...] = ()
-    limits: Limits = DEFAULT_LIMITS
+    limits: VideoLimits = DEFAULT_LIMITS
 
     def pack(self) -> tuple[dict[str, Any], bytes]:
         """Header and payload; equal jobs give equal ones."""
@@ -93,7 +93,7 @@ class Job:
             used += size
         video_id, path, start_s, end_s = header["video"]
         video = Video(video_id, Path(path), start_s, end_s)
-        limits = Limits(**header["limits"])
+        limits = VideoLimits(**header["limits"])
         return cls(header["task"], header["decoder"], video, tuple(requests), limits)
 
 

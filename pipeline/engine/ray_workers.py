@@ -47,6 +47,9 @@ _PULSE_S = 1.0
 
 _REVIVALS = 3
 
+_CALM_S = 3600.0
+"""A local Ray that lived for so long may be started again as often as at first."""
+
 
 class RayWorker(Worker):
     """A worker that can tell where it lives, so that its log is found when it is dead."""
@@ -94,6 +97,7 @@ class RayExecutor:
         self._homes: dict[int, Home] = {}
         self._calls: dict[Any, tuple[int, str]] = {}
         self._revivals = 0
+        self._revived_at = time.monotonic()
         self._pulse_at = time.monotonic()
         self._owns_ray = not ray.is_initialized()
         self._owns_cluster = self._owns_ray and address is None
@@ -161,6 +165,10 @@ class RayExecutor:
         events = [self._event(call) for call in done if call in self._calls]
         return [event for event in events if event is not None]
 
+    def is_placed(self, worker: int) -> bool:
+        """Whether the worker's process has told where it is."""
+        return worker in self._homes
+
     def said(self, worker: int) -> str:
         """The end of the worker's log, or where that is."""
         home = self._homes.get(worker)
@@ -213,13 +221,18 @@ class RayExecutor:
         if now - self._pulse_at < _PULSE_S:
             return False
         self._pulse_at = now
-        node = getattr(self._ray._private.worker, "_global_node", None)
-        dead = node.dead_processes() if node is not None else []
-        return any(name in ("raylet", "gcs_server") for name, _ in dead)
+        # Private in Ray: a version without it only hangs where this one starts Ray again.
+        with suppress(AttributeError, TypeError, ValueError):
+            node = self._ray._private.worker._global_node
+            dead = node.dead_processes() if node is not None else []
+            return any(name in ("raylet", "gcs_server") for name, _ in dead)
+        return False
 
     def _revive(self) -> list[Event]:
         """Start the local Ray again; all workers of the one before are lost."""
-        self._revivals += 1
+        now = time.monotonic()
+        self._revivals = 1 if now - self._revived_at > _CALM_S else self._revivals + 1
+        self._revived_at = now
         if self._revivals > _REVIVALS:
             raise EngineLostError(
                 f"the processes of the local Ray were killed {self._revivals} times; see what "
@@ -299,10 +312,11 @@ def _quieten() -> None:
 
     It is in Ray's logs, and the scheduler says it in a sentence.
     """
-    from ray._private import worker
+    with suppress(ImportError):  # private: another version may have another place for it
+        from ray._private import worker
 
-    if hasattr(worker, "print_to_stdstream"):
-        worker.print_to_stdstream = lambda data, ignore_prefix: None
+        if hasattr(worker, "print_to_stdstream"):
+            worker.print_to_stdstream = lambda *_, **__: None
 
 
 def _check_answers(address: str) -> None:

@@ -12,14 +12,15 @@ behind `Executor`. What it promises:
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import replace
-from itertools import islice
 
 from data.errors import StoreError, StorylineError, UsageError
+from data.foreign import kind_of_file
 from data.store import Failure, FailureLog, FileHashes
 from pipeline.engine.blame import Blame
 from pipeline.engine.limits import FROM_OUTSIDE, Limits
@@ -46,6 +47,10 @@ __all__ = ["Scheduler"]
 
 
 _PATIENCE_S = 60.0
+
+_PAUSE_S = 30.0
+"""A turn of the loop takes well under a second; after one of this length the process was stopped
+(a suspended job or machine), and its workers with it."""
 
 _STALE_S = 1.0
 """A worker that was idle for so long is asked whether it lives before it gets an input: a death
@@ -98,7 +103,7 @@ class Scheduler:
         self._error_at = 0.0
         self._lost_rows = 0
         self._most = 0
-        self._rechecked = self._began = time.monotonic()
+        self._rechecked = self._began = self._turned = time.monotonic()
         self._said: set[str] = set()
         self._prefetches = any(isinstance(each, FrameStage) for each in job.stages.stages)
 
@@ -122,6 +127,7 @@ class Scheduler:
             while self._seats:
                 for event in self.executor.wait(0.2):
                     self._handle(event)
+                self._excuse_pause()
                 self._end_overdue()
                 self._assign()
                 self._recheck()
@@ -193,8 +199,15 @@ class Scheduler:
     def _take(self) -> Task | None:
         if self._again:
             return self._again.popleft()
-        fresh = next(self._fresh, None)
-        return self._rested() if fresh is None else fresh
+        return self._next_fresh() or self._rested()
+
+    def _next_fresh(self) -> Task | None:
+        try:
+            return next(self._fresh, None)
+        except StorylineError as error:
+            # Rows that tell about the next input cannot be read: what is held is written first.
+            self._fail(error)
+            return None
 
     def _rested(self) -> Task | None:
         """The first suspect that may be tried again by now."""
@@ -213,8 +226,8 @@ class Scheduler:
 
     def _has_work(self) -> bool:
         """Whether anything waits for a worker."""
-        if not (self._again or self._suspects):
-            self._again.extend(islice(self._fresh, 1))
+        if not (self._again or self._suspects) and (task := self._next_fresh()):
+            self._again.append(task)
         return bool(self._again or self._suspects)
 
     def _peek(self) -> Task | None:
@@ -335,6 +348,15 @@ class Scheduler:
         elif outcome.status == "present":
             self.tally.stored[outcome.stage] += 1
             self.watcher.advance(outcome.stage, done=1)
+        elif outcome.reason == "missing" and _is_here(item):
+            # Its machine lacks the file: one such machine would refuse every input at once.
+            self.tally.unread += 1
+            self.tally.unread_because = (
+                f"{outcome.message}: this machine can read it; every machine of the cluster must "
+                "see the videos under the same path"
+            )
+            if self.tally.unread == 1:
+                self._say(self.tally.unread_because)
         elif outcome.status == "refused":
             self._blame.refused(outcome.unit)
             self._give_up(outcome.stage, item, outcome.reason, outcome.message, outcome.log)
@@ -439,6 +461,14 @@ class Scheduler:
             "with --executor inline to see the error itself",
         )
 
+    def _excuse_pause(self) -> None:
+        """Time in which this process stood still is nobody's."""
+        now = time.monotonic()
+        paused_s, self._turned = now - self._turned, now
+        if paused_s > _PAUSE_S:
+            for seat in self._seats.values():
+                seat.deadline += paused_s
+
     def _end_overdue(self) -> None:
         now = time.monotonic()
         ends = [self.stop.at] if self.stop.at is not None else []
@@ -449,6 +479,9 @@ class Scheduler:
                 continue
             if too_late:
                 self._dismiss(number)
+            elif seat.doing == "starting" and not self.executor.is_placed(number):
+                # Others fill the cluster: its time begins when it has a place.
+                self._begin(seat, "starting", self.limits.setup_timeout_s)
             elif now > seat.deadline:
                 log = self.executor.said(number)
                 self.executor.kill(number)
@@ -477,6 +510,12 @@ class Scheduler:
         if text not in self._said:
             self._said.add(text)
             self.watcher.note(text)
+
+
+def _is_here(item: Item) -> bool:
+    """Whether this machine can read the item's file."""
+    path = None if item.video is None else item.video.path
+    return path is not None and kind_of_file(path) == "file" and os.access(path, os.R_OK)
 
 
 def _item_of(task: Task | None, outcome: Outcome) -> Item:

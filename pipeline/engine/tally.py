@@ -31,7 +31,7 @@ class Tally:
     Args:
         stored: rows on disk, by stage.
         failed: units that were given up.
-        unread: units whose upstream rows could not be read, nobody's fault.
+        unread: units whose upstream rows or file could not be read, nobody's fault.
         unread_because: why, for the last of them.
         damaged: the shards that were the reason, each with the reader's sentence.
         changed: ids whose file was replaced while they were worked on.

@@ -246,6 +246,10 @@ class Executor(Protocol):
         """Events that have happened; waits at most `timeout_s` for the first one."""
         ...
 
+    def is_placed(self, worker: int) -> bool:
+        """Whether a worker that starts has a machine, or still waits for one."""
+        ...
+
     def said(self, worker: int) -> str:
         """End of what a worker wrote to stderr; "" where nobody can tell."""
         ...

@@ -7,6 +7,7 @@ decoder that cannot be imported), is nobody's input and is raised.
 
 from __future__ import annotations
 
+import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -343,7 +344,8 @@ def _outcome(stage: str, key: ItemKey, error: Exception) -> Outcome:
     if isinstance(error, InputError):
         status: Literal["error", "refused"]
         status = "error" if error.reason in _WORTH_ANOTHER_TRY else "refused"
-        return Outcome(stage, key, status, error.reason, str(error)[:_LOG_CHARACTERS])
+        where = f" (on {socket.gethostname()})" if error.reason == "missing" else ""
+        return Outcome(stage, key, status, error.reason, str(error)[:_LOG_CHARACTERS] + where)
     # Cut here: a text of megabytes must not travel.
     log = "".join(traceback.format_exception(error))[-_LOG_CHARACTERS:]
     message = f"{type(error).__name__}: {error}"[:_LOG_CHARACTERS]

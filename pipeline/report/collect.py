@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from data.foreign import brief as brief_of
-from data.foreign import read_limited, strict_json, text_lines
+from data.foreign import json_object, read_limited, text_lines
 from data.grid import Grid
 from data.identity import check_id
 from data.store import Store
@@ -103,7 +103,7 @@ def read_metrics(file: Path, name: str, about: str, role: str) -> MetricRow:
             f"{file} does not exist; name the folder of a run that is finished (`trainer fit`), or "
             "a file of `trainer evaluate --json`"
         )
-    metrics = _object(read_limited(file, _MAX_METRICS_BYTES, "the scores"), str(file))
+    metrics = json_object(read_limited(file, _MAX_METRICS_BYTES, "the scores"), str(file))
     best = metrics.get("best") or metrics
     brief = best.get("brief") if isinstance(best, dict) else None
     if not isinstance(brief, dict):
@@ -164,17 +164,7 @@ def read_predictions(file: Path) -> dict[str, Mapping[str, Any]]:
 def _rows(file: Path, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in text_lines(file, what):
         where = f"{file}, line {number}"
-        yield where, _object(line, where)
-
-
-def _object(text: bytes, where: str) -> dict[str, Any]:
-    try:
-        value = strict_json(text)
-    except ValueError as error:
-        raise UsageError(f"{where} is not JSON that can be used: {error}") from None
-    if not isinstance(value, dict):
-        raise UsageError(f"{where} is not a JSON object")
-    return value
+        yield where, json_object(line, where)
 
 
 def _number(value: Any, where: object) -> float:

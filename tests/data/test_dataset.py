@@ -270,7 +270,9 @@ def test_streams_of_different_contents_of_a_video_do_not_fit(filled: Store) -> N
     put_stream(filled, "slowfast", "v3", 6)
     put_stream(filled, "clip", "v3", 6, content="b" * 64)
     filled.save_annotations("train", [Annotation(1, "a red ball", "v3")])
-    with pytest.raises(StoreError, match=r"6 clips of 2 s, content aaaaaaaa….*2 s, content bbbbbbbb…"):
+    with pytest.raises(
+        StoreError, match=r"6 clips of 2 s, content aaaaaaaa….*2 s, content bbbbbbbb…"
+    ):
         MomentDataset(filled, "train")
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,11 +27,15 @@ def write_config(folder: Path, **values: Any) -> Path:
     return file
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *words: str, limits: Mapping[str, float] | None = None
+) -> subprocess.Popen[str]:
+    """`pipeline run`, or other words; `limits` are set beside those of a config."""
     return subprocess.Popen(
         [sys.executable, str(TOY_CLI), *(words or ("run",))],
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(TOY_CLI.parent)},
+        env=os.environ
+        | {"PYTHONPATH": str(TOY_CLI.parent), "TOY_LIMITS": json.dumps(limits or {})},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +171,41 @@ def test_doctor_says_what_it_found() -> None:
     assert checks["package pipeline"]["state"] == "ok"
     assert checks["package data"]["state"] == "ok"
     assert {"Python", "torch", "Ray cluster", "decoder av", "torchvision"} <= set(checks)
+    assert {"fsspec", "stores on s3://", "stores on gs://"} <= set(checks)
+
+
+def test_doctor_says_where_scratch_is_and_that_it_cannot_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STORYLINE_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("STORYLINE_SCRATCH_GB", "7")
+    assert "at most 7 GB" in scratch_of_doctor()["found"]
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("STORYLINE_SCRATCH", str(tmp_path / "file"))
+    found = scratch_of_doctor()
+    assert found["state"] == "warn"
+    assert f"local scratch {tmp_path}/file cannot be used" in found["found"]
+
+
+def scratch_of_doctor() -> dict[str, str]:
+    checks = json.loads(call("doctor", "--json").stdout)
+    return next(each for each in checks if each["name"] == "local scratch")
+
+
+@pytest.mark.parametrize(("package", "command"), [("ray", "run"), ("jinja2", "report")])
+def test_a_package_that_is_not_installed_is_a_sentence(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, package: str, command: str
+) -> None:
+    toys.write_videos(folder / "videos", ["a"])
+    write_config(folder, engine={"executor": "ray"})
+    # As if it were not there; what has imported it already would not notice.
+    for name in [each for each in sys.modules if each.startswith((package, "pipeline.report"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    done = call(command, *(["--run", "runs/first"] if command == "report" else []))
+    assert done.exit_code == 2, done.output
+    assert f"the Python package '{package}', which is not installed: pip install" in done.stderr
+    assert "'.[pipeline]'" in done.stderr
 
 
 def test_a_shadowed_package_is_found_by_doctor(

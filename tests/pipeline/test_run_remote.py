@@ -57,7 +57,7 @@ def test_a_url_is_never_taken_as_a_path_beside_the_config(tmp_path: Path) -> Non
     file = tmp_path / "pipeline.yaml"
     file.write_text("store: s3://bucket/store\nvideos: {root: videos}\n")
     assert load_pipeline_config(file).store == place_of("s3://bucket/store")
-    assert load_pipeline_config(file, ["store=gs://b/s"]).store == place_of("gs://b/s")
+    assert load_pipeline_config(file, ["store=memory://b/s"]).store == place_of("memory://b/s")
     assert load_pipeline_config(file, ["store=out"]).store == Path.cwd() / "out"
     file.write_text("store: s3://key:secret@bucket/store\n")
     with pytest.raises(UsageError, match=r"'store': 's3://…@bucket/store' carries a key") as told:

@@ -266,3 +266,55 @@ def test_all_of_it_works_on_an_object_store(
     assert call("run", "--store", url).exit_code == 3
     assert store.reader("rows").ids() == ["a", "b", "c", "d"]
     assert call("verify", "--store", url).exit_code == 0
+
+
+def test_a_stage_that_is_not_there_is_refused_and_never_means_all(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["d"])
+    call("run")
+    before = sorted(path.name for path in (folder / "store").rglob("*.h5"))
+    for command in (["compact"], ["failures"], ["diff", "store", "store"]):
+        done = call(*command, "--stage", "rowz")
+        assert done.exit_code == 2
+        assert "did you mean 'rows'?" in done.output
+    assert sorted(path.name for path in (folder / "store").rglob("*.h5")) == before
+
+
+def test_videos_that_this_machine_has_not_hashed_are_not_missing(folder: Path) -> None:
+    (folder / "store" / "cache" / "files.jsonl").unlink()  # as on another machine
+    found = answer("status")
+    assert found["unhashed"] == 3
+    assert [(each["done"], each["missing"]) for each in found["stages"]] == [(3, 0), (3, 0)]
+    assert "3 videos were not hashed on this machine" in call("status").stdout
+    assert answer("plan")["unhashed"] == ["a", "b", "c"]
+    assert "3 videos to do are known to the store" in call("plan").stdout
+    call("run")
+    (folder / "videos" / "a.mp4").write_text("toy video a, cut anew")
+    found = answer("status")
+    assert found["unhashed"] == 0  # it was hashed, and is another one now
+    assert [(each["done"], each["missing"]) for each in found["stages"]] == [(2, 1), (2, 1)]
+
+
+def test_a_store_json_that_is_lost_is_told_with_the_command_that_mends_it(folder: Path) -> None:
+    (folder / "store" / "store.json").unlink()
+    done = call("status", "--store", "store")
+    assert done.exit_code == 2
+    assert "`pipeline repair` writes it again" in done.output
+    first = sorted((folder / "store").rglob("*.h5"))[0]
+    first.write_bytes(first.read_bytes()[:500])
+    assert (
+        "the clip length cannot be known"
+        in call("repair", "--store", "store", "--dataset", "dataset").output
+    )
+    assert call("repair").exit_code == 0
+    assert call("run").exit_code == call("verify").exit_code == 0
+
+
+def test_the_log_of_what_was_set_aside_is_not_one_of_these_files(folder: Path) -> None:
+    with (folder / "store" / "videos.jsonl").open("a") as file:
+        file.write('{"video_id')
+    assert call("repair").exit_code == 0
+    assert answer("status")["set_aside"] == 1
+    assert "set-aside: 1 files" in call("verify").stdout
+    call("gc", "--set-aside", "--older-than", "0s")
+    assert answer("status")["set_aside"] == 0
+    assert "set-aside" not in call("verify").stdout

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import os
+
 import toys
 
-import pipeline.stages  # noqa: F401 - the real ones register before the toys take their place
+import pipeline.run
+import pipeline.stages  # the real ones register before the toys take their place
 from pipeline.cli import main
 from pipeline.stage import STAGES
 
 if __name__ == "__main__":
     STAGES._things = toys.toy_registry()
+    limits = json.loads(os.environ.get("TOY_LIMITS", "{}"))
+    pipeline.run.Limits = functools.partial(pipeline.run.Limits, **limits)  # type: ignore[misc]
     main()

@@ -44,7 +44,6 @@ ALLOWED = {
     "models/retrieval/__init__.py importlib.import_module": "the modules of its own folder",
     "pipeline/doctor.py importlib.import_module": "looks whether packages import, constant names",
     "data/store/untrusted.py json.loads": "answers of its own child process, types checked",
-    "data/store/repair.py json.loads": "lines of a file that is mended, each checked by its parser",
     "pipeline/stages/narratives.py json.loads": "provenance that the stage captions wrote",
     "pipeline/demo.py json.loads": "a corpus that the demo rendered itself",
 }

@@ -29,13 +29,26 @@ def test_the_console_writes_its_own_colours_and_nobody_elses() -> None:
     table = Table("name")
     table.add_row(EVIL)
     console.print(table)
-    console.print(EVIL, markup=False, highlight=False)
-    console.print("[red]ours[/]")
+    console.print(EVIL)
+    console.print("ours", style="red")
     text = file.getvalue()
     assert text.count("a\\x1b[2J\\x1b]0;title") == 2
     assert "\x1b[31mours\x1b[0m" in text
     for sign in ("\x1b[2J", "\x07", "\x9b", "\r", "\x08", "\u202e"):
         assert sign not in text
+
+
+def test_brackets_in_a_name_are_neither_colours_nor_errors() -> None:
+    file = io.StringIO()
+    console = plain_console(file=file, force_terminal=True, width=200)
+    table = Table("name", title="store [/x] of :smile:")
+    table.add_row("pip install '.[pipeline]'")
+    console.print(table)
+    console.print("[red]/[/x]")
+    assert all(
+        each in file.getvalue()
+        for each in ("store [/x] of :smile:", "pip install '.[pipeline]'", "[red]/[/x]")
+    )
 
 
 def test_notes_of_a_run_go_through_the_console_with_brackets_as_they_are() -> None:

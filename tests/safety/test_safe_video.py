@@ -19,7 +19,7 @@ import pytest
 
 from data.errors import InputError
 from data.video import IsolatedDecoder, Video, VideoFacts, open_decoder, wire
-from data.video.limits import Limits
+from data.video.limits import VideoLimits
 
 av = pytest.importorskip("av")
 
@@ -115,16 +115,19 @@ def test_what_is_no_file_is_missing_and_never_opened(kind: str, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("limits", "found"),
     [
-        (Limits(max_pixels=63 * 64), r"pictures of 64x64; allowed are 4,032 pixels.*max_pixels"),
-        (Limits(max_side=63), r"pictures of 64x64; allowed are 63 pixels a side.*max_side"),
-        (Limits(max_duration_h=0.9 / 3600), r"a time of 1 s .*max_duration_h"),
-        (Limits(max_frames=9), r"10 frames; allowed are 9.*max_frames"),
-        (Limits(max_fps=9), r"10 frames a second.*max_fps"),
-        (Limits(max_streams=0), r"1 streams.*max_streams"),
+        (
+            VideoLimits(max_pixels=63 * 64),
+            r"pictures of 64x64; allowed are 4,032 pixels.*max_pixels",
+        ),
+        (VideoLimits(max_side=63), r"pictures of 64x64; allowed are 63 pixels a side.*max_side"),
+        (VideoLimits(max_duration_h=0.9 / 3600), r"a time of 1 s .*max_duration_h"),
+        (VideoLimits(max_frames=9), r"10 frames; allowed are 9.*max_frames"),
+        (VideoLimits(max_fps=9), r"10 frames a second.*max_fps"),
+        (VideoLimits(max_streams=0), r"1 streams.*max_streams"),
     ],
 )
 def test_a_header_beyond_a_limit_is_too_large_before_a_frame_is_decoded(
-    limits: Limits, found: str, tmp_path: Path
+    limits: VideoLimits, found: str, tmp_path: Path
 ) -> None:
     decoder = open_decoder("pyav")
     decoder.limits = limits
@@ -136,10 +139,12 @@ def test_a_header_beyond_a_limit_is_too_large_before_a_frame_is_decoded(
     assert seen == []
 
 
-@pytest.mark.parametrize("limits", [Limits(max_frames=9), Limits(max_duration_h=0.85 / 3600)])
+@pytest.mark.parametrize(
+    "limits", [VideoLimits(max_frames=9), VideoLimits(max_duration_h=0.85 / 3600)]
+)
 @pytest.mark.parametrize("decoder", ["pyav", "decord"])
 def test_frames_beyond_a_limit_end_the_decoding_where_the_header_does_not_say(
-    decoder: str, limits: Limits, tmp_path: Path
+    decoder: str, limits: VideoLimits, tmp_path: Path
 ) -> None:
     if decoder == "decord":
         pytest.importorskip("decord")
@@ -165,7 +170,7 @@ def test_an_mp4_whose_ten_frames_claim_four_days_is_too_large(tmp_path: Path) ->
 
 def test_the_limits_of_the_pipeline_reach_the_child(tmp_path: Path) -> None:
     video = film(tmp_path / "a.mp4")
-    limited = IsolatedDecoder(limits=Limits(max_frames=9))
+    limited = IsolatedDecoder(limits=VideoLimits(max_frames=9))
     with limited as decoder, pytest.raises(InputError, match="max_frames") as caught:
         decoder.probe(video)
     assert caught.value.reason == "too-large"
@@ -195,7 +200,7 @@ def test_a_decoder_that_takes_too_much_memory_is_too_large_and_leaves_no_core(
     (tmp_path / "greedy_decoders.py").write_text(GREEDY)
     monkeypatch.syspath_prepend(tmp_path)
     video = film(tmp_path / "a.mp4")
-    limits = Limits(memory_mb=1500)
+    limits = VideoLimits(memory_mb=1500)
     greedy = IsolatedDecoder("greedy_decoders:Greedy", fallbacks=(), limits=limits)
     message = r"than the 1,500 MiB .*memory_mb"
     with greedy as decoder, pytest.raises(InputError, match=message) as caught:
@@ -312,7 +317,7 @@ def test_facts_that_no_video_has_are_refused_wherever_they_come_from(
 
 
 def test_facts_of_a_child_are_held_against_the_limits() -> None:
-    limits = Limits()
+    limits = VideoLimits()
     limits.check_facts(Path("a"), FACTS)
     for change in ({"duration_s": 1e9}, {"frames": 10**9}, {"width": 10**6}):
         with pytest.raises(InputError) as caught:

@@ -107,6 +107,13 @@ def refuse_at(number: int, code: int, *, lasting: bool = True) -> Hook:
     return hook
 
 
+def _can_be_removed(path: Path) -> bool:
+    """False for what is not there, or a folder with something in it: that changes nothing."""
+    if path.is_dir() and not path.is_symlink():
+        return not any(path.iterdir())
+    return path.exists() or path.is_symlink()
+
+
 class _Os:
     """Everything of `os`, with the calls that change files going through a hook."""
 
@@ -185,8 +192,7 @@ class _Os:
         self, kind: str, call: Callable[..., None], path: Any, *args: Any, **more: Any
     ) -> None:
         inside = self._inside(path)
-        # What is not there cannot be removed: that changes nothing and is no point to fail at.
-        if inside is None or (kind == "remove" and not os.path.lexists(path)):
+        if inside is None or (kind == "remove" and not _can_be_removed(Path(path))):
             call(path, *args, **more)
             return
         self._hook(Change(kind, inside), lambda _: call(path, *args, **more))

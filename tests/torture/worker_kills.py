@@ -18,6 +18,12 @@ __all__ = ["run"]
 
 _WORKER, _DECODER, _RAYLET = "worker", "decoder", "raylet"
 
+_PAUSES_S = (0.5, 8.0)
+"""Between kills: a worker needs some seconds to start, and work must be hit as well as starts."""
+_FIRE_S = 180.0
+"""So long a run is under fire; then it is left in peace to end."""
+_END_S = 480.0
+
 
 def run(world: World) -> None:
     """Fill store after store under fire, until all kills are done; nothing may be missing."""
@@ -85,7 +91,7 @@ class _Fire:
             token = f"fire-{self.world.seed}-{self.stores}-{attempt}-{time.time_ns()}"
             driver = processes.real(job.words(), job.log, token=token)
             acknowledged = self._shoot(driver, job)
-            ended = driver.wait(300)
+            ended = driver.wait(_END_S)
             self.codes[ended.code] += 1
             self.lost += len(acknowledged - oracle.shard_names(job.store))
             if processes.gone_within(token, 30.0) is None:
@@ -102,9 +108,9 @@ class _Fire:
     def _shoot(self, driver: Driver, job: Job) -> set[object]:
         """Kill processes of a run at random moments until it ends; what was stored before."""
         acknowledged: set[object] = set()
-        pause_s = self.world.random.uniform(0.3, 2.5)
+        pause_s = self.world.random.uniform(*_PAUSES_S)
         shot_s = time.monotonic()
-        while driver.running and driver.age_s < 280:
+        while driver.running and driver.age_s < _FIRE_S:
             time.sleep(0.03)
             if not self.left or time.monotonic() - shot_s < pause_s:
                 continue
@@ -120,7 +126,7 @@ class _Fire:
                 self.world.random.choice(targets).kill()
                 self.kills[kind] += 1
                 self.during[_stage_at(job)] += kind == _WORKER
-            pause_s = self.world.random.uniform(0.3, 2.5)
+            pause_s = self.world.random.uniform(*_PAUSES_S)
             shot_s = time.monotonic()
         return acknowledged
 

@@ -57,7 +57,10 @@ def test_saliency_is_left_out_of_the_line_of_a_model_without_it(tmp_path: Path) 
         (line(pred_saliency_scores=[]), r"line 2: 'pred_saliency_scores' is empty; leave it out"),
         (line(pred_saliency_scores=[[1]]), r"line 2: 'pred_saliency_scores' must be a list of"),
         ("\udcff", r"line 2 is not JSON that can be used"),
-        ('{"qid": 1, "x": "' + "a" * (9 << 20) + '"}', r"line 2 is longer than the 8,388,608 bytes"),
+        (
+            '{"qid": 1, "x": "' + "a" * (9 << 20) + '"}',
+            r"line 2 is longer than the 8,388,608 bytes",
+        ),
     ],
     ids=lambda value: value[:40],
 )

@@ -108,9 +108,9 @@ def test_moments_without_saliency_are_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (json.dumps(ROW)[:-20], "not a whole row of JSON"),
-        ("[1, 2]", "not a JSON object but list"),
-        ("[" * 100_000, "not a whole row of JSON"),
+        (json.dumps(ROW)[:-20], "not JSON that can be used"),
+        ("[1, 2]", "expected a JSON object, found a list"),
+        ("[" * 100_000, "not JSON that can be used"),
         (json.dumps(ROW).replace("[0, 4]", "[NaN, 4]"), "NaN is not a number"),
         (json.dumps(ROW).replace("[0, 4]", "[0, Infinity]"), "Infinity is not a number"),
         (json.dumps(ROW).replace("[0, 4]", "[0, 1e999]"), "is not a number that can be used"),

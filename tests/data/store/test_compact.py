@@ -15,11 +15,12 @@ import pytest
 from data.errors import StoreError
 from data.store import CatalogueEntry, ItemKey, Recipe, Row, Schema, Store, StreamSpec
 from data.store.compact import Compaction, _alone, compact, plan
-from data.store.files import read_bytes, size_of
+from data.store.files import atomic_write, read_bytes, size_of
+from data.store.item import encode_item, item_crc32
 from data.store.place import Place
 from data.store.reader import FilePool
 from data.store.shard_reader import Shard
-from data.store.upkeep import in_order
+from data.store.upkeep import build_items, in_order
 from data.video.types import VideoFacts
 
 MakeRow = Callable[..., Row]
@@ -368,3 +369,18 @@ def test_a_job_and_two_compacts_that_are_killed_again_and_again_lose_no_row(
     assert all(reader.row(row.key.id)["clip"].tobytes() == row["clip"].tobytes() for row in rows)
     assert {each.kind for each in store.verify() if each.level == "error"} == {"catalogue"}
     assert run(store, 6000).after < 10
+
+
+def test_a_duration_of_ages_in_a_strangers_shard_costs_no_memory(
+    store: Store, recipe: Recipe, make_row: MakeRow
+) -> None:
+    put(store, recipe, [make_row("v")])
+    item = encode_item(make_row("w", part=1, parts=2), recipe.schema, "clip")
+    crc32 = item_crc32(item.key, 1e308, item.facts, item.arrays, item.texts)
+    name, shard = build_items(recipe, [replace(item, duration_s=1e308, crc32=crc32)])
+    atomic_write(store.folder("clip") / name, shard)
+    assert store.reader("clip").ids() == ["v"]
+    before = contents(store)
+    done = run(store)
+    assert (done.before, done.after, done.rows) == (2, 1, 2)
+    assert contents(store).keys() == before.keys()

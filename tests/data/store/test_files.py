@@ -10,7 +10,14 @@ from typing import Any, NoReturn
 import pytest
 
 from data.errors import StoreError
-from data.store.files import append_records, atomic_write, change_file, read_json, read_records
+from data.store.files import (
+    append_records,
+    atomic_write,
+    change_file,
+    locked,
+    read_json,
+    read_records,
+)
 
 
 def _fails(code: int) -> Any:
@@ -110,3 +117,14 @@ def test_a_file_that_is_no_json_object_is_named(text: bytes, tmp_path: Path) -> 
     (tmp_path / "store.json").write_bytes(text)
     with pytest.raises(StoreError, match=r"store.json is not a JSON object"):
         read_json(tmp_path / "store.json")
+
+
+def test_a_lock_is_held_once_and_never_stands_in_the_way_of_a_read_only_folder(
+    tmp_path: Path,
+) -> None:
+    with locked(tmp_path / ".lock") as mine, locked(tmp_path / ".lock", wait=False) as also_mine:
+        assert (mine, also_mine) == (True, False)
+    with locked(tmp_path / ".lock", wait=False) as mine:
+        assert mine
+    with locked(tmp_path / "missing" / ".lock") as mine:  # cannot be made
+        assert mine

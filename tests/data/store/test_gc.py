@@ -200,3 +200,17 @@ def test_a_store_on_an_object_store_is_collected_alike(recipe: Recipe, make_row:
     assert removed.what == f"clip/{older.id}"
     assert [each.name for each in list_folder(where / "clip")] == [recipe.id]
     assert read_bytes(store.shards("clip")[0])
+
+
+def test_nothing_goes_where_a_recipe_that_is_being_made_cannot_be_followed(
+    full: Store, recipe: Recipe, make_row: MakeRow
+) -> None:
+    (older,) = set(full.recipes("clip")) - {full.current["clip"]}
+    (full.folder("clip", older) / "recipe.json").write_text("{}")
+    young = replace(recipe, stage="captions", upstream={"clip": older})
+    age(full.path, 30)
+    put(full, young, [make_row("v")])
+    before = names(full)
+    (told,) = gc(full)
+    assert not told.removed
+    assert names(full) == before

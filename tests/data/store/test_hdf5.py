@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 import h5py
 import numpy as np
 import pytest
 
-from data.errors import StoreError
+from data.errors import GoneError, StoreError
 from data.store.hdf5 import OpenFile, read_layout
 
 SECRET = b"the content of another file"
@@ -159,3 +160,18 @@ def test_a_file_that_was_cut_after_it_was_opened_is_named(tmp_path: Path) -> Non
         cut.truncate(4000)
     with pytest.raises(StoreError, match="ends too early"):
         file.read(layout.extents["a"])
+
+
+def test_a_file_that_is_taken_away_while_it_is_opened_is_gone_and_not_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "shard.h5"
+    path.write_bytes(b"anything")
+
+    def taken_away(*_: object, **__: object) -> NoReturn:
+        path.unlink()
+        raise OSError("Unable to synchronously open file (can't retrieve stat info for file)")
+
+    monkeypatch.setattr("h5py.File", taken_away)
+    with pytest.raises(GoneError):
+        read_layout(path)

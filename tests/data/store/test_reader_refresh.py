@@ -9,7 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from data.store import Recipe, Row, Store
+from data.store import Recipe, Row, StageReader, Store
+from data.store.files import remove
+from data.store.place import Place
+from data.store.shard_reader import Shard
 
 MakeRow = Callable[..., Row]
 
@@ -82,3 +85,24 @@ def test_threads_read_on_while_shards_are_replaced(
         found = list(pool.map(lambda row: reader.array(row.key.id, "clip"), rows * 3))
     for row, array in zip(rows * 3, found, strict=True):
         np.testing.assert_array_equal(array, row["clip"])
+
+
+def test_a_shard_that_is_replaced_between_the_listing_and_its_opening_costs_no_row(
+    store: Store, recipe: Recipe, make_row: MakeRow
+) -> None:
+    rows = [make_row(f"v{number}") for number in range(3)]
+    for row in rows:
+        write(store, recipe, row)
+    old = store.shards("clip", recipe.id)
+
+    class Compacted(StageReader):
+        """While it looks for the first time, another job makes one shard of all."""
+
+        def _opened(self, path: Place) -> Shard:
+            write(store, recipe, *rows)
+            for each in old:
+                remove(each)
+            return super()._opened(path)
+
+    reader = Compacted(store.folder("clip", recipe.id), recipe, dict)
+    assert reader.ids() == ["v0", "v1", "v2"]

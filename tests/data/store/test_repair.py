@@ -11,8 +11,9 @@ import pytest
 
 from data.errors import StoreError
 from data.store import CatalogueEntry, Failure, ItemKey, Recipe, Row, Schema, Store
-from data.store.files import list_folder, read_bytes, read_records, size_of
+from data.store.files import atomic_write, list_folder, read_bytes, read_records, size_of
 from data.store.place import Place
+from data.store.rebuild import is_damaged
 from data.store.repair import repair, salvage_shard
 from data.store.shard import encode_shard
 from data.video.types import VideoFacts
@@ -368,3 +369,34 @@ def test_a_file_that_cannot_be_read_is_not_damage(store: Store, recipe: Recipe) 
         salvage_shard(store, place)
     assert place.is_dir()
     assert not (store.path / "set-aside").exists()
+
+
+def test_lines_that_readers_refuse_go_though_they_are_loose_json(full: Store) -> None:
+    lines = [b'{"key":{"id":"v","content":"c","part":0,"parts":1},"forgotten":true}']
+    lines += [lines[0][:-5] + b"NaN}", lines[0][:-1] + b',"forgotten":true}']
+    place = full.folder("clip") / "failures.jsonl"
+    atomic_write(place, b"\n".join(lines) + b"\n")
+    (done,) = repair(full)
+    assert "has 2 lines that are no records" in done.told
+    assert read_bytes(place) == lines[0] + b"\n"
+
+
+@pytest.mark.parametrize("name", ["annotations/train.jsonl", "recipe.json"])
+def test_a_small_file_that_cannot_be_read_is_left_alone(
+    name: str, store: Store, recipe: Recipe, rows: list[Row]
+) -> None:
+    filled(store, recipe, rows)
+    root = store.path if "/" in name else store.folder("clip")
+    assert isinstance(root, Path)
+    (root / name).unlink(missing_ok=True)
+    (root / name).mkdir(parents=True)  # reading it is an error of the file system
+    (done,) = repair(store)
+    assert not done.done
+    assert "was left alone" in done.told
+    assert (root / name).is_dir()
+
+
+def test_a_store_json_that_cannot_be_read_is_not_damaged(tmp_path: Path) -> None:
+    (tmp_path / "store.json").mkdir()
+    with pytest.raises(StoreError, match="cannot read"):
+        is_damaged(tmp_path)

@@ -16,6 +16,7 @@ from data.annotations import Annotation
 from data.errors import StoreError, UsageError
 from data.grid import Grid
 from data.store import CatalogueEntry, Recipe, Row, ShardRef, Store
+from data.store.files import atomic_write
 from data.store.place import Place
 from data.video.types import VideoFacts
 
@@ -328,3 +329,26 @@ def test_equal_annotations_are_not_written_again(store: Store) -> None:
     assert file.stat().st_ino == before
     store.save_annotations("val", [row, Annotation(8, "a blue ball", "v1")])
     assert len(store.annotations("val")) == 2
+
+
+def test_a_store_that_another_job_made_of_another_dataset_meanwhile_is_refused(
+    tmp_path: Path,
+) -> None:
+    class Slow(Store):
+        @classmethod
+        def create(cls, path: str | Place, *, dataset: str, clip_len_s: float) -> Store:
+            return Store.create(path, dataset="other", clip_len_s=clip_len_s)
+
+    with pytest.raises(UsageError, match="holds dataset 'other'"):
+        Slow.open_or_create(tmp_path / "store", dataset="mine", clip_len_s=2.0)
+
+
+def test_a_folder_that_is_named_like_a_shard_is_none(
+    store: Store, recipe: Recipe, make_row: MakeRow
+) -> None:
+    with store.writer(recipe) as writer:
+        writer.add(make_row("v"))
+    store.set_current({"clip": recipe.id})
+    atomic_write(store.folder("clip") / "shard-0123456789abcdef.h5" / "inside", b"")
+    assert len(store.shards("clip")) == 1
+    assert store.reader("clip").ids() == ["v"]

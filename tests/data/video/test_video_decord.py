@@ -115,5 +115,5 @@ def test_a_decoder_whose_library_is_missing_says_how_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "decord", None)
-    with pytest.raises(UsageError, match=r"pip install 'storyline\[pipeline\]'"):
+    with pytest.raises(UsageError, match=r"pip install -c constraints.txt '\.\[pipeline\]'"):
         open_decoder("decord")

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 from data.errors import InputError
 from data.video import FrameRequest, Video, View
 from data.video.convert import Geometry
-from data.video.limits import Limits
+from data.video.limits import VideoLimits
 from data.video.pyav import Clock, PyAVDecoder
 
 av = pytest.importorskip("av")
@@ -318,7 +318,7 @@ def test_an_mp4_without_its_index_is_not_media(
 def test_pictures_that_are_too_large_are_refused_before_they_are_decoded(
     make_video: MakeVideo, decoder: PyAVDecoder
 ) -> None:
-    decoder.limits = Limits(max_pixels=100 * 64)
+    decoder.limits = VideoLimits(max_pixels=100 * 64)
     assert refused(decoder, make_video()) == "too-large"
 
 

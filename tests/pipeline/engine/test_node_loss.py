@@ -59,15 +59,15 @@ def machines() -> Iterator[Machines]:
 def test_the_run_goes_on_when_a_node_is_lost_and_uses_one_that_is_added(
     tmp_path: Path, machines: Machines
 ) -> None:
-    ids = [f"v{number:03}" for number in range(70)]
+    ids = [f"v{number:03}" for number in range(50)]
     toys.write_videos(tmp_path / "videos", ids)
     marks = tmp_path / "marks"
     engine = {"executor": "ray", "address": machines.address, "commit_every_s": 2}
-    options = {"rows": {"sleep_s": 0.7, "marks": str(marks), "cpus": 1}}
+    options = {"rows": {"sleep_s": 0.5, "marks": str(marks), "cpus": 1}}
     write_config(tmp_path, engine=engine, stages=options)
-    driver = start(tmp_path)
+    driver = start(tmp_path, limits={"recheck_s": 1})
     try:
-        wait_for(driver, marks, 6)
+        wait_for(driver, marks, 4)
         machines.tell("kill")
         machines.tell("add")
         out, err = driver.communicate(timeout=120)

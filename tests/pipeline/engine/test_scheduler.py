@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,15 @@ from pathlib import Path
 import pytest
 import toys
 
-from data.errors import StoreError
-from data.store import Failure, FailureLog, Store
+from data.errors import InputError, StoreError
+from data.store import Failure, FailureLog, Row, Store
 from data.store.types import ItemKey
 from data.video.types import VideoFacts
 from pipeline.engine.inline import InlineExecutor
 from pipeline.engine.limits import Limits
 from pipeline.engine.stop import StopFlag
 from pipeline.engine.types import Crashed, Event, Failed, Finished, Task
+from pipeline.handout import HandOut
 from pipeline.stage import Item
 
 Fate = Callable[[str, Task | None], str]
@@ -397,3 +399,78 @@ def test_a_worker_that_waits_for_a_machine_that_is_gone_is_not_waited_for(
     executor.fate = fate
     assert run_toys(["rows"], executor=executor).exit_code == 0
     assert stored(tmp_path) == ["a", "b", "c", "d"]
+
+
+def test_time_in_which_the_driver_stood_still_is_charged_to_no_input(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A suspended job (SIGSTOP, a laptop's lid) wakes up and finds all workers overdue."""
+    monkeypatch.setattr("pipeline.engine.scheduler._PAUSE_S", 0.5)
+    probed(tmp_path, run_toys, ["a", "b"])
+    turns = Counter[str]()
+
+    def fate(kind: str, task: Task | None) -> str:
+        if task is None or task.items[0].key.id != "a":
+            return ""
+        turns["a"] += 1
+        if turns["a"] % 3 == 1:
+            time.sleep(1.0)  # twice as long as the input may take
+            return "hang"
+        return "" if turns["a"] % 3 == 0 else "hang"
+
+    engine = {"timeout_s": 0.5, "attempts": {"timeout": 1}}
+    result = run_toys(["rows"], executor=FatefulExecutor(fate), engine=engine)
+    assert (result.exit_code, stored(tmp_path)) == (0, ["a", "b"])
+
+
+def test_a_worker_that_waits_for_a_place_is_waited_for(
+    tmp_path: Path, run_toys: toys.RunToys
+) -> None:
+    """Another job fills the cluster: that is no fault of the stage."""
+    probed(tmp_path, run_toys, ["a"])
+    free_at = time.monotonic() + 1.0
+
+    class Crowded(FatefulExecutor):
+        def is_placed(self, worker: int) -> bool:
+            return time.monotonic() > free_at
+
+    def fate(kind: str, task: Task | None) -> str:
+        return "hang" if kind == "start" and time.monotonic() < free_at else ""
+
+    executor = Crowded(fate, workers=1)
+    result = run_toys(["rows"], executor=executor, engine={"setup_timeout_s": 0.1})
+    assert (result.exit_code, stored(tmp_path)) == (0, ["a"])
+
+
+def test_a_file_that_one_machine_lacks_is_no_fault_of_the_input(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One machine without the videos would put everything into quarantine at once."""
+    toys.write_videos(tmp_path / "videos", ["a", "b", "gone"])
+
+    def lacks(self: toys.ToyProbe, item: Item, inputs: object) -> Row:
+        raise InputError("missing", f"{item.key.id} does not exist")
+
+    with monkeypatch.context() as machine:
+        machine.setattr(toys.ToyProbe, "process", lacks)
+        result = run_toys(["probe"])
+    assert (result.exit_code, result.failures) == (75, [])
+    assert f"gone does not exist (on {socket.gethostname()}): this machine" in result.unread
+    result = run_toys(["probe"])
+    assert (result.exit_code, stored(tmp_path, "probe")) == (0, ["a", "b", "gone"])
+
+
+def test_what_is_held_is_written_when_the_next_input_cannot_be_told(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probed(tmp_path, run_toys, ["a", "b", "c"])
+
+    def only(self: HandOut, tasks: Iterable[Task]) -> Iterator[Task]:
+        yield next(iter(tasks))
+        raise StoreError("the disk does not answer")
+
+    with monkeypatch.context() as disk:
+        disk.setattr(HandOut, "only", only)
+        with pytest.raises(StoreError, match="does not answer"):
+            run_toys(["rows"])
+    assert stored(tmp_path) == ["a"]
