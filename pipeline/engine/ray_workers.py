@@ -7,6 +7,7 @@ pass through Ray's object store. A local Ray whose own processes are killed is s
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import os
@@ -15,6 +16,7 @@ import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -39,6 +41,8 @@ __all__ = ["RayExecutor", "RayWorker", "needs_of"]
 _OBJECT_STORE_BYTES = 100 * 2**20
 
 _CONNECT_S = 10.0
+
+_JOIN_S = 60.0
 
 _LOOPBACK = re.compile(r"^(ray://)?(127\.|localhost:|\[::1\]:)")
 
@@ -157,6 +161,7 @@ class RayExecutor:
         if self._owns_cluster and self._is_dead():
             return self._revive()
         if not self._calls:
+            time.sleep(timeout_s)  # all workers rest, or what is left may not be tried yet
             return []
         calls = list(self._calls)
         done, _ = self._ray.wait(calls, num_returns=1, timeout=timeout_s)
@@ -276,14 +281,40 @@ def _connect(address: str | None, cpus: int | None) -> None:
     _quieten()
     before = signal.getsignal(signal.SIGTERM)
     if address is not None:
+        join = functools.partial(ray.init, log_to_driver=False, logging_level=logging.ERROR)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except ConnectionError as error:
+            _interruptibly(functools.partial(join, address=address), _JOIN_S)
+        except (ConnectionError, TimeoutError) as error:
             raise _nobody_at(address, error) from None
     else:
         _start_local(cpus)
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, before)
+
+
+def _interruptibly(work: Callable[[], object], most_s: float) -> None:
+    """Do it in a thread: Ray's C++ waits for minutes and hears no Ctrl-C meanwhile.
+
+    Raises:
+        TimeoutError: it takes longer; the thread stays, until the process ends.
+    """
+    raised: list[Exception] = []
+
+    def do() -> None:
+        try:
+            work()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=do, daemon=True)
+    thread.start()
+    until = time.monotonic() + most_s
+    while thread.is_alive():
+        if time.monotonic() > until:
+            raise TimeoutError(f"something listens there and says nothing for {most_s:g} s")
+        thread.join(0.1)
+    if raised:
+        raise raised[0]
 
 
 def _start_local(cpus: int | None) -> None:

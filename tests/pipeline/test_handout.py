@@ -13,7 +13,7 @@ import toys
 from drivers import start, write_config
 from rich.console import Console
 
-from data.errors import UsageError
+from data.errors import StoreError, UsageError
 from data.store import FileHashes, ItemKey, Row, Store
 from pipeline.corpus import Corpus
 from pipeline.engine.types import Task
@@ -111,6 +111,28 @@ def test_what_another_job_has_stored_meanwhile_is_not_handed_out(
         writer.add(Row(toys.key_of(videos[2]), arrays={"vector": toys.expected("c")}))
     assert list(handed) == []  # and now `c`, too
     assert watcher.stages["rows"].done == 2
+
+
+def test_a_store_that_does_not_answer_for_a_moment_stops_nobody(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = toys.write_videos(tmp_path / "videos", ["a", "b"])
+    run_toys(["rows"])
+    store = Store.open(tmp_path / "store")
+    watcher = Progress(Console(quiet=True))
+    watcher.begin("rows", 2, 0)
+    recipes = {"rows": store.recipe("rows")}
+    due = HandOut(store, recipes, lambda path: None, watcher, 0.0, look_share=1e9)
+    tasks = [Task((Item(toys.key_of(video)),), ("rows",)) for video in videos]
+
+    def broken(*arguments: Any, **options: Any) -> None:
+        raise StoreError("the disk does not answer")
+
+    handed = due.only(iter(tasks))
+    with monkeypatch.context() as disk:
+        disk.setattr(Store, "reader", broken)
+        assert next(handed) == tasks[0]
+    assert list(handed) == []
 
 
 def finished(driver: subprocess.Popen[str]) -> None:

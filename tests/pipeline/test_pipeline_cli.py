@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import yaml
 from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
+from pipeline.config import PipelineConfig, load_pipeline_config
 
 pytestmark = pytest.mark.usefixtures("toy_stages")
 
@@ -149,6 +152,32 @@ def test_a_store_of_another_schema_version_is_refused(folder: Path) -> None:
         done = call(*words)
         assert done.exit_code == 2, done.output
         assert "99" in done.stderr
+
+
+def test_a_store_that_cannot_be_made_ends_with_1_and_how_to_continue(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["a"])
+    write_config(folder)
+    (folder / "file").touch()
+    done = call("run", "--store", "file/store")
+    assert done.exit_code == 1, done.output
+    assert "cannot write" in done.stderr
+    assert "to continue:\n  pipeline run --store file/store" in done.stderr
+
+
+def test_a_signal_while_the_config_is_read_is_a_wish_to_stop(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toys.write_videos(folder / "videos", ["a"])
+    write_config(folder)
+
+    def slowly(*arguments: Any) -> PipelineConfig:
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return load_pipeline_config(*arguments)
+
+    monkeypatch.setattr("pipeline.cli.load_pipeline_config", slowly)
+    done = call("run")
+    assert done.exit_code == 75, done.output
+    assert "interrupted; to continue:\n  pipeline run" in done.stderr
 
 
 def test_status_counts_with_and_without_a_config(folder: Path) -> None:

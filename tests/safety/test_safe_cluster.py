@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from pipeline.doctor import examine
+from pipeline.engine.exposure import warning
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,13 @@ def test_the_doctor_refuses_a_cluster_that_everyone_can_use(
     (check,) = (each for each in examine() if each.name == "Ray cluster")
     assert check.state == state
     assert state == "ok" or "run code on it" in check.advice
+    told = warning(None, os.environ)
+    assert ("run code on it" in told) == (state == "fail")
+
+
+def test_the_address_of_the_config_counts_before_that_of_the_environment() -> None:
+    assert "10.0.0.5:6379" in warning("10.0.0.5:6379", {"RAY_ADDRESS": "127.0.0.1:6379"})
+    assert warning("127.0.0.1:6379", {"RAY_ADDRESS": "10.0.0.5:6379"}) == ""
 
 
 def test_the_image_of_the_pipeline_asks_for_a_token_and_runs_as_nobody_special(root: Path) -> None:

@@ -18,7 +18,7 @@ __all__ = ["run"]
 
 _WORKER, _DECODER, _RAYLET = "worker", "decoder", "raylet"
 
-_PAUSES_S = (0.5, 8.0)
+_PAUSES_S = (0.5, 14.0)
 """Between kills: a worker needs some seconds to start, and work must be hit as well as starts."""
 _FIRE_S = 180.0
 """So long a run is under fire; then it is left in peace to end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -50,6 +51,26 @@ def test_a_second_ctrl_c_ends_at_once(tmp_path: Path) -> None:
     driver.send_signal(signal.SIGINT)
     _, err = driver.communicate(timeout=20)
     assert driver.returncode == 75, err
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_second_ctrl_c_ends_at_once_while_a_cluster_does_not_answer(tmp_path: Path) -> None:
+    toys.write_videos(tmp_path / "videos", ["a"])
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        mute.settimeout(60)
+        address = f"127.0.0.1:{mute.getsockname()[1]}"
+        write_config(tmp_path, engine={"executor": "ray", "address": address})
+        driver = start(tmp_path)
+        calls = [mute.accept()[0] for _ in range(2)]  # a look whether it is there, then Ray
+        driver.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        driver.send_signal(signal.SIGINT)
+        _, err = driver.communicate(timeout=20)
+        for each in calls:
+            each.close()
+    assert driver.returncode == 75, err
+    assert "interrupted; to continue:\n  pipeline run" in err
 
 
 def test_a_run_with_nothing_to_do_does_not_import_ray(tmp_path: Path) -> None:
