@@ -12,10 +12,23 @@ import typer
 from data.errors import StorylineError, UsageError, how_to_install
 from data.terminal import say, shortened
 
-__all__ = ["EXIT_FAILED", "EXIT_INTERRUPTED", "EXIT_KILLED", "EXIT_USAGE", "program", "reported"]
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_INTERRUPTED",
+    "EXIT_KILLED",
+    "EXIT_QUARANTINE",
+    "EXIT_USAGE",
+    "EXIT_WRONG",
+    "program",
+    "reported",
+]
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_QUARANTINE = 3
+"""Finished, some inputs are in quarantine."""
+EXIT_WRONG = 4
+"""Something in a store is wrong."""
 EXIT_KILLED = 130
 """A second Ctrl-C, or one where nothing had to be saved."""
 EXIT_INTERRUPTED = 75

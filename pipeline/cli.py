@@ -77,6 +77,9 @@ def run(
     settings = [*(set_ or []), *([f"engine.executor={executor}"] if executor else [])]
     console = new_console()
     again = _command_line(config, stage or [], settings, store, limit, share)
+    retry = f"{again} --retry-failed"
+    if retry_failed:
+        again = retry  # stages that were not reached have theirs in quarantine still
     with StopFlag() as stop:
         try:
             loaded = load_pipeline_config(config, [*settings, *overrides(store)])
@@ -92,7 +95,7 @@ def run(
         except (StoreError, EngineLostError) as error:
             tell(f"pipeline: {error}\nwhen that is mended, to continue:\n  {again}", err=True)
             raise typer.Exit(EXIT_FAILED) from None
-    _summarise(result, console, again, loaded)
+    _summarise(result, console, again, retry, loaded)
     raise typer.Exit(result.exit_code)
 
 
@@ -220,8 +223,10 @@ def _command_line(
     return shlex.join(words)
 
 
-def _summarise(result: Result, console: Console, again: str, config: PipelineConfig) -> None:
-    """What a person wants to know at the end."""
+def _summarise(
+    result: Result, console: Console, again: str, retry: str, config: PipelineConfig
+) -> None:
+    """What a person wants to know at the end; the commands that continue, and that retry."""
     say = functools.partial(console.print, soft_wrap=True)
     if not result.worked:
         say("nothing to do")
@@ -244,7 +249,7 @@ def _summarise(result: Result, console: Console, again: str, config: PipelineCon
         say(f"readers refuse this stage until the file can be read: {damage}")
     if result.failures:
         console.print(_failure_table(result))
-        say(f"their logs: pipeline failures; to try them again:\n  {again} --retry-failed")
+        say(f"their logs: pipeline failures; to try them again:\n  {retry}")
     for name, sentence in result.broken.items():
         tell(f"pipeline: stage '{name}' was left out: {sentence}", err=True)
     if result.exit_code == EXIT_INTERRUPTED:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from data.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_QUARANTINE, EXIT_WRONG
 from data.store import CatalogueEntry, Failure, Store
 from data.video.types import VideoFacts
 from pipeline.config import PipelineConfig
@@ -71,13 +72,17 @@ class Result:
 
     @property
     def exit_code(self) -> int:
-        """0 complete, 3 with quarantine, 75 interrupted, 1 a stage could not be set up."""
+        """0 complete; 1 a stage could not be set up; 75 interrupted; 4 everything is there, but
+        a shard cannot be read, so readers refuse its stage; 3 with quarantine.
+        """
         if self.broken:
-            return 1
+            return EXIT_FAILED
         if self.plan.missing:
-            return 75
+            return EXIT_INTERRUPTED
+        if self.plan.damage:
+            return EXIT_WRONG
         held_up = any(line.quarantined or line.blocked for line in self.plan.lines)
-        return 3 if held_up else 0
+        return EXIT_QUARANTINE if held_up else 0
 
 
 class Run:
@@ -195,7 +200,10 @@ class Run:
         surveys = [inventory.surveys[name] for name in stages.names]
         for one in surveys:
             if one.stage.name in retry:
-                failures[one.stage.name].forget(key for keys in one.todo.values() for key in keys)
+                log = failures[one.stage.name]
+                known = log.read()
+                again = (key for keys in one.todo.values() for key in keys)
+                log.forget(key for key in again if (key.id, key.content, key.part) in known)
             total = sum(map(len, one.todo.values()))
             self.watcher.begin(one.stage.name, total, one.count("present"))
         job = self._job(stages, inventory)

@@ -16,6 +16,7 @@ from typing import Annotated, Any
 
 import typer
 
+from data.commands import EXIT_WRONG
 from data.errors import UsageError, nearest
 from data.store import Problem, Store
 from data.store.files import atomic_write, read_bytes
@@ -40,9 +41,8 @@ from pipeline.plan import Plan
 from pipeline.run import look
 from pipeline.status import StoreRemarks, read_status, size_text, status_table
 
-__all__ = ["EXIT_WRONG", "store_commands"]
+__all__ = ["store_commands"]
 
-EXIT_WRONG = 4
 EXIT_DIFFERENT = 1
 
 store_commands = typer.Typer()

@@ -46,6 +46,7 @@ def ray_local() -> Iterator[None]:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray = pytest.importorskip("ray")
     ray.init(
+        address="local",  # not the cluster that somebody else left noted below /tmp/ray
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,

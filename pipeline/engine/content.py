@@ -11,7 +11,7 @@ from data.video.types import Video
 from pipeline.engine.types import FileHash
 from pipeline.stage import Item
 
-__all__ = ["Watch", "read_content", "stamp_of", "video_content"]
+__all__ = ["Watch", "is_readable", "read_content", "stamp_of", "video_content"]
 
 
 def video_content(video: Video, sha256: str) -> str:
@@ -42,6 +42,13 @@ def read_content(video: Video) -> tuple[str, FileHash]:
     except OSError as error:
         raise InputError("unreadable", f"cannot read {video.path}: {error.strerror}") from error
     return video_content(video, sha256), FileHash(video.path, sha256, stat)
+
+
+def is_readable(video: Video | None) -> bool:
+    """Whether this machine can read the file of a video."""
+    return (
+        video is not None and kind_of_file(video.path) == "file" and os.access(video.path, os.R_OK)
+    )
 
 
 def stamp_of(stat: os.stat_result) -> tuple[int, int]:

@@ -12,7 +12,6 @@ behind `Executor`. What it promises:
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,9 +19,9 @@ from contextlib import suppress
 from dataclasses import replace
 
 from data.errors import StoreError, StorylineError, UsageError
-from data.foreign import kind_of_file
 from data.store import Failure, FailureLog, FileHashes
 from pipeline.engine.blame import Blame
+from pipeline.engine.content import is_readable
 from pipeline.engine.limits import FROM_OUTSIDE, Limits
 from pipeline.engine.stop import StopFlag
 from pipeline.engine.tally import Seat, Tally, Watcher
@@ -340,7 +339,9 @@ class Scheduler:
                 seat.held.pop((shard.stage, key.id, key.part), None)
 
     def _settle(self, seat: Seat, outcome: Outcome) -> None:
-        item = replace(_item_of(seat.task, outcome), key=outcome.key)
+        if seat.task is None:
+            raise ValueError(f"a worker answered for {outcome.unit}, which it was not asked for")
+        item = replace(seat.task.item_of(outcome.key), key=outcome.key)
         if outcome.status == "done":
             seat.held[outcome.unit] = item
             self._blame.done(outcome.unit)
@@ -348,7 +349,7 @@ class Scheduler:
         elif outcome.status == "present":
             self.tally.stored[outcome.stage] += 1
             self.watcher.advance(outcome.stage, done=1)
-        elif outcome.reason == "missing" and _is_here(item):
+        elif outcome.reason == "missing" and is_readable(item.video):
             # Its machine lacks the file: one such machine would refuse every input at once.
             self.tally.unread += 1
             self.tally.unread_because = (
@@ -510,17 +511,3 @@ class Scheduler:
         if text not in self._said:
             self._said.add(text)
             self.watcher.note(text)
-
-
-def _is_here(item: Item) -> bool:
-    """Whether this machine can read the item's file."""
-    path = None if item.video is None else item.video.path
-    return path is not None and kind_of_file(path) == "file" and os.access(path, os.R_OK)
-
-
-def _item_of(task: Task | None, outcome: Outcome) -> Item:
-    items = task.items if task is not None else ()
-    for item in items:
-        if (item.key.id, item.key.part) == (outcome.key.id, outcome.key.part):
-            return item
-    raise ValueError(f"a worker answered for {outcome.unit}, which it was not asked for")

@@ -120,6 +120,13 @@ class Task:
         """Everything that this task should bring."""
         return tuple(unit_of(stage, item.key) for item in self.items for stage in self.stages)
 
+    def item_of(self, key: ItemKey) -> Item:
+        """The item of a key; its content may have been unknown when the task was made."""
+        for item in self.items:
+            if (item.key.id, item.key.part) == (key.id, key.part):
+                return item
+        raise ValueError(f"a worker answered for {key}, which it was not asked for")
+
     def split(self) -> list[Task]:
         """One task per unit: after a crash nobody knows which unit was the cause."""
         return [Task((item,), (stage,)) for item in self.items for stage in self.stages]

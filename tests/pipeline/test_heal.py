@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import toys
@@ -146,3 +147,19 @@ def test_a_write_that_fails_once_is_tried_again(
     monkeypatch.setattr(ShardWriter, "flush", once)
     assert run_toys(["rows"]).exit_code == 0
     assert len(failed) == 1
+
+
+def test_a_shard_of_another_version_stays_and_the_run_says_that_readers_refuse_it(
+    tmp_path: Path, run_toys: toys.RunToys
+) -> None:
+    shard = rows_then_nothing_of_sums(tmp_path, run_toys, ["a", "b"])
+    newer = shard.with_name(f"shard-{'0' * 16}.h5")
+    newer.write_bytes(shard.read_bytes())
+    with h5py.File(newer, "r+") as file:
+        file.attrs["schema_version"] = 7
+    result = run_toys(["rows"])
+    assert (result.exit_code, result.plan.missing) == (4, 0)
+    assert "schema version 7" in result.plan.damage[0]
+    assert newer.exists()
+    newer.unlink()
+    assert run_toys(["rows"]).exit_code == 0

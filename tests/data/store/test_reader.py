@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import pickle
 from collections.abc import Callable
 from dataclasses import replace
@@ -133,6 +134,15 @@ def test_files_that_are_no_complete_shard_are_not_looked_at(
     _write(store, recipe, [make_row("v1")])
     for name in (".tmp-12-ab", "shard-xyz.h5", "shard-0123456789abcdef.h5.part"):
         (store.folder("clip", recipe.id) / name).write_bytes(b"half a shard")
+    assert store.reader("clip", recipe.id).ids() == ["v1"]
+
+
+def test_a_pipe_among_the_shards_hangs_nobody(
+    tmp_path: Path, recipe: Recipe, make_row: MakeRow
+) -> None:
+    store = Store.create(tmp_path / "store", dataset="toys", clip_len_s=2.0)
+    _write(store, recipe, [make_row("v1")])
+    os.mkfifo(tmp_path / "store" / "clip" / recipe.id / "shard-0123456789abcdef.h5")
     assert store.reader("clip", recipe.id).ids() == ["v1"]
 
 

@@ -77,6 +77,12 @@ def test_what_is_in_quarantine_is_left_alone_until_retry_failed(
     assert len(list(marks.glob("a.*"))) == 1
 
 
+def test_a_retry_takes_note_only_of_what_had_failed(tmp_path: Path, run_toys: toys.RunToys) -> None:
+    toys.write_videos(tmp_path / "videos", ["a", "b"])
+    assert run_toys(["rows"], retry_failed=True).exit_code == 0
+    assert list((tmp_path / "store").rglob("failures.jsonl")) == []
+
+
 def test_a_retry_that_succeeds_leaves_the_quarantine(
     tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
