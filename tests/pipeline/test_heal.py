@@ -12,6 +12,7 @@ import toys
 from rich.console import Console
 
 from data.errors import DamageError, StoreError
+from data.identity import file_sha256
 from data.store import ShardWriter, StageReader, Store
 from pipeline.progress import Progress
 from pipeline.run import Result
@@ -153,10 +154,12 @@ def test_a_shard_of_another_version_stays_and_the_run_says_that_readers_refuse_i
     tmp_path: Path, run_toys: toys.RunToys
 ) -> None:
     shard = rows_then_nothing_of_sums(tmp_path, run_toys, ["a", "b"])
-    newer = shard.with_name(f"shard-{'0' * 16}.h5")
-    newer.write_bytes(shard.read_bytes())
-    with h5py.File(newer, "r+") as file:
+    copy = tmp_path / "copy.h5"
+    copy.write_bytes(shard.read_bytes())
+    with h5py.File(copy, "r+") as file:
         file.attrs["schema_version"] = 7
+    newer = shard.with_name(f"shard-{file_sha256(copy)[:16]}.h5")
+    copy.rename(newer)
     result = run_toys(["rows"])
     assert (result.exit_code, result.plan.missing) == (4, 0)
     assert "schema version 7" in result.plan.damage[0]
