@@ -18,7 +18,7 @@ from .world import World
 
 __all__ = ["MUTATIONS", "run"]
 
-_DEADLINE_S = 900.0
+_DEADLINE_S = 3600.0
 _SILENCE_S = 20.0
 _MOST_S = 3.0
 
