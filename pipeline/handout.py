@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.errors import StoreError
-from data.store import ItemKey, Recipe, StageReader, Store
+from data.store import Recipe, StageReader
 from pipeline.engine.content import stamp_of, video_content
 from pipeline.engine.tally import Watcher
 from pipeline.engine.types import UNKNOWN_CONTENT, Task
@@ -28,8 +28,8 @@ class HandOut:
     """Filters tasks when they are handed out, which may be days after the survey.
 
     Args:
-        store: the store, which others may write to.
         recipes: recipe of each stage of the tasks.
+        reader_of: reads what is stored under a recipe now; None if nothing is.
         hash_of: remembered sha256 of a file; None if it is another file by now.
         watcher: who is told.
         look_every_s: how often the store is looked at, in seconds.
@@ -38,22 +38,21 @@ class HandOut:
 
     def __init__(
         self,
-        store: Store,
         recipes: Mapping[str, Recipe],
+        reader_of: Callable[[Recipe], StageReader | None],
         hash_of: Callable[[Path], str | None],
         watcher: Watcher,
         look_every_s: float = _LOOK_EVERY_S,
         look_share: float = _LOOK_SHARE,
     ) -> None:
-        self._store = store
         self._recipes = recipes
+        self._reader_of = reader_of
         self._hash_of = hash_of
         self._watcher = watcher
         self._look_every_s = look_every_s
         self._look_share = look_share
         self._look_at = time.monotonic() + look_every_s
-        self._readers: dict[str, StageReader] = {}
-        self._present: dict[str, frozenset[ItemKey]] = {}
+        self._readers: dict[str, StageReader | None] = {}
         self._told = False
         self.changed: set[str] = set()
         """Ids of videos whose file was replaced since the survey."""
@@ -74,16 +73,9 @@ class HandOut:
         for name, recipe in self._recipes.items():
             # A disk that does not answer now is no reason to stop: what is there is made twice.
             with suppress(StoreError, OSError):
-                self._see(name, recipe)
+                self._readers[name] = self._reader_of(recipe)
         now = time.monotonic()
         self._look_at = now + max(self._look_every_s, (now - began) / self._look_share)
-
-    def _see(self, name: str, recipe: Recipe) -> None:
-        if name in self._readers:
-            self._readers[name].refresh()
-        else:
-            self._readers[name] = self._store.reader(name, recipe.id, strict=False)
-        self._present[name] = self._readers[name].keys()
 
     def _without_present(self, items: list[Item], stages: tuple[str, ...]) -> Task | None:
         """A task of what is not stored by now; a group goes on with what a stage lacks."""
@@ -98,7 +90,8 @@ class HandOut:
         return Task(tuple(rest), tuple(lacking[rest[0].key]) if len(rest) == 1 else stages)
 
     def _is_present(self, stage: str, item: Item) -> bool:
-        return item.key in self._present.get(stage, ())
+        reader = self._readers.get(stage)
+        return reader is not None and reader.holds(item.key)
 
     def _tell(self, stage: str) -> None:
         self._watcher.advance(stage, done=1)

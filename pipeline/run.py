@@ -223,7 +223,7 @@ class Run:
         if isinstance(self.config.engine.workers, int) and room < self.config.engine.workers:
             self.watcher.note(f"{room} of {self.config.engine.workers} workers fit")
         most = math.ceil(tasks / size)
-        due = HandOut(self.store, job.recipes, self.ledger.hash_of, self.watcher)
+        due = HandOut(job.recipes, self.ledger.reader, self.ledger.hash_of, self.watcher)
         tally = scheduler.run(
             due.only(tasks_of(stages, inventory, self.ledger)), min(room, most), most
         )

@@ -209,6 +209,10 @@ class StageReader:
         """The keys of all rows that are present, part by part."""
         return frozenset(self._where)
 
+    def holds(self, key: ItemKey) -> bool:
+        """Whether the row of a key is present."""
+        return key in self._where
+
     def ids(self) -> list[str]:
         """Ids with all parts of some content present, sorted."""
         return sorted(self._versions)

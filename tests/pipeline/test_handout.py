@@ -20,6 +20,7 @@ from pipeline.engine.types import Task
 from pipeline.handout import HandOut
 from pipeline.progress import Progress
 from pipeline.stage import Item
+from pipeline.survey import Ledger
 from pipeline.view import share_of
 
 
@@ -103,7 +104,8 @@ def test_what_another_job_has_stored_meanwhile_is_not_handed_out(
     recipe = store.recipe("rows")
     watcher = Progress(Console(quiet=True))
     watcher.begin("rows", 3, 0)
-    due = HandOut(store, {"rows": recipe}, lambda path: None, watcher, 0.0, look_share=1e9)
+    reader_of = Ledger(store).reader
+    due = HandOut({"rows": recipe}, reader_of, lambda path: None, watcher, 0.0, look_share=1e9)
     tasks = [Task((Item(toys.key_of(video)),), ("rows",)) for video in videos]
     handed = due.only(iter(tasks))
     assert next(handed) == tasks[1]  # `a` is there
@@ -122,7 +124,8 @@ def test_a_store_that_does_not_answer_for_a_moment_stops_nobody(
     watcher = Progress(Console(quiet=True))
     watcher.begin("rows", 2, 0)
     recipes = {"rows": store.recipe("rows")}
-    due = HandOut(store, recipes, lambda path: None, watcher, 0.0, look_share=1e9)
+    reader_of = Ledger(store).reader
+    due = HandOut(recipes, reader_of, lambda path: None, watcher, 0.0, look_share=1e9)
     tasks = [Task((Item(toys.key_of(video)),), ("rows",)) for video in videos]
 
     def broken(*arguments: Any, **options: Any) -> None:
