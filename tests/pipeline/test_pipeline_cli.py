@@ -16,6 +16,7 @@ from typer.testing import CliRunner, Result
 
 from pipeline.cli import app
 from pipeline.config import PipelineConfig, load_pipeline_config
+from pipeline.run import Run
 
 pytestmark = pytest.mark.usefixtures("toy_stages")
 
@@ -57,6 +58,8 @@ def test_quarantine_ends_with_3_and_says_how_many_why_and_how_to_retry(folder: P
     assert "toy-refused" in done.output
     assert "refuse-1: refuse-1 is refused" in done.output
     assert "pipeline run --stage rows --limit 4 --retry-failed" in done.output
+    again = call("run", "--stage", "rows", "--limit", "4", "--retry-failed")
+    assert again.output.count("--retry-failed") == 1
     assert "decode.damaged is 'keep'" in done.output
     assert "damaged-1 (3 packets)" in done.output
 
@@ -250,3 +253,19 @@ def test_a_shadowed_package_is_found_by_doctor(
     checks = {each["name"]: each for each in json.loads(done.stdout)}
     assert done.exit_code == 1
     assert checks["package data"]["state"] == "fail"
+
+
+def test_an_interrupted_retry_goes_on_as_a_retry(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toys.write_videos(folder / "videos", ["a"])
+    write_config(folder)
+    monkeypatch.setattr(Run, "run", _interrupted)
+    done = call("run", "--retry-failed")
+    assert done.exit_code == 75
+    assert "to continue:\n  pipeline run --retry-failed" in done.stderr
+
+
+def _interrupted(run: Run, *, retry_failed: bool) -> None:
+    assert retry_failed
+    raise KeyboardInterrupt
