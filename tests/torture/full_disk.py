@@ -113,14 +113,10 @@ def _installer(job: Job, hook: faulty.Hook) -> Callable[[], None]:
 
 
 def _must_say(ended: Ended, code: int, job: Job, log: Path) -> None:
-    """Exit code 1, one sentence with advice, no traceback, and what is visible is whole.
-
-    Where not even `store.json` could be written nothing was started: that is exit code 2.
-    """
-    expected = 1 if (job.store / "store.json").exists() else 2
-    if ended.code != expected or _WORDS[code] not in ended.said or "Traceback" in ended.said:
+    """Exit code 1, one sentence with advice, no traceback, and what is visible is whole."""
+    if ended.code != 1 or _WORDS[code] not in ended.said or "Traceback" in ended.said:
         raise BrokenError(
-            f"{errno.errorcode[code]}: exit code {ended.code}, expected {expected} with the words "
+            f"{errno.errorcode[code]}: exit code {ended.code}, expected 1 with the words "
             f"'{_WORDS[code]}'; log {log}:\n{ended.said[-2500:]}"
         )
     if (job.store / "store.json").exists():
