@@ -45,7 +45,7 @@ def _small_disks(world: World, reference: oracle.Contents) -> None:
     needed_kb = _used_kb(world)
     sentences = on_ray = 0
     for number in range(world.size.full_disks):
-        size_kb = int(needed_kb * world.random.uniform(0.1, 0.97))
+        size_kb = int(needed_kb * world.random.uniform(0.1, 0.8))
         with _disk(mount, f"{size_kb}k"):
             one = job.again(f"disk/store-{number}")
             with_ray = world.size.raylet_kills > 0 and number % 7 == 6
