@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from data.annotations import custom, qvhighlights, synthetic  # noqa: F401 (they register themselves)
-from data.annotations.formats import DATASETS, Dataset, PostProcessing, dataset_of
+from data.annotations.formats import DATASETS, Dataset, PostProcessing, Record, dataset_of
 from data.annotations.jsonl import read_jsonl, save_jsonl
+from data.annotations.rows import checked
 from data.annotations.types import Annotation
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Annotation",
     "Dataset",
     "PostProcessing",
+    "Record",
     "dataset_of",
     "load_annotations",
     "read_jsonl",
@@ -20,9 +22,10 @@ __all__ = [
 
 
 def load_annotations(dataset: str, path: Path) -> list[Annotation]:
-    """The rows of an annotation file in the format of a dataset.
+    """The rows of an annotation file in the format of a dataset, as the file has them.
 
     Raises:
-        UsageError: unknown dataset; no such file; a wrong row, by file and line.
+        UsageError: unknown dataset; no such file; a row of wrong form, by file and line; a qid
+            that came before; rows with ground truth among rows without.
     """
-    return DATASETS.get(dataset).load(Path(path))
+    return checked(DATASETS.get(dataset).records(Path(path)))

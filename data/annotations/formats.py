@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,7 +10,7 @@ from typing import Protocol
 from data.annotations.types import Annotation
 from data.registry import Registry
 
-__all__ = ["DATASETS", "Dataset", "PostProcessing", "dataset_of"]
+__all__ = ["DATASETS", "Dataset", "PostProcessing", "Record", "dataset_of"]
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,23 @@ class PostProcessing:
     round_to_s: float | None = None
 
 
+class Record(Protocol):
+    """One query of an annotation file, not looked at yet: a wrong one spoils no other."""
+
+    @property
+    def where(self) -> str:
+        """Its place for messages: "val.jsonl, line 3"."""
+        ...
+
+    def annotation(self) -> Annotation:
+        """The query in normal form; UsageError that begins with `where` if its form is wrong.
+
+        The form is: JSON, the fields that the dataset has, their types, finite numbers. What the
+        numbers say (a window past the end of its video) is for `data.annotations.lint`.
+        """
+        ...
+
+
 class Dataset(Protocol):
     """One dataset: one file of this folder, registered in `DATASETS`.
 
@@ -33,18 +51,29 @@ class Dataset(Protocol):
         name: what it is called in configurations.
         clip_len_s: clip length of its grid in seconds; None where each corpus says it.
         post: what its official scoring does to predictions.
+        metrics: names of the evaluators that its papers use (`training.metrics.METRICS`), the
+            usual one first.
     """
 
     name: str
     clip_len_s: float | None
     post: PostProcessing
+    metrics: tuple[str, ...]
 
-    def load(self, path: Path) -> list[Annotation]:
-        """The rows of an annotation file; UsageError naming file and line for a wrong one."""
+    def records(self, path: Path) -> Iterable[Record]:
+        """The queries of an annotation file in file order.
+
+        Raises:
+            UsageError: what is wrong with the file as a whole: not there, not of this format.
+        """
         ...
 
     def clip_len_at(self, path: Path) -> float:
         """Clip length in seconds of the corpus whose annotation file or folder is `path`."""
+        ...
+
+    def source_of(self, video_id: str) -> str:
+        """The recording that a video was cut from; the video itself where nothing was cut."""
         ...
 
 

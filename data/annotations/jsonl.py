@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -29,6 +30,8 @@ _MAX_QUERY = 10_000
 
 _MAX_DURATION_S = 1e7
 
+Pairs = tuple[tuple[float, float], ...]
+
 _KNOWN = {
     "qid",
     "query",
@@ -37,12 +40,23 @@ _KNOWN = {
     "relevant_windows",
     "relevant_clip_ids",
     "saliency_scores",
+    "clip_spans",
 }
 
 
 def read_jsonl(path: Place) -> list[Annotation]:
     """Rows in normal form; UsageError naming file and line for a wrong one."""
-    return [fields.annotation() for fields in read_fields(path)]
+    rows = []
+    first: dict[tuple[type, int | str], int] = {}
+    for fields in read_fields(path):
+        row = fields.annotation()
+        before = first.setdefault((type(row.qid), row.qid), fields.line)
+        if before != fields.line:
+            fields.refuse(
+                f"qid {row.qid!r} came before, in line {before}; every query needs its own"
+            )
+        rows.append(row)
+    return rows
 
 
 def save_jsonl(rows: Iterable[Annotation], path: Place) -> None:
@@ -63,17 +77,17 @@ def _to_json(row: Annotation) -> dict[str, Any]:
         "relevant_windows": row.windows,
         "relevant_clip_ids": row.clip_ids,
         "saliency_scores": row.saliency,
+        "clip_spans": row.clip_spans_s,
     }
     given = {name: value for name, value in optional.items() if value is not None}
     return row.extra | {"qid": row.qid, "query": row.query, "vid": row.video_id} | given
 
 
 def read_fields(path: Place) -> Iterator[Fields]:
-    """The rows of a file, unchecked but for what they are: JSON objects with different qids.
+    """The rows of a file, not looked at yet.
 
     Raises:
-        UsageError: no such file, not text, no rows, a line that is not a whole JSON object, a
-            number that is not finite, a qid that came before.
+        UsageError: no such file, not a regular file, no rows.
     """
     from data.store.files import read_bytes
 
@@ -87,25 +101,13 @@ def read_fields(path: Place) -> Iterator[Fields]:
         ) from None
     except StoreError as error:
         raise UsageError(f"{error}; name an existing JSONL file") from None
-    first: dict[tuple[type, int | str], int] = {}
+    found = False
     for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        fields = Fields(path, number, _object(line, path, number))
-        qid = fields.qid()
-        before = first.setdefault((type(qid), qid), number)
-        if before != number:
-            fields.refuse(f"qid {qid!r} came before, in line {before}; every query needs its own")
-        yield fields
-    if not first:
+        if line.strip():
+            found = True
+            yield Fields(path, number, line)
+    if not found:
         raise UsageError(f"the annotations {path} hold no rows")
-
-
-def _object(line: bytes, path: Place, number: int) -> dict[str, Any]:
-    where = f"{path}, line {number}"
-    if len(line) > LONGEST_LINE:
-        raise UsageError(f"{where} has more than the {LONGEST_LINE:,} bytes that a row may have")
-    return json_object(line, where)
 
 
 @dataclass(frozen=True)
@@ -115,16 +117,32 @@ class Fields:
     Args:
         path: the file.
         line: number of the line, from 1.
-        row: the JSON object.
+        text: the JSON object as bytes, parsed when the first field is asked for.
+        required: fields without which a row is refused.
     """
 
     path: Place
     line: int
-    row: dict[str, Any]
+    text: bytes
+    required: tuple[str, ...] = ("qid", "query", "vid")
+
+    @property
+    def where(self) -> str:
+        """File and line, for messages."""
+        return f"{self.path}, line {self.line}"
+
+    @cached_property
+    def row(self) -> dict[str, Any]:
+        """The JSON object; UsageError if the line is none."""
+        if len(self.text) > LONGEST_LINE:
+            raise UsageError(
+                f"{self.where} has more than the {LONGEST_LINE:,} bytes that a row may have"
+            )
+        return json_object(self.text, self.where)
 
     def refuse(self, problem: str) -> NoReturn:
         """UsageError that names file and line."""
-        raise UsageError(f"{self.path}, line {self.line}: {problem}")
+        raise UsageError(f"{self.where}: {problem}")
 
     def demand(self, names: Iterable[str]) -> None:
         """UsageError if a field is missing."""
@@ -134,7 +152,7 @@ class Fields:
 
     def annotation(self) -> Annotation:
         """The row in normal form, all its fields checked."""
-        self.demand(["qid", "query", "vid"])
+        self.demand(self.required)
         clip_ids, saliency = self._saliency()
         return Annotation(
             qid=self.qid(),
@@ -144,6 +162,7 @@ class Fields:
             windows=self._windows(),
             clip_ids=clip_ids,
             saliency=saliency,
+            clip_spans_s=self._clip_spans(clip_ids),
             extra={name: value for name, value in self.row.items() if name not in _KNOWN},
         )
 
@@ -181,19 +200,29 @@ class Fields:
             self.refuse(f"'duration' must be above 0 seconds and below 116 days, got {value}")
         return duration_s
 
-    def _windows(self) -> tuple[tuple[float, float], ...] | None:
+    def _windows(self) -> Pairs | None:
         value = self.row.get("relevant_windows")
+        return None if value is None else self._pairs(value, "relevant_windows")
+
+    def _clip_spans(
+        self, clip_ids: tuple[int, ...] | None
+    ) -> tuple[tuple[float, float], ...] | None:
+        value = self.row.get("clip_spans")
         if value is None:
             return None
-        windows = []
-        for each in self._list(value, "relevant_windows"):
+        spans = self._pairs(value, "clip_spans")
+        if clip_ids is None or len(spans) != len(clip_ids):
+            self.refuse("'clip_spans' must hold one [start, end] for each of 'relevant_clip_ids'")
+        return spans
+
+    def _pairs(self, value: Any, name: str) -> Pairs:
+        pairs = []
+        for each in self._list(value, name):
             if not isinstance(each, list) or len(each) != 2:
-                self.refuse(f"'relevant_windows' holds {brief(each)}, not [start, end]")
-            start, end = (self._number(edge, "relevant_windows") for edge in each)
-            if not 0 <= start < end:
-                self.refuse(f"window {each} must start at 0 s or later and before its end")
-            windows.append((start, end))
-        return tuple(windows)
+                self.refuse(f"'{name}' holds {brief(each)}, not [start, end]")
+            start, end = (self._number(edge, name) for edge in each)
+            pairs.append((start, end))
+        return tuple(pairs)
 
     def _saliency(
         self,

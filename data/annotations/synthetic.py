@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 
 from data.annotations.formats import DATASETS, PostProcessing
-from data.annotations.qvhighlights import load_rows
-from data.annotations.types import Annotation
+from data.annotations.qvhighlights import Row, records_of
 from data.errors import UsageError
 from data.foreign import read_limited, strict_json
 
@@ -22,10 +22,11 @@ class Synthetic:
     name = "synthetic"
     clip_len_s: float | None = None
     post = PostProcessing()
+    metrics: tuple[str, ...] = ("mr_hd",)
 
-    def load(self, path: Path) -> list[Annotation]:
-        """The rows of a file; UsageError naming file and line for a wrong one."""
-        return load_rows(path)
+    def records(self, path: Path) -> Iterator[Row]:
+        """The queries of a file."""
+        return records_of(path)
 
     def clip_len_at(self, path: Path) -> float:
         """`clip_len_s` of the `dataset.json` beside the annotations.
@@ -50,6 +51,10 @@ class Synthetic:
         if not (math.isfinite(clip_len_s) and clip_len_s > 0):
             raise UsageError(f"{found[0]}: 'clip_len_s' must be above 0, got {clip_len_s}")
         return clip_len_s
+
+    def source_of(self, video_id: str) -> str:
+        """The video itself."""
+        return video_id
 
 
 DATASETS.register(Synthetic.name)(Synthetic())
