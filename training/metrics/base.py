@@ -99,6 +99,7 @@ class Measured:
         columns: what is averaged over queries; no key twice.
         averages: what is averaged over those.
         brief: names of the summary and the numbers that they repeat.
+        select: name in `brief` of the number that the public code chooses checkpoints by.
         number: how shares are written.
     """
 
@@ -106,6 +107,7 @@ class Measured:
     columns: tuple[Columns, ...]
     averages: tuple[Average, ...] = ()
     brief: Mapping[str, Key] = field(default_factory=dict)
+    select: str = ""
     number: Number = Number()
 
     def means(self) -> dict[Key, float | None]:
