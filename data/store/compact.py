@@ -166,7 +166,7 @@ class _Compaction:
             try:
                 shard = Shard(place, self._files)
             except GoneError:
-                continue
+                continue  # another job merged it meanwhile: its rows are in that job's shard
             except StoreError as error:
                 self.amiss[str(place)] = getattr(error, "problem", str(error))
                 continue

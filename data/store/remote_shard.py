@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from upath import UPath
 
-from data.errors import DamageError, StoreError
+from data.errors import DamageError, GoneError, StoreError
 from data.store import remote
 from data.store.hdf5 import Extent, Layout, OpenFile, gone, layout_of
 from data.store.place import Place
@@ -112,14 +112,15 @@ def open_ahead(shards: Mapping[Place, int]) -> dict[Place, ShardFile]:
 
 
 def _opened(path: UPath) -> OpenFile:
+    problem: GoneError | None = None
     for _ in range(3):
         copy = local_copy(path)
         try:
             return OpenFile(copy)
-        except StoreError:
-            continue  # another process needed the room between the two lines
+        except GoneError as error:
+            problem = error  # another process needed the room between the two lines
     raise StoreError(
-        f"local scratch is too small for {path}: others need the room at once; raise "
+        f"local scratch is too small for {path}: others need the room at once ({problem}); raise "
         "STORYLINE_SCRATCH_GB"
     )
 

@@ -245,7 +245,7 @@ def _recipe_in_shards(folder: Place) -> Recipe | None:
         try:
             recipe = Shard(place, FilePool(1)).recipe
         except StoreError:
-            continue
+            continue  # `repair` has reported this shard; any other of the folder will do
         if (recipe.stage, recipe.id) == (folder.parent.name, folder.name):
             return recipe
     return None

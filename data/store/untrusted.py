@@ -132,7 +132,7 @@ class ChildInspector:
                 try:
                     pipe.close()
                 except BrokenPipeError:
-                    continue
+                    continue  # what was not sent is for a child that is dead: `code` tells of it
         return code
 
 

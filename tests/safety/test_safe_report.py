@@ -10,17 +10,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from short_film import film
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from data.grid import Grid
 from data.store import ItemKey, Recipe, Row, Schema, Store, StreamSpec
 from data.store.records import CatalogueEntry
-from data.video import Video, open_decoder
+from data.video import open_decoder
 from pipeline.report import report_of_runs, write_report
 from pipeline.report.collect import history_lines, read_metrics, read_predictions
 
-av = pytest.importorskip("av")
 pytest.importorskip("jinja2")
 
 EVIL = (
@@ -47,19 +47,6 @@ class Page(HTMLParser):
         self.words.append(data)
 
 
-def film(path: Path) -> Video:
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("mpeg4", rate=4)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        for index in range(16):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 9 * index, np.uint8), "rgb24")
-            frame.pts = index
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-    return Video("v", path)
-
-
 def run_folder(folder: Path) -> Path:
     brief = {"MR-full-R1@0.5": 50.0}
     (folder / "predictions").mkdir(parents=True)
@@ -72,7 +59,7 @@ def run_folder(folder: Path) -> Path:
 
 
 def test_a_report_of_hostile_words_holds_them_as_words(tmp_path: Path) -> None:
-    video = film(tmp_path / "v.mp4")
+    video = film(tmp_path / "v.mp4", name="v", fps=4, frames=16)
     store = Store.create(tmp_path / "store", dataset="tiny", clip_len_s=2.0)
     content = hashlib.sha256(b"v").hexdigest()
     store.update_catalogue([CatalogueEntry("v", content, open_decoder("pyav").probe(video))])

@@ -16,27 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from short_film import film
 
 from data.errors import InputError
 from data.video import IsolatedDecoder, Video, VideoFacts, open_decoder, wire
 from data.video.limits import VideoLimits
-
-av = pytest.importorskip("av")
-
-
-def film(path: Path, *, frames: int = 10, size: int = 64, container: str | None = None) -> Video:
-    """A short MPEG-4 film, 10 frames a second."""
-    with av.open(str(path), "w", format=container) as file:
-        stream = file.add_stream("mpeg4", rate=10)
-        stream.width = stream.height = size
-        stream.pix_fmt = "yuv420p"
-        for index in range(frames):
-            picture = np.full((size, size, 3), 20 * (index % 10), np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, "rgb24")
-            frame.pts = index
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-    return Video("a", path)
 
 
 def _hls(secret: Path) -> bytes:

@@ -6,14 +6,12 @@ import json
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
+from short_film import film
 from typer.testing import CliRunner
 
 from pipeline.cli import app
-
-av = pytest.importorskip("av")
 
 Inodes = dict[str, tuple[int, int, int]]
 
@@ -28,24 +26,12 @@ def inodes(folder: Path, without: Path) -> Inodes:
     return found
 
 
-def film(path: Path) -> None:
-    with av.open(str(path), "w") as file:
-        stream = file.add_stream("mpeg4", rate=4)
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        for index in range(8):
-            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), 30 * index, np.uint8), "rgb24")
-            frame.pts = index
-            file.mux(stream.encode(frame))
-        file.mux(stream.encode(None))
-
-
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A home with a video, a secret, and a folder of work below which the store is."""
     (tmp_path / "secret").write_text("canary-7f3a")
     (tmp_path / "work").mkdir()
-    film(tmp_path / "work" / "good.mp4")
+    film(tmp_path / "work" / "good.mp4", fps=4, frames=8)
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("TMPDIR", str(tmp_path / "work"))
     return tmp_path

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from one_shard import place_of as put
 
 from data.errors import StoreError
 from data.store import CatalogueEntry, ItemKey, Recipe, Row, Schema, Store, StreamSpec
@@ -33,17 +34,6 @@ def here(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         yield tmp_path / "store"
         return
     yield request.getfixturevalue("memory_place")
-
-
-def put(store: Store, recipe: Recipe, rows: list[Row]) -> Place:
-    """One shard."""
-    with store.writer(recipe) as writer:
-        for row in rows:
-            writer.add(row)
-        shard = writer.flush()
-    assert shard is not None
-    store.set_current({recipe.stage: recipe.id})
-    return store.folder(recipe.stage, recipe.id) / shard.name
 
 
 def contents(store: Store, stage: str = "clip") -> Contents:

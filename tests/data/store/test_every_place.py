@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 import pytest
 import unreliable
+from one_shard import place_of as write
 from unreliable import Unreliable
 
 from data.errors import DamageError, GoneError, StoreError, UsageError
@@ -65,16 +66,6 @@ def shaky(monkeypatch: pytest.MonkeyPatch, scratch: Path) -> Iterator[Place]:
     Unreliable.clear()
     yield place_of("unreliable://folder/store")
     Unreliable.clear()
-
-
-def write(store: Store, recipe: Recipe, rows: list[Row]) -> Place:
-    with store.writer(recipe) as writer:
-        for row in rows:
-            writer.add(row)
-        shard = writer.flush()
-    assert shard is not None
-    store.set_current({recipe.stage: recipe.id})
-    return store.folder(recipe.stage) / shard.name
 
 
 def test_files_are_written_listed_moved_and_removed(place: Place) -> None:

@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from one_shard import write
 
 from data.annotations import Annotation
 from data.errors import StoreError, UsageError
 from data.grid import Grid
-from data.store import CatalogueEntry, Recipe, Row, ShardRef, Store
+from data.store import CatalogueEntry, Recipe, Row, Store
 from data.store.files import atomic_write
 from data.store.place import Place
 from data.video.types import VideoFacts
@@ -32,16 +33,6 @@ def place(every_place: Place) -> Place:
 
 def facts(duration_s: float = 12.0) -> VideoFacts:
     return VideoFacts(duration_s, 25.0, 300, 64, 48, 0, "h264", "yuv420p", 1234, False, 0)
-
-
-def write(store: Store, recipe: Recipe, rows: list[Row]) -> ShardRef:
-    with store.writer(recipe) as writer:
-        for row in rows:
-            writer.add(row)
-        shard = writer.flush()
-    assert shard is not None
-    store.set_current({recipe.stage: recipe.id})
-    return shard
 
 
 def test_a_store_is_made_once_and_opened_again(tmp_path: Path) -> None:
@@ -308,7 +299,9 @@ def test_a_damaged_catalogue_says_how_it_is_made_again(store: Store) -> None:
 
 def test_annotations_are_kept_by_split(store: Store) -> None:
     rows = [
-        Annotation(7, "a red ball", "v1", 12.5, ((0.0, 2.0),), (0,), ((1.0, 2.0),), {"scene": 3}),
+        Annotation(
+            7, "a red ball", "v1", 12.5, ((0.0, 2.0),), (0,), ((1.0, 2.0),), extra={"scene": 3}
+        ),
         Annotation("x8", "nothing is known", "v1"),
     ]
     store.save_annotations("val", rows)
