@@ -138,6 +138,7 @@ class MomentDataset:
     Args:
         store: the store.
         split: a split with annotations in the store.
+        rows: which queries of the split are wanted; None takes all.
         streams: stages whose per-clip array (of the same name) is part of `video`, in order.
         narratives: whether samples carry the narrative.
         events: whether samples carry pseudo-events.
@@ -155,6 +156,7 @@ class MomentDataset:
         store: Store,
         split: str,
         *,
+        rows: Sequence[Annotation] | None = None,
         streams: Sequence[str] = ("slowfast", "clip"),
         narratives: bool = False,
         events: bool = False,
@@ -173,7 +175,7 @@ class MomentDataset:
             _check_stream(self._video_readers[name])
         self._widths = [_width(self._video_readers[name], name) for name in self.streams]
         self._buffers = Buffers()
-        rows = store.annotations(split)
+        rows = store.annotations(split) if rows is None else rows
         self.missing = self._find_missing(rows)
         if self.missing and require == "all":
             raise StoreError(_missing_message(store, split, self.missing))
@@ -355,19 +357,28 @@ class _Fitted:
 
 
 def _fit(row: Annotation, grid: Grid) -> _Fitted:
-    """The annotation without what lies outside the grid."""
+    """The annotation without what lies outside the grid.
+
+    Scored clips that are not the grid's all stay: what of them the grid shares counts.
+    """
     end_s = grid.n * grid.clip_len_s
     windows = row.windows or ()
     inside = [window for window in windows if window[0] < end_s - _SLACK_S]
     scored = list(zip(row.clip_ids or (), row.saliency or (), strict=True))
-    kept = [(id, scores) for id, scores in scored if id < grid.n]
+    clipped = sum(end > end_s + _SLACK_S for _, end in inside)
     fitted = replace(
         row,
         windows=None if row.windows is None else tuple((a, min(b, end_s)) for a, b in inside),
+    )
+    if row.clip_spans_s is not None:
+        outside = sum(start >= end_s for start, _ in row.clip_spans_s)
+        return _Fitted(fitted, clipped, len(windows) - len(inside), outside)
+    kept = [(id, scores) for id, scores in scored if id < grid.n]
+    fitted = replace(
+        fitted,
         clip_ids=None if row.clip_ids is None else tuple(id for id, _ in kept),
         saliency=None if row.saliency is None else tuple(scores for _, scores in kept),
     )
-    clipped = sum(end > end_s + _SLACK_S for _, end in inside)
     return _Fitted(fitted, clipped, len(windows) - len(inside), len(scored) - len(kept))
 
 

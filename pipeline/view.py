@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.annotations import DATASETS, dataset_of, load_annotations
+from data.annotations.mend import MendReport, mended
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from data.identity import check_id
@@ -35,14 +36,22 @@ class View:
     """False where `--limit` or `--share` leaves inputs out: no complete recipe comes of them."""
     everything: Corpus | None = None
     """All inputs, of which `--share` takes some; None without a share."""
+    mending: Mapping[str, MendReport] = field(default_factory=dict)
+    """What was done to the moments of each split, so that they can be used."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user does not get, and how to get it."""
-        return tuple(
+        """What a user does not get, and how to get it; what was changed."""
+        left_out = (
             f"{name}: left out, the config has no queries; add `annotations: {{train: FILE}}`"
             for name in self.left_out
         )
+        changed = (
+            f"annotations of '{split}': {sentence}"
+            for split, report in self.mending.items()
+            for sentence in report.sentences()
+        )
+        return (*left_out, *changed)
 
 
 def look(
@@ -61,7 +70,7 @@ def look(
     """
     if config.store is None:
         raise UsageError("no store is given; add `store: FOLDER` to the config, or --set store=...")
-    annotations = _read_annotations(config)
+    annotations, mending = _mended(_read_annotations(config), config)
     options = config.stage_options
     left_out = () if asked or annotations else _over_queries(options)
     wanted = {name: each for name, each in options.items() if name not in left_out}
@@ -81,7 +90,7 @@ def look(
     some = all_ if share is None else share_of(all_, share)
     everything = all_ if share is not None and all_ == corpus else None
     whole = some == corpus
-    return View(program, some, annotations, config.store, left_out, whole, everything)
+    return View(program, some, annotations, config.store, left_out, whole, everything, mending)
 
 
 def share_of(corpus: Corpus, share: str) -> Corpus:
@@ -134,9 +143,26 @@ def _read_annotations(config: PipelineConfig) -> dict[str, list[Annotation]]:
     splits = {split: load_annotations(name, path) for split, path in config.annotations.items()}
     for split, rows in splits.items():
         check_id(split, what="split of `annotations`")
-        if any(row.saliency is not None for row in rows):
+        if any(row.saliency is not None and row.clip_spans_s is None for row in rows):
             _check_saliency_grid(name, config.annotations[split], config.clip_len_s)
     return splits
+
+
+def _mended(
+    splits: Mapping[str, list[Annotation]], config: PipelineConfig
+) -> tuple[dict[str, list[Annotation]], dict[str, MendReport]]:
+    """All splits with moments that can be used, and what was done for it."""
+    usable: dict[str, list[Annotation]] = {}
+    reports: dict[str, MendReport] = {}
+    for split, rows in splits.items():
+        usable[split], reports[split] = mended(rows)
+        if not usable[split]:
+            told = "; ".join(reports[split].sentences())
+            raise UsageError(
+                f"the annotations {config.annotations[split]} hold no query that can be used: "
+                f"{told}; see `trainer lint`"
+            )
+    return usable, reports
 
 
 def _check_saliency_grid(dataset: str, file: Path, clip_len_s: float) -> None:

@@ -32,8 +32,9 @@ class BlindBaseline:
     """Windows and saliency by position alone.
 
     Args:
-        windows: (W, 3) of (start, end, score), start and end in [0, 1] of the grid, best first;
-            the score is the share of training moments that this window covers first.
+        windows: (W, 3) of (start, end, score), start and end in [0, 1] of the grid, best first,
+            none where no training query has a moment; the score is the share of training moments
+            that this window covers first.
         saliency: (BINS,) mean training label by relative position.
     """
 
@@ -48,6 +49,9 @@ class BlindBaseline:
             truths: ground truth of the training queries.
             count: number of windows.
         """
+        saliency = _mean_by_position([each.saliency for each in truths])
+        if not any(len(each.spans) for each in truths):
+            return cls(np.zeros((0, 3)), saliency)
         centre, width = np.concatenate([each.spans for each in truths]).astype(np.float64).T
         moments = np.stack([centre - width / 2, centre + width / 2], axis=1)
         edges = np.arange(BINS + 1) / BINS
@@ -65,7 +69,7 @@ class BlindBaseline:
             rows.append([*candidates[best], gains[best] / len(moments)])
             left &= iou[best] == 0
             iou[best] = 0.0
-        return cls(np.asarray(rows), _mean_by_position([each.saliency for each in truths]))
+        return cls(np.asarray(rows), saliency)
 
     def predict(self, query: QueryInfo) -> Prediction:
         """The same windows for every query, in seconds of its video."""
@@ -78,7 +82,7 @@ class BlindBaseline:
             query.query,
             query.video_id,
             tuple((start, end, score) for start, end, score in scaled.tolist()),
-            tuple(saliency.tolist()),
+            query.saliency(saliency.tolist()),
         )
 
 

@@ -17,10 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.annotations import Ratings
 from data.annotations.types import Annotation
 from data.dataset import Sample, Together
 from data.grid import Grid
+from models.retrieval.parts.losses import MAX_LABEL
 from models.retrieval.types import Batch, Side, Targets
+from training.labelled_clips import on_grid
 from training.task import MomentBatch, QueryInfo
 
 __all__ = [
@@ -38,6 +41,9 @@ __all__ = [
 
 NARRATIVE = "narrative"
 """Name of the narrative among the side streams of a batch."""
+
+SUMS = Ratings()
+"""Labels are sums over the annotators, as in QVHighlights."""
 
 
 @dataclass(frozen=True)
@@ -67,35 +73,53 @@ class QueryTruth:
 
     Args:
         spans: (G, 2) float32 moments as (centre, width) in [0, 1] of the grid.
-        saliency: (L,) float32 label summed over annotators; without labels 1 inside of a moment.
+        saliency: (L,) float32 label, 0 where not annotated; without labels 1 inside of a moment.
         in_moment: (L,) bool, whether the clip's centre lies in a moment.
         hard_pair: (most, least) salient clip inside of the moments; None without saliency labels,
             and where all labels inside are equal, because then no clip should outrank another
             (the public loader pairs such clips by position).
+        labelled: (L,) bool, clips that have a label, where the annotation has labels and says
+            nothing about moments (highlight detection only); None where it says which they are.
     """
 
     spans: NDArray[np.float32]
     saliency: NDArray[np.float32]
     in_moment: NDArray[np.bool_]
     hard_pair: tuple[int, int] | None
+    labelled: NDArray[np.bool_] | None = None
 
     @classmethod
-    def of(cls, annotation: Annotation, clips: int, clip_len_s: float) -> QueryTruth | None:
-        """Ground truth on the first `clips` clips; None if the annotation has none."""
-        if annotation.windows is None:
+    def of(
+        cls, annotation: Annotation, clips: int, clip_len_s: float, ratings: Ratings = SUMS
+    ) -> QueryTruth | None:
+        """Ground truth on the first `clips` clips; None if the annotation has none.
+
+        Args:
+            annotation: the query.
+            clips, clip_len_s: of the grid.
+            ratings: how the scores of annotators become labels.
+        """
+        found = _labels(annotation, clips, clip_len_s, ratings)
+        saliency, labelled = found or (None, None)
+        if annotation.windows is None and saliency is None:
             return None
         total_s = clips * clip_len_s
-        edges = np.asarray(annotation.windows, np.float64).reshape(-1, 2).clip(0.0, total_s)
+        edges = np.asarray(annotation.windows or (), np.float64).reshape(-1, 2).clip(0.0, total_s)
         edges = edges[edges[:, 1] > edges[:, 0]]
         in_moment = _clips_inside(edges, clips, clip_len_s)
-        saliency = _summed(annotation, clips)
         spans = np.stack([edges.mean(axis=1), edges[:, 1] - edges[:, 0]], axis=1) / total_s
         return cls(
             spans=spans.astype(np.float32),
             saliency=in_moment.astype(np.float32) if saliency is None else saliency,
             in_moment=in_moment,
             hard_pair=None if saliency is None else _hard_pair(saliency, in_moment),
+            labelled=labelled if annotation.windows is None else None,
         )
+
+    @property
+    def has_moments(self) -> bool:
+        """Whether it is known which moments answer the query."""
+        return self.labelled is None
 
     def chosen_spans(self, draw: Draw, qid: int | str) -> NDArray[np.float32]:
         """(G, 2) with G at most `max_windows`, in their order."""
@@ -108,7 +132,11 @@ class QueryTruth:
         """Two (positive, negative) pairs of clips for the margin loss, None where there is none.
 
         With saliency labels the hard pair and a random (inside, outside) one, else two random.
+        Without moments one of the clips with the highest label against one with the lowest, as the
+        public loaders of TVSum and YouTube Highlights pair them; they always take the same two.
         """
+        if self.labelled is not None:
+            return [_extremes(self.saliency, self.labelled, draw.numbers(qid)), None]
         inside, outside = np.flatnonzero(self.in_moment), np.flatnonzero(~self.in_moment)
         if not len(inside) or not len(outside):
             return [self.hard_pair, None]
@@ -121,7 +149,10 @@ class QueryTruth:
 
 
 def collate(
-    together: Together, draw: Draw | None, truths: Sequence[QueryTruth | None] | None = None
+    together: Together,
+    draw: Draw | None,
+    truths: Sequence[QueryTruth | None] | None = None,
+    ratings: Ratings = SUMS,
 ) -> MomentBatch:
     """One batch of samples.
 
@@ -129,10 +160,11 @@ def collate(
         together: with the same streams, padded to the longest.
         draw: how targets are drawn; None leaves them out.
         truths: of the samples, if somebody made them already.
+        ratings: how the scores of annotators become labels, if nobody did.
     """
     samples = together.samples
     if draw is not None and truths is None:
-        truths = [truth_of(each) for each in samples]
+        truths = [truth_of(each, ratings) for each in samples]
     infos = tuple(query_info(each.annotation, each.grid) for each in samples)
     qids = [each.qid for each in infos]
     side, events, event_mask = side_streams(samples)
@@ -150,9 +182,9 @@ def collate(
     return MomentBatch(tensors, infos)
 
 
-def truth_of(sample: Sample) -> QueryTruth | None:
+def truth_of(sample: Sample, ratings: Ratings = SUMS) -> QueryTruth | None:
     """Ground truth of a sample; None if it has none."""
-    return QueryTruth.of(sample.annotation, len(sample.video), sample.grid.clip_len_s)
+    return QueryTruth.of(sample.annotation, len(sample.video), sample.grid.clip_len_s, ratings)
 
 
 def side_streams(
@@ -185,6 +217,7 @@ def targets_of(truths: Sequence[tuple[int | str, QueryTruth | None]], draw: Draw
         negative=indices[..., 1],
         pair_mask=torch.tensor([[pair is not None for pair in row] for row in pairs]),
         in_moment=pad([truth.in_moment for _, truth in known])[0],
+        has_moments=_known_moments([truth for _, truth in known]),
     )
 
 
@@ -208,7 +241,24 @@ def pad(rows: Sequence[NDArray[Any]], *, at_least: int = 0) -> tuple[Tensor, Ten
 
 def query_info(query: Annotation, grid: Grid) -> QueryInfo:
     """The facts of a query that a prediction must carry."""
-    return QueryInfo(query.qid, query.query, query.video_id, grid)
+    return QueryInfo(query.qid, query.query, query.video_id, grid, _scored_spans(query, grid))
+
+
+def _scored_spans(query: Annotation, grid: Grid) -> tuple[tuple[float, float], ...] | None:
+    """Spans of the clips that the dataset scores, None where those are all of the grid.
+
+    Where every clip of a video was rated, and the grid has one more because the video lasts a bit
+    longer than its rated clips (133 s of TVSum: 66 clips, the grid has 67), there are no more.
+    """
+    if query.windows is not None or query.clip_ids is None or query.duration_s is None:
+        return query.clip_spans_s
+    count, length_s = len(query.clip_ids), grid.clip_len_s
+    all_rated = query.clip_ids == tuple(range(count)) and count == round(
+        query.duration_s / length_s
+    )
+    if query.clip_spans_s is not None or not all_rated or count >= grid.n:
+        return query.clip_spans_s
+    return tuple((i * length_s, (i + 1) * length_s) for i in range(count))
 
 
 def video_numbers(video_ids: Sequence[str]) -> Tensor:
@@ -241,14 +291,45 @@ def _clips_inside(edges: NDArray[np.float64], clips: int, clip_len_s: float) -> 
     return inside
 
 
-def _summed(annotation: Annotation, clips: int) -> NDArray[np.float32] | None:
+def _labels(
+    annotation: Annotation, clips: int, clip_len_s: float, ratings: Ratings
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]] | None:
+    """(L,) label of each clip and (L,) whether it has one; None without saliency."""
     if annotation.saliency is None or annotation.clip_ids is None:
         return None
-    out = np.zeros(clips, np.float32)
-    for clip, scores in zip(annotation.clip_ids, annotation.saliency, strict=True):
+    labels = [_label(scores, ratings) for scores in annotation.saliency]
+    if annotation.clip_spans_s is not None:
+        values = np.asarray(labels, np.float64)
+        found, labelled = on_grid(values, annotation.clip_spans_s, clips, clip_len_s)
+        return found.astype(np.float32), labelled
+    out, labelled = np.zeros(clips, np.float32), np.zeros(clips, bool)
+    for clip, label in zip(annotation.clip_ids, labels, strict=True):
         if 0 <= clip < clips:
-            out[clip] = sum(scores)
-    return out
+            out[clip], labelled[clip] = label, True
+    return out, labelled
+
+
+def _label(scores: Sequence[float], ratings: Ratings) -> float:
+    total = sum(scores) - ratings.lowest * len(scores)
+    return total if ratings.full is None else total * MAX_LABEL / ratings.full
+
+
+def _known_moments(truths: Sequence[QueryTruth]) -> Tensor | None:
+    """(B,) bool; None if it is true of all."""
+    known = [truth.has_moments for truth in truths]
+    return None if all(known) else torch.tensor(known)
+
+
+def _extremes(
+    saliency: NDArray[np.float32], labelled: NDArray[np.bool_], numbers: Sequence[int]
+) -> tuple[int, int] | None:
+    """One of the most and one of the least salient clips; None if all labels are equal."""
+    places = np.flatnonzero(labelled)
+    labels = saliency[places]
+    if not len(places) or labels.max() == labels.min():
+        return None
+    high, low = places[labels == labels.max()], places[labels == labels.min()]
+    return int(high[numbers[0] % len(high)]), int(low[numbers[1] % len(low)])
 
 
 def _hard_pair(

@@ -32,6 +32,16 @@ class DataGroup(Group):
 
     store: PlaceOption = Field(description="Folder or URL that `pipeline run` wrote to.")
     train: str = Field("train", description="Split to train on.")
+    hold_out: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training videos that is not trained on: the split 'held_out'.",
+    )
+    where: dict[str, Any] = Field(
+        default_factory=dict,
+        description="Only queries with these values (or one of a list) of other fields of a row.",
+    )
     streams: tuple[str, ...] = Field(
         ("slowfast", "clip"), min_length=1, description="Per-clip features, in this order."
     )
@@ -108,13 +118,19 @@ class EvalGroup(Group):
     """When and how predictions are scored."""
 
     split: str = Field("val", description="Split that chooses the best epoch.")
+    where: dict[str, Any] | None = Field(
+        None, description="As data.where, for the split that is scored; null: data.where."
+    )
     metrics: str | None = Field(
-        None, description="Whose official metrics; null: those of the store's dataset."
+        None, description="Which evaluator; null: the usual one of the store's dataset."
     )
     mode: Literal["official", "strict"] = Field(
         "official", description="As the published evaluator, or with its quirks mended."
     )
-    select: str = Field("MR-full-mAP", description="Brief metric that chooses the best epoch.")
+    select: str | None = Field(
+        None,
+        description="Brief metric that chooses the best epoch; null: what public code chooses by.",
+    )
     every: int = Field(1, ge=1, description="Epochs between two evaluations; the last always.")
     batch_size: int = Field(100, ge=1, description="Queries per forward pass.")
     round_to_clip: bool | None = Field(

@@ -19,10 +19,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from data.annotations import Ratings
 from data.annotations.types import Annotation
 from data.dataset import Sample, Together
 from models.retrieval.types import Batch, Side
 from training.batch import (
+    SUMS,
     Draw,
     QueryTruth,
     collate,
@@ -109,7 +111,11 @@ class Queries(Protocol):
 
 
 def hold(
-    samples: Samples, device: torch.device, cache: Cache = "auto", workers: int = 0
+    samples: Samples,
+    device: torch.device,
+    cache: Cache = "auto",
+    workers: int = 0,
+    ratings: Ratings = SUMS,
 ) -> Queries:
     """Choose how a split is held.
 
@@ -119,13 +125,14 @@ def hold(
         cache: "device": all features in the memory of `device`; "none": read for each batch;
             "auto": the first if it fits, which `about` of the result says.
         workers: threads that read, where features are not held.
+        ratings: how the scores of annotators become labels.
     """
     needed, free = _bytes_needed(samples), _free_memory(device)
     fits = needed <= SHARE_OF_FREE_MEMORY * free
     sizes = f"about {needed / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free on {device}"
     if cache == "device" or (cache == "auto" and fits):
-        return ResidentQueries(samples, device, sizes)
-    return StreamedQueries(samples, device, workers, sizes)
+        return ResidentQueries(samples, device, sizes, ratings)
+    return StreamedQueries(samples, device, workers, sizes, ratings)
 
 
 class ResidentQueries:
@@ -135,9 +142,12 @@ class ResidentQueries:
         samples: read once, from first to last.
         device: where the tensors live.
         sizes: half a sentence for `about`.
+        ratings: how the scores of annotators become labels.
     """
 
-    def __init__(self, samples: Samples, device: torch.device, sizes: str = "") -> None:
+    def __init__(
+        self, samples: Samples, device: torch.device, sizes: str = "", ratings: Ratings = SUMS
+    ) -> None:
         self.device = device
         videos: dict[str, int] = {}
         shown: list[Sample] = []
@@ -151,7 +161,7 @@ class ResidentQueries:
             texts.append(sample.text)
             video_rows.append(videos[info.video_id])
             self._infos.append(info)
-            self._truths.append(truth_of(sample))
+            self._truths.append(truth_of(sample, ratings))
         self._video_rows = np.asarray(video_rows)
         self._clips = np.asarray([len(each.video) for each in shown])
         self._words = np.asarray([len(each) for each in texts])
@@ -228,13 +238,19 @@ class StreamedQueries:
         device: where batches go.
         workers: number of threads; 0 is one that reads a batch when it is asked for.
         sizes: half a sentence for `about`.
+        ratings: how the scores of annotators become labels.
     """
 
     def __init__(
-        self, samples: Samples, device: torch.device, workers: int, sizes: str = ""
+        self,
+        samples: Samples,
+        device: torch.device,
+        workers: int,
+        sizes: str = "",
+        ratings: Ratings = SUMS,
     ) -> None:
         self.device = device
-        self._samples, self._workers = samples, workers
+        self._samples, self._workers, self._ratings = samples, workers, ratings
         self._truths: dict[int, QueryTruth | None] = {}
         self.about = f"features are read for each batch by {workers} workers ({sizes})"
 
@@ -269,7 +285,7 @@ class StreamedQueries:
     def _truth(self, row: int, sample: Sample) -> QueryTruth | None:
         """Made once for each query: it does not depend on the epoch."""
         if row not in self._truths:
-            self._truths[row] = truth_of(sample)
+            self._truths[row] = truth_of(sample, self._ratings)
         return self._truths[row]
 
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import torch
 
 from data.annotations.types import Annotation
-from data.errors import UsageError
 from training.data import Order, Queries
-from training.metrics import METRICS, Mode, Scores
+from training.metrics import METRICS, Measured, Mode, Scores
 from training.predictions import in_order, rounded
 from training.task import MomentTask, Prediction
 
-__all__ = ["Evaluation", "Validator", "check_disjoint", "predict", "score"]
+__all__ = ["Evaluation", "Validator", "measure", "predict"]
 
 
 @dataclass(frozen=True)
@@ -25,29 +24,28 @@ class Evaluation:
     predictions: Sequence[Prediction]
 
 
-def score(
+def measure(
     annotations: Sequence[Annotation],
     predictions: Sequence[Prediction],
     *,
     metrics: str,
     clip_len_s: float,
     mode: Mode = "official",
-    extended: bool = False,
-) -> Scores:
-    """Scores of predictions, which must answer every annotated query exactly once.
+) -> Measured:
+    """What a metric finds out about predictions, which must answer every query exactly once.
 
     Args:
         annotations: queries with ground truth.
         predictions: in any order.
-        metrics: whose official metrics, a name of `METRICS`.
-        clip_len_s, mode, extended: see `training.metrics.Metric`.
+        metrics: a name of `METRICS`.
+        clip_len_s, mode: see `training.metrics.Metric`.
 
     Raises:
         UsageError: unknown metrics, or predictions of other queries.
     """
     metric = METRICS.get(metrics)
     answers = in_order(annotations, predictions)
-    return metric(annotations, answers, clip_len_s=clip_len_s, mode=mode, extended=extended)
+    return metric(annotations, answers, clip_len_s=clip_len_s, mode=mode)
 
 
 def predict(task: MomentTask, queries: Queries, order: Order) -> list[Prediction]:
@@ -77,35 +75,3 @@ class Validator:
         """Predictions for the whole split, and their scores."""
         predictions = predict(self.task, self.queries, self.order)
         return Evaluation(self.score(predictions), predictions)
-
-
-def check_disjoint(
-    trained: Sequence[Annotation], scored: Sequence[Annotation], split: str, *, allow: bool
-) -> str | None:
-    """Refuse to score a model on videos that it was trained on.
-
-    Args:
-        trained: annotations of the training split.
-        scored: annotations of the split to score.
-        split: its name, for the message.
-        allow: only describe the overlap.
-
-    Returns:
-        A sentence about the overlap that was allowed; None if there is none.
-
-    Raises:
-        UsageError: videos are shared and `allow` is off.
-    """
-    shared = sorted({each.video_id for each in trained} & {each.video_id for each in scored})
-    if not shared:
-        return None
-    fact = (
-        f"{len(shared)} videos of split '{split}' are in the training split too "
-        f"(first: {shared[0]})"
-    )
-    if not allow:
-        raise UsageError(
-            f"{fact}; scores on them say nothing about other videos. Choose a split that is "
-            "disjoint by video, or pass --allow-overlap"
-        )
-    return f"{fact}; allowed by --allow-overlap"

@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from data.annotations import PostProcessing
 from data.errors import UsageError
 from models.retrieval import RetrievalModel, create_model
-from models.retrieval.decode import Decoding, windows
+from models.retrieval.decode import Decoding, Window, windows
 from models.retrieval.types import Batch, Predictions, StepContext
 from training.batch import NARRATIVE
 from training.config import EvalGroup, ModelGroup
@@ -33,6 +33,7 @@ class RetrievalTask:
         decoding: how spans become windows.
         precision: "float32", or the autocast type of forward passes.
         compile: whether `torch.compile` works on the training step.
+        moments: whether the model was shown moments; if not, it predicts none.
         world: processes that share the gradients.
     """
 
@@ -44,10 +45,11 @@ class RetrievalTask:
         device: torch.device,
         precision: str = "float32",
         compile: bool = False,
+        moments: bool = True,
         world: World = ALONE,
     ) -> None:
         self.model: RetrievalModel = model
-        self._decoding = decoding
+        self._decoding, self._moments = decoding, moments
         self._device = device
         self._autocast = PRECISIONS[precision]
         self._step: nn.Module = _TrainingStep(model)
@@ -76,19 +78,24 @@ class RetrievalTask:
         with self._precision():
             found: Predictions = self.model(batch.tensors)
         clips = batch.tensors.video_mask.sum(dim=1).tolist()
+        ranked = self._windows(found, batch, clips) if self._moments else [()] * len(clips)
+        saliency = found.saliency.float().tolist()
+        return [
+            Prediction(each.qid, each.query, each.video_id, moments, each.saliency(scores[:n]))
+            for each, moments, scores, n in zip(batch.queries, ranked, saliency, clips, strict=True)
+        ]
+
+    def _windows(
+        self, found: Predictions, batch: MomentBatch, clips: Sequence[int]
+    ) -> Sequence[tuple[Window, ...]]:
         grid_s = [n * each.grid.clip_len_s for n, each in zip(clips, batch.queries, strict=True)]
-        ranked = windows(
+        return windows(
             found,
             grid_s=grid_s,
             duration_s=[each.grid.duration_s for each in batch.queries],
             clip_len_s=[each.grid.clip_len_s for each in batch.queries],
             how=self._decoding,
         )
-        saliency = found.saliency.float().tolist()
-        return [
-            Prediction(each.qid, each.query, each.video_id, moments, tuple(scores[:n]))
-            for each, moments, scores, n in zip(batch.queries, ranked, saliency, clips, strict=True)
-        ]
 
     def _precision(self) -> torch.autocast:
         return torch.autocast(self._device.type, self._autocast, enabled=self._autocast is not None)

@@ -2,14 +2,18 @@
 
     config.yaml                 the whole configuration, defaults included
     environment.json            versions, device, processes, recipe ids of the features, and how
-                                many queries of each split were left out for lack of features
+                                many queries of each split were left out for lack of features;
+                                `selected_by`: the metric that chooses the best epoch; `moments`:
+                                whether the training split has any
+    trained_on.json             the videos, recordings and queries of the training split
+                                (`training.trained_on`)
     left_out.json               which videos and queries those are, by split and stage, where
                                 `--require any` left some out
     history.jsonl               one line per epoch: epoch (from 1), step, lr, losses {name: mean},
                                 seconds, val {brief metrics} or null where it was not evaluated
     tensorboard/                the same as scalars
     checkpoints/last.pt         where `--resume` continues
-    checkpoints/best.pt         the epoch that `eval.select` chose
+    checkpoints/best.pt         the epoch that `selected_by` chose
     predictions/val-best.jsonl  its predictions for the evaluation split, submission format
     metrics.json                there when the run is finished: {"best": scores, "last": scores,
                                 "selected_by": name, "epoch_best": n, "epoch_last": n,
@@ -150,6 +154,26 @@ class Run:
         return self._checkpoint_path("last").is_file()
 
     @property
+    def selected_by(self) -> str:
+        """The brief metric that chooses the best epoch.
+
+        Raises:
+            UsageError: neither the configuration nor `environment.json` says.
+        """
+        found = self.config.eval.select or self.about.get("selected_by")
+        if not isinstance(found, str):
+            raise UsageError(
+                f"'{self.path / 'environment.json'}' should say by which metric the best epoch is "
+                "chosen ('selected_by') and does not; take it from a copy, or train again"
+            )
+        return found
+
+    @property
+    def shows_moments(self) -> bool:
+        """Whether the model was shown moments; runs of before there was a question were."""
+        return bool(self.about.get("moments", True))
+
+    @property
     def predictions_path(self) -> Path:
         """Predictions of the best epoch."""
         return self.path / "predictions" / "val-best.jsonl"
@@ -177,7 +201,7 @@ class Run:
         return {
             "best": best.get("scores"),
             "last": last.get("scores"),
-            "selected_by": self.config.eval.select,
+            "selected_by": self.selected_by,
             "epoch_best": best.get("epoch"),
             "epoch_last": last.get("epoch"),
             "mode": self.config.eval.mode,
@@ -190,7 +214,8 @@ class Run:
 
 def _trained_as(config: TrainerConfig) -> dict[str, Any]:
     """What the weights of a run mean nothing without."""
-    data = config.data.model_dump(include={"train", "streams", "narratives", "events"})
+    chosen = {"train", "hold_out", "where", "streams", "narratives", "events"}
+    data = config.data.model_dump(include=chosen)
     flat = {f"data.{key}": value for key, value in data.items()}
     return flat | {f"model.{key}": value for key, value in config.model.model_dump().items()}
 

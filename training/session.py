@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 
 import torch
 
 from data.annotations import DATASETS, dataset_of
+from data.annotations.leakage import Seen
+from data.annotations.lint import sheet_of
 from data.annotations.types import Annotation
-from data.dataset import MomentDataset, missing_sentences
-from data.errors import UsageError, nearest
+from data.errors import StoreError, UsageError
 from data.store import Store
-from data.store.place import anchored
+from data.store.place import anchored, text_of
 from training.baselines import BlindBaseline
-from training.batch import QueryTruth, query_info
-from training.config import DataGroup, TrainerConfig
+from training.batch import QueryTruth
+from training.checks import faults_told, lengths_in, refuse_overlap
+from training.config import TrainerConfig
 from training.data import Order, Queries, hold
 from training.distributed import ALONE, World, device_of
-from training.evaluate import Validator, check_disjoint, predict, score
+from training.evaluate import Validator, measure, predict
 from training.loop import Loop, Progress, Reporter, Stop
-from training.metrics import Scores
+from training.metrics import Measured, Scores
 from training.predictions import rounded
+from training.rehearsal import rehearse
 from training.retrieval_task import RetrievalTask, build_model, decoding_of
 from training.run import Run, Which, environment
 from training.schedule import make_schedule
-from training.task import Prediction, QueryInfo
+from training.selection import rows_of
+from training.split import Split, Tell
+from training.task import Prediction
+from training.trained_on import TrainedOn, recall, remember
 
 __all__ = [
     "Session",
@@ -39,9 +45,6 @@ __all__ = [
     "predict_untrained",
 ]
 
-Tell = Callable[[str], None]
-"""Says a sentence to the user."""
-
 MAY_CHANGE = {
     "data.store",
     "data.cache",
@@ -51,61 +54,6 @@ MAY_CHANGE = {
     "loop.save_every",
 }
 """Options with which a run may be resumed differently: where and how long, not what."""
-
-
-@dataclass(frozen=True)
-class Split:
-    """One split of a store.
-
-    Args:
-        name: of the split.
-        samples: the queries that have their features.
-        annotations: of the same queries, untouched: what predictions are scored against.
-    """
-
-    name: str
-    samples: MomentDataset
-    annotations: Sequence[Annotation]
-
-    @classmethod
-    def open(cls, store: Store, config: DataGroup, name: str, tell: Tell) -> Split:
-        """Open a split and say what was cut or left out.
-
-        Raises:
-            UsageError: no such split.
-            StoreError: rows are missing and `data.require` is "all".
-        """
-        stages = store.stages()
-        for stream in config.streams:
-            if stream not in stages:
-                raise UsageError(
-                    f"data.streams: '{stream}' is not in {store.path}; {nearest(stream, stages)}"
-                )
-        for side, asked in (("narratives", config.narratives), ("events", config.events)):
-            if asked and side not in stages:
-                raise UsageError(
-                    f"data.{side}=true, but {store.path} holds no {side}; make them with "
-                    f"`pipeline run --stage {side}`"
-                )
-        samples = MomentDataset(
-            store,
-            name,
-            streams=config.streams,
-            narratives=config.narratives,
-            events=config.events,
-            require=config.require,
-            max_clips=config.max_clips,
-            max_tokens=config.max_tokens,
-        )
-        for sentence in [*samples.report.sentences(), *missing_sentences(samples.missing)]:
-            tell(f"split '{name}': {sentence}")
-        kept = {each.qid for each in samples.annotations}
-        return cls(name, samples, [each for each in store.annotations(name) if each.qid in kept])
-
-    def infos(self) -> list[QueryInfo]:
-        """What a prediction must carry, for every query; reads no features."""
-        rows = self.samples.annotations
-        return [query_info(each, self.samples.grid(each.video_id)) for each in rows]
 
 
 class Session:
@@ -122,12 +70,19 @@ class Session:
         self.tell = tell
         self.world = world
         self.store = Store.open(config.data.store)
+        self._rows: dict[str, list[Annotation]] = {}
         self.dataset = dataset_of(self.store.dataset)
         if self.dataset.name != self.store.dataset:
             tell(
                 f"dataset '{self.store.dataset}' has no scoring of its own here "
                 f"({', '.join(DATASETS)} have): predictions are not rounded, and the metrics are "
                 "those of QVHighlights, unless eval.round_to_clip and eval.metrics say otherwise"
+            )
+        usual_s, clip_len_s = self.dataset.clip_len_s, self.store.clip_len_s
+        if usual_s not in (None, clip_len_s):
+            tell(
+                f"{self.store.path} has clips of {clip_len_s:g} s; figures of papers on "
+                f"'{self.dataset.name}' are of clips of {usual_s:g} s"
             )
         self.device = device_of(config.loop.device)
         if config.loop.precision == "float16" and self.device.type == "cpu":
@@ -137,8 +92,24 @@ class Session:
             )
 
     def split(self, name: str) -> Split:
-        """A split of the store, with its features."""
-        return Split.open(self.store, self.config.data, name, self.tell)
+        """A split of the store, or what `data.hold_out` took from one, with its features."""
+        return Split.open(self.store, self.config.data, name, self.rows(name), self.tell)
+
+    def rows(self, name: str) -> list[Annotation]:
+        """The queries of a split that the configuration asks for, as the store has them."""
+        if name not in self._rows:
+            data, scored = self.config.data, self.config.eval.where
+            where, option = data.where, "data.where"
+            if name != data.train and scored is not None:
+                where, option = scored, "eval.where"
+            found = rows_of(self.store, name, data.train, data.hold_out, where, option)
+            self._rows[name] = found
+        return self._rows[name]
+
+    @cached_property
+    def shows_moments(self) -> bool:
+        """Whether the training split has moments; a model of another one predicts none."""
+        return any(each.windows is not None for each in self.rows(self.config.data.train))
 
     @cached_property
     def train(self) -> Split:
@@ -148,12 +119,18 @@ class Session:
     def hold(self, split: Split) -> Queries:
         """The features of a split, on the device if they fit."""
         data = self.config.data
-        queries = hold(split.samples, self.device, data.cache, data.workers)
+        ratings = self.dataset.ratings
+        queries = hold(split.samples, self.device, data.cache, data.workers, ratings)
         self.tell(f"split '{split.name}': {queries.about}")
         return queries
 
-    def task(self, split: Split) -> RetrievalTask:
-        """The model at its seeded initialisation, for the feature widths of `split`."""
+    def task(self, split: Split, *, moments: bool = True) -> RetrievalTask:
+        """The model at its seeded initialisation, for the feature widths of `split`.
+
+        Args:
+            split: any split.
+            moments: whether it is or was shown moments.
+        """
         loop = self.config.loop
         torch.manual_seed(loop.seed)
         model = build_model(self.config.model, split.samples).to(self.device)
@@ -163,6 +140,7 @@ class Session:
             device=self.device,
             precision=loop.precision,
             compile=loop.compile,
+            moments=moments,
             world=self.world,
         )
 
@@ -170,26 +148,79 @@ class Session:
         """All queries of a split as they come."""
         return Order(len(split.samples), self.config.eval.batch_size, shuffle=False)
 
-    def score(
-        self, split: Split, predictions: Sequence[Prediction], *, extended: bool = False
-    ) -> Scores:
-        """Scores of predictions for a split, whoever made them."""
-        chosen = self.config.eval
-        return score(
+    @property
+    def metrics(self) -> str:
+        """Which evaluator scores: the configured one, or the dataset's usual one."""
+        return self.config.eval.metrics or self.dataset.metrics[0]
+
+    def measure(self, split: Split, predictions: Sequence[Prediction]) -> Measured:
+        """What the metrics find out about predictions for a split, whoever made them."""
+        return measure(
             split.annotations,
             predictions,
-            metrics=chosen.metrics or self.dataset.name,
+            metrics=self.metrics,
             clip_len_s=self.store.clip_len_s,
-            mode=chosen.mode,
-            extended=extended,
+            mode=self.config.eval.mode,
         )
 
-    def check_disjoint(self, split: Split, *, allow: bool) -> None:
-        """Refuse a split that shares videos with the training split."""
-        trained = self.store.annotations(self.config.data.train)
-        note = check_disjoint(trained, split.annotations, split.name, allow=allow)
+    def score(self, split: Split, predictions: Sequence[Prediction]) -> Scores:
+        """Scores of predictions for a split."""
+        return self.measure(split, predictions).scores()
+
+    def check_disjoint(self, split: Split, *, allow: bool, run: Run | None = None) -> None:
+        """Refuse a split that shares videos, or recordings, with what was trained on.
+
+        Args:
+            split: what is to be scored.
+            allow: only say so.
+            run: whose training, wherever it was; None: the configured training split.
+        """
+        note = refuse_overlap(
+            split.annotations,
+            self.trained_on.seen if run is None else self._seen_by(run, allow=allow),
+            scored_name=f"split '{split.name}'",
+            source_of=self.dataset.source_of,
+            allow=allow,
+        )
         if note:
             self.tell(note)
+
+    @cached_property
+    def trained_on(self) -> TrainedOn:
+        """The configured training split."""
+        name = self.config.data.train
+        return TrainedOn.of(self.rows(name), name, self.store.dataset, self.dataset.source_of)
+
+    def _seen_by(self, run: Run, *, allow: bool) -> Seen:
+        known = recall(run.path)
+        if known is not None:
+            return known.seen
+        unknown = f"'{run.path}' is of a version that did not write down what it was trained on"
+        train, splits = self.config.data.train, self.store.splits()
+        if train in splits:
+            self.tell(f"{unknown}; taking it for split '{train}' of {self.store.path}")
+            return self.trained_on.seen
+        if not allow:
+            raise UsageError(
+                f"{unknown}, and {self.store.path} has no split '{train}' to take for it; check "
+                "yourself that no video is shared and pass --allow-overlap, or train again"
+            )
+        return Seen()
+
+    def tell_faults(self, split: Split) -> None:
+        """Say which errors the annotations of a split have; training and scoring go on."""
+        file = split.name if split.name in self.store.splits() else self.config.data.train
+        path = text_of(self.store.path / "annotations" / f"{file}.jsonl")
+        try:
+            lengths_s = lengths_in(self.store)
+        except StoreError as error:
+            self.tell(f"{error}; durations were not compared with those of the videos")
+            lengths_s = {}
+        name, clip_len_s = f"split '{split.name}'", self.store.clip_len_s
+        sheet = sheet_of(split.annotations, name, self.dataset, clip_len_s, lengths_s)
+        told = faults_told(sheet, f"trainer lint {shlex.quote(path)}")
+        if told:
+            self.tell(told)
 
 
 def fit(
@@ -229,18 +260,23 @@ def fit(
     session = Session(config, tell, world)
     split = session.split(config.eval.split)
     session.check_disjoint(split, allow=allow_overlap)
-    task = session.task(session.train)
-    _rehearse(session, split)
+    for each in (session.train, split):
+        session.tell_faults(each)
+    task = session.task(session.train, moments=session.shows_moments)
+    measure_split = partial(session.measure, split)
+    selected_by = rehearse(session.train, split, measure_split, config.eval.select)
     queries = session.hold(session.train)
     validator = Validator(
         task, session.hold(split), session.order(split), partial(session.score, split)
     )
 
     about = environment(session.device, world.size, session.train.samples.recipes)
+    about |= {"selected_by": selected_by, "moments": session.shows_moments}
     about["queries_left_out"] = {
         each.name: each.samples.report.dropped_queries for each in (session.train, split)
     }
     run = _open_run(out, config, about, resume=resume, world=world)
+    _remember(session, run)
     if world.leads:
         run.keep_left_out({each.name: each.samples.missing for each in (session.train, split)})
     loop = _loop(session, task, queries, validator, run, stop)
@@ -256,6 +292,26 @@ def fit(
         return run, loop.fit(progress)
 
 
+def _remember(session: Session, run: Run) -> None:
+    """Keep what is trained on; a run can only be continued on the same."""
+    now, world = session.trained_on, session.world
+    known = recall(run.path) if world.leads and run.has_checkpoint else None
+    before = world.share(known and (known.split, known.queries, known.sha256))
+    if before and before[2] != now.sha256:
+        raise UsageError(
+            f"'{run.path}' was trained on other annotations: split '{before[0]}' had {before[1]:,} "
+            f"queries, '{now.split}' has {now.queries:,}, and they are not the same. Put the old "
+            "ones back, or start a new run with --out"
+        )
+    if world.leads and not before:
+        if run.has_checkpoint:
+            session.tell(
+                f"'{run.path}' did not write down what it was trained on until now; taking it for "
+                f"split '{now.split}'"
+            )
+        remember(run.path, now)
+
+
 def predict_run(session: Session, run: Run, split: Split, which: Which) -> list[Prediction]:
     """Predictions of a trained run for a split, with or without ground truth."""
     task = _trained(session, run, split, which)
@@ -264,14 +320,20 @@ def predict_run(session: Session, run: Run, split: Split, which: Which) -> list[
 
 def predict_untrained(session: Session, split: Split) -> list[Prediction]:
     """Predictions of the model at its initialisation."""
-    return predict(session.task(split), session.hold(split), session.order(split))
+    task = session.task(split, moments=session.shows_moments)
+    return predict(task, session.hold(split), session.order(split))
 
 
 def predict_blind(session: Session, split: Split) -> list[Prediction]:
     """Predictions of the moment prior of the training split."""
     grid = session.train.samples.grid
     truths = [
-        QueryTruth.of(each, grid(each.video_id).n, grid(each.video_id).clip_len_s)
+        QueryTruth.of(
+            each,
+            grid(each.video_id).n,
+            grid(each.video_id).clip_len_s,
+            session.dataset.ratings,
+        )
         for each in session.train.samples.annotations
     ]
     blind = BlindBaseline.fit([each for each in truths if each is not None])
@@ -282,7 +344,7 @@ def _trained(session: Session, run: Run, split: Split, which: Which) -> Retrieva
     changed = _changed(run.about["features"], split.samples.recipes)
     if changed:
         session.tell(f"the features are not those of the training: {changed}")
-    task = session.task(split)
+    task = session.task(split, moments=run.shows_moments)
     with _explained(run):
         task.model.load_state_dict(run.checkpoint(which, session.device)["model"])
     return task
@@ -337,7 +399,7 @@ def _loop(
         optimizer=torch.optim.AdamW(trainable, lr=optim.lr, weight_decay=optim.weight_decay),
         rate=rate,
         epochs=loop.epochs,
-        select=config.eval.select,
+        select=run.selected_by,
         keeper=run,
         device=session.device,
         eval_every=config.eval.every,
@@ -349,28 +411,6 @@ def _loop(
         world=world,
         stop=stop,
     )
-
-
-def _rehearse(session: Session, split: Split) -> None:
-    """Find faults of the annotations before training, by scoring made-up predictions."""
-    blind = [each.qid for each in session.train.annotations if not each.windows]
-    if blind:
-        raise UsageError(
-            f"{len(blind)} queries of split '{session.train.name}' have no ground-truth moment "
-            f"(first: {blind[0]}); nothing can be learned from them"
-        )
-    made_up = [
-        Prediction(each.qid, each.query, each.video_id, ((0.0, 1.0, 1.0),), (0.0,) * each.grid.n)
-        for each in split.infos()
-    ]
-    select, brief = session.config.eval.select, session.score(split, made_up)["brief"]
-    if select not in brief:
-        raise UsageError(f"eval.select: unknown metric '{select}'; {nearest(select, brief)}")
-    if brief[select] is None:
-        raise UsageError(
-            f"eval.select={select}: no query of split '{split.name}' counts in this metric; "
-            "choose another, e.g. MR-full-mAP"
-        )
 
 
 def _open_run(

@@ -11,18 +11,35 @@ from torch import Tensor, nn
 
 from data.grid import Grid
 from models.retrieval.types import Batch, StepContext
+from training.labelled_clips import on_labelled_clips
 
 __all__ = ["MomentBatch", "MomentTask", "Prediction", "QueryInfo"]
 
 
 @dataclass(frozen=True)
 class QueryInfo:
-    """What a prediction must know about its query and video."""
+    """What a prediction must know about its query and video.
+
+    Args:
+        qid: id of the query.
+        query: the sentence.
+        video_id: the video.
+        grid: its clips.
+        clip_spans_s: `(start, end)` of the clips that the dataset scores, where those are not
+            the grid's.
+    """
 
     qid: int | str
     query: str
     video_id: str
     grid: Grid
+    clip_spans_s: tuple[tuple[float, float], ...] | None = None
+
+    def saliency(self, scores: Sequence[float]) -> tuple[float, ...]:
+        """Scores of the grid's clips as they are written: for the clips that the dataset scores."""
+        if self.clip_spans_s is None:
+            return tuple(scores)
+        return tuple(on_labelled_clips(scores, self.clip_spans_s, self.grid.clip_len_s))
 
 
 @dataclass(frozen=True)
@@ -45,8 +62,9 @@ class Prediction:
         qid: id of the query as in the annotations.
         query: the sentence.
         video_id: the video.
-        windows: `(start_s, end_s, score)`, best first.
-        saliency: one score per clip of the grid; None for moment-retrieval-only models.
+        windows: `(start_s, end_s, score)`, best first; none from a model that never saw a moment.
+        saliency: one score per clip of the grid, or per labelled clip where the dataset cut its
+            videos in its own way; None for moment-retrieval-only models.
     """
 
     qid: int | str

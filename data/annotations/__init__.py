@@ -2,8 +2,22 @@
 
 from pathlib import Path
 
-from data.annotations import custom, qvhighlights, synthetic  # noqa: F401 (they register themselves)
-from data.annotations.formats import DATASETS, Dataset, PostProcessing, Record, dataset_of
+from data.annotations import (  # noqa: F401 (they register themselves)
+    activitynet_captions,
+    activitynet_cd,
+    activitynet_cg,
+    charades_cd,
+    charades_cg,
+    charades_sta,
+    custom,
+    qvhighlights,
+    synthetic,
+    tacos,
+    tvsum,
+    youtube_highlights,
+)
+from data.annotations.formats import DATASETS, Dataset, PostProcessing, Ratings, Record, dataset_of
+from data.annotations.guess import guess_dataset
 from data.annotations.jsonl import read_jsonl, save_jsonl
 from data.annotations.rows import checked
 from data.annotations.types import Annotation
@@ -13,8 +27,10 @@ __all__ = [
     "Annotation",
     "Dataset",
     "PostProcessing",
+    "Ratings",
     "Record",
     "dataset_of",
+    "guess_dataset",
     "load_annotations",
     "read_jsonl",
     "save_jsonl",

@@ -1,12 +1,14 @@
-"""One's own videos and queries: rows as QVHighlights, nothing done to predictions."""
+"""One's own videos and queries: rows described in docs/datasets.md, nothing done to predictions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from data.annotations.formats import DATASETS, PostProcessing
-from data.annotations.qvhighlights import Row, records_of
+from data.annotations.formats import DATASETS, PostProcessing, Ratings, Sample, stated_beside
+from data.annotations.published import Row, read_rows
 from data.annotations.synthetic import Synthetic
 
 __all__ = ["Custom"]
@@ -23,19 +25,34 @@ class Custom:
     clip_len_s: float | None = None
     post = PostProcessing()
     metrics: tuple[str, ...] = ("mr_hd",)
+    ratings = Ratings()
 
-    def records(self, path: Path) -> Iterator[Row]:
+    def records(self, path: Path) -> Iterator[OwnRow]:
         """The queries of a file."""
-        return records_of(path)
+        return read_rows(path, OwnRow)
 
     def clip_len_at(self, path: Path) -> float:
         """What `dataset.json` beside the file says, else 2 seconds."""
-        stated = (path if path.is_dir() else path.parent) / "dataset.json"
-        return Synthetic().clip_len_at(path) if stated.is_file() else 2.0
+        return Synthetic().clip_len_at(path) if stated_beside(path).is_file() else 2.0
 
     def source_of(self, video_id: str) -> str:
         """The video itself."""
         return video_id
+
+    def claims(self, sample: Sample) -> bool:
+        """Rows with nothing of a public dataset; saliency where its clip length is stated."""
+        as_qvhighlights = {"relevant_windows", "saliency_scores"} <= sample.fields
+        stated = stated_beside(sample.path).is_file()
+        if sample.form != "rows" or not {"qid", "query", "vid"} & sample.fields:
+            return False
+        return "label" not in sample.fields and (stated or not as_qvhighlights)
+
+
+@dataclass(frozen=True)
+class OwnRow(Row):
+    """One line (docs/datasets.md): moments, saliency of clips, both, or neither."""
+
+    required: ClassVar[tuple[str, ...]] = ("qid", "query", "duration", "vid")
 
 
 DATASETS.register(Custom.name)(Custom())

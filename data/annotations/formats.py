@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 from data.annotations.types import Annotation
 from data.registry import Registry
 
-__all__ = ["DATASETS", "Dataset", "PostProcessing", "Record", "dataset_of"]
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "PostProcessing",
+    "Ratings",
+    "Record",
+    "Sample",
+    "dataset_of",
+    "stated_beside",
+]
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,55 @@ class PostProcessing:
 
     clamp_s: tuple[float, float] | None = None
     round_to_s: float | None = None
+
+
+@dataclass(frozen=True)
+class Ratings:
+    """How the scores of a clip's annotators become its one label for training
+    (specs/peers_formats_metrics.md §3.3, `saliency_all_labels`). Metrics read the scores as given.
+
+    Args:
+        lowest: the score that says "not salient at all"; it is subtracted from each.
+        full: sum of what is left for a clip that all annotators rate highest; it becomes the
+            highest label of the ranking losses, 12. None: the sum is the label as it is.
+        highest: the highest score that an annotator can give; None where anybody may choose.
+    """
+
+    lowest: float = 0.0
+    full: float | None = None
+    highest: float | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What the first query of a file shows of its format.
+
+    Args:
+        path: the file.
+        form: one query per line, one object by video, or lines of plain text.
+        video_id: the first video; "" for plain text.
+        first: the first row or entry; empty for plain text.
+    """
+
+    path: Path
+    form: Literal["rows", "videos", "text"]
+    video_id: str = ""
+    first: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def fields(self) -> set[str]:
+        """Names of the fields of the first row or entry that hold something."""
+        return {name for name, value in self.first.items() if value is not None}
+
+    @property
+    def is_captions(self) -> bool:
+        """Whether it has the form of ActivityNet Captions."""
+        return self.form == "videos" and {"duration", "timestamps", "sentences"} <= self.fields
+
+    @property
+    def novelty(self) -> bool:
+        """Whether it says what is new in its sentences."""
+        return bool({"news", "novels"} & self.fields)
 
 
 class Record(Protocol):
@@ -53,12 +111,14 @@ class Dataset(Protocol):
         post: what its official scoring does to predictions.
         metrics: names of the evaluators that its papers use (`training.metrics.METRICS`), the
             usual one first.
+        ratings: how its saliency scores become labels.
     """
 
     name: str
     clip_len_s: float | None
     post: PostProcessing
     metrics: tuple[str, ...]
+    ratings: Ratings
 
     def records(self, path: Path) -> Iterable[Record]:
         """The queries of an annotation file in file order.
@@ -76,6 +136,10 @@ class Dataset(Protocol):
         """The recording that a video was cut from; the video itself where nothing was cut."""
         ...
 
+    def claims(self, sample: Sample) -> bool:
+        """Whether a file may be of this dataset, by its looks (`data.annotations.guess`)."""
+        ...
+
 
 DATASETS: Registry[Dataset] = Registry("dataset")
 """All datasets by name."""
@@ -84,3 +148,8 @@ DATASETS: Registry[Dataset] = Registry("dataset")
 def dataset_of(name: str) -> Dataset:
     """The dataset called `name`, or `custom` for the name of somebody's own; tell the user then."""
     return DATASETS.get(name if name in DATASETS else "custom")
+
+
+def stated_beside(path: Path) -> Path:
+    """Where the clip length of a corpus is stated: `dataset.json` in a folder or beside a file."""
+    return (path if path.is_dir() else path.parent) / "dataset.json"

@@ -7,14 +7,20 @@ most, clips have 2 s, three annotators scored each clip of a moment from 0 to 4.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from data.annotations.formats import DATASETS, PostProcessing
-from data.annotations.jsonl import Fields, read_fields
+from data.annotations.formats import DATASETS, PostProcessing, Ratings, Sample, stated_beside
+from data.annotations.published import Row, read_rows
 from data.annotations.types import Annotation
 
-__all__ = ["QVHighlights", "Row", "records_of"]
+__all__ = ["QVHighlights", "RatedRow"]
+
+_CUT = re.compile(r"(.+)_[0-9]+\.[0-9]+_[0-9]+\.[0-9]+")
+"""With the point: `kitchen_1_2` is a name that people give to videos of their own."""
 
 
 class QVHighlights:
@@ -24,10 +30,11 @@ class QVHighlights:
     clip_len_s: float | None = 2.0
     post = PostProcessing(clamp_s=(0.0, 150.0), round_to_s=2.0)
     metrics: tuple[str, ...] = ("mr_hd",)
+    ratings = Ratings(highest=4.0)
 
-    def records(self, path: Path) -> Iterator[Row]:
+    def records(self, path: Path) -> Iterator[RatedRow]:
         """The queries of a file, with ground truth or without."""
-        return records_of(path)
+        return read_rows(path, RatedRow)
 
     def clip_len_at(self, path: Path) -> float:
         """2 s, wherever the file lies."""
@@ -35,28 +42,28 @@ class QVHighlights:
         return 2.0
 
     def source_of(self, video_id: str) -> str:
-        """The YouTube id: videos are called `{youtube_id}_{start}_{end}`."""
-        name, _, _ = video_id.rpartition("_")
-        return name.rpartition("_")[0] or video_id
+        """The YouTube id: videos are called `{youtube_id}_{start}_{end}`, as in `x_60.0_210.0`."""
+        cut = _CUT.fullmatch(video_id)
+        return cut[1] if cut else video_id
+
+    def claims(self, sample: Sample) -> bool:
+        """Rows with moments and saliency, beside which nobody states another clip length."""
+        both = {"relevant_windows", "saliency_scores"} <= sample.fields
+        return sample.form == "rows" and both and not stated_beside(sample.path).is_file()
 
 
-class Row(Fields):
+@dataclass(frozen=True)
+class RatedRow(Row):
     """One line. Moments alone, without saliency, are allowed: many files have no more."""
+
+    required: ClassVar[tuple[str, ...]] = ("qid", "query", "duration", "vid")
 
     def annotation(self) -> Annotation:
         """See `Record.annotation`."""
         row = super().annotation()
         if row.saliency is not None and row.windows is None:
             self.refuse("has saliency but lacks 'relevant_windows'")
-        if row.windows == ():
-            self.refuse("'relevant_windows' is empty; a query has at least one moment")
         return row
-
-
-def records_of(path: Path) -> Iterator[Row]:
-    """The queries of a file in this format."""
-    for each in read_fields(path):
-        yield Row(each.path, each.line, each.text, ("qid", "query", "duration", "vid"))
 
 
 DATASETS.register(QVHighlights.name)(QVHighlights())

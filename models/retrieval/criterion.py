@@ -48,7 +48,7 @@ class SpanGIoUTerm(LossTerm):
 
 
 class LabelTerm(LossTerm):
-    """Foreground against background.
+    """Foreground against background, for samples of which the moments are known.
 
     Args:
         weight: factor in the sum.
@@ -65,7 +65,10 @@ class LabelTerm(LossTerm):
     def forward(self, outcome: Outcome) -> Tensor:
         """(ℓ,)."""
         return losses.label_cross_entropy(
-            outcome.logits, outcome.is_matched(), background=self.background
+            outcome.logits,
+            outcome.is_matched(),
+            background=self.background,
+            counted=outcome.targets.has_moments,
         )
 
 
@@ -187,7 +190,7 @@ class Criterion(nn.Module):
         if batch.targets is None:
             raise UsageError(
                 "losses need the ground truth, and this batch has no targets; "
-                "train on a split whose annotations have moments"
+                "train on a split whose annotations have moments or saliency"
             )
         outcome = self._outcome(trace, batch, batch.targets, context)
         weighted: dict[str, Tensor] = {}

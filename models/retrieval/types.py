@@ -39,6 +39,8 @@ class Targets:
         negative: (B, P) int64 clip indices for the margin loss, paired with `positive`.
         pair_mask: (B, P) bool; False where a sample has no such pair.
         in_moment: (B, L) bool, whether a clip lies in a ground-truth moment.
+        has_moments: (B,) bool, samples of which the moments are known; None if all are. The
+            others are annotated for highlight detection alone: nothing is background there.
     """
 
     spans: Tensor
@@ -48,6 +50,7 @@ class Targets:
     negative: Tensor
     pair_mask: Tensor
     in_moment: Tensor
+    has_moments: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -148,8 +148,9 @@ def read_predictions(file: Path) -> dict[str, Mapping[str, Any]]:
     """
     found: dict[str, Mapping[str, Any]] = {}
     for where, row in _rows(file, "the predictions"):
-        windows = row.get("pred_relevant_windows")
         saliency = row.get("pred_saliency_scores")
+        # a highlight detector writes no windows
+        windows = row.get("pred_relevant_windows", None if saliency is None else [])
         if not isinstance(windows, list) or not isinstance(saliency, list | None):
             raise UsageError(f"{where}: expected 'pred_relevant_windows' as a list of windows")
         if any(not isinstance(each, list) or len(each) != 3 for each in windows):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.main import get_command
@@ -25,6 +26,11 @@ def _commands(text: str) -> list[str]:
     return [match.group(0).split("#")[0].strip() for match in COMMAND.finditer(joined)]
 
 
+def commands_of(program: Any) -> dict[str, Any]:
+    """The commands of a program or of a group of commands, none of a plain command."""
+    return getattr(program, "commands", {})
+
+
 def test_the_two_commands_stand_within_the_first_25_lines(root: Path) -> None:
     head = (root / "README.md").read_text().splitlines()[:25]
     assert any(line.startswith("make demo") for line in head)
@@ -39,10 +45,13 @@ def test_every_documented_command_and_option_exists(root: Path) -> None:
     commands = [each for file in _documents(root) for each in _commands(file.read_text())]
     assert len(commands) >= 10
     for command in commands:
-        program, verb, *arguments = shlex.split(command)
-        known = programs[program].commands[verb]  # type: ignore[attr-defined]
+        program, *words = shlex.split(command)
+        known = programs[program]
+        while commands_of(known):
+            verb, *words = words
+            known = commands_of(known)[verb]
         options = {option for parameter in known.params for option in parameter.opts}
-        asked = {word for word in arguments if word.startswith("--")}
+        asked = {word for word in words if word.startswith("--")}
         assert asked <= options, f"`{command}` uses {asked - options}, which do not exist"
 
 
@@ -53,7 +62,7 @@ def test_every_command_is_documented(root: Path) -> None:
     told = {tuple(each.split()[:2]) for each in _commands((root / "README.md").read_text())}
     told.add(("pipeline", "demo"))  # as `make demo`
     for program, app in (("pipeline", pipeline.cli.app), ("trainer", training.cli.app)):
-        known = get_command(app).commands  # type: ignore[attr-defined]
+        known = commands_of(get_command(app))
         assert {(program, verb) for verb in known} == {each for each in told if each[0] == program}
 
 

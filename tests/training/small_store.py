@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from data.annotations.types import Annotation
 from data.dataset import Sample, Together
@@ -14,7 +15,7 @@ from data.grid import Grid
 from data.identity import query_id
 from data.store import ItemKey, Recipe, Row, Schema, Store, StreamSpec
 from data.store.place import Place, text_of
-from training.batch import pad
+from training.batch import QueryTruth, pad
 
 CLIPS, WIDTH, WORDS = 12, 16, 3
 CLIP_LEN_S = 2.0
@@ -38,9 +39,9 @@ def annotation(split: str, video: int, rng: np.random.Generator) -> Annotation:
     )
 
 
-def samples(rows: list[Annotation]) -> list[Sample]:
+def samples(rows: list[Annotation], clip_len_s: float = CLIP_LEN_S) -> list[Sample]:
     """Samples of annotations, as a store would give them; a narrative and events included."""
-    return [_sample(row) for row in rows]
+    return [_sample(row, clip_len_s) for row in rows]
 
 
 def together(some: Sequence[Sample]) -> Together:
@@ -51,23 +52,31 @@ def together(some: Sequence[Sample]) -> Together:
     return Together(some, video, text)
 
 
-def _sample(row: Annotation) -> Sample:
+def _sample(row: Annotation, clip_len_s: float) -> Sample:
     rng = np.random.default_rng(list(row.query.encode()))
     direction = rng.standard_normal(WIDTH)
     video = 0.3 * rng.standard_normal((CLIPS, WIDTH))
-    video[list(row.clip_ids or ())] += direction
+    video[_answers(row, clip_len_s)] += direction
     edges = np.arange(CLIPS + 1) / CLIPS
     video = np.concatenate([video, edges[:-1, None], edges[1:, None]], axis=1)
     text = np.tile(direction, (WORDS, 1)) + 0.1 * rng.standard_normal((WORDS, WIDTH))
     return Sample(
         annotation=row,
-        grid=Grid(CLIPS * CLIP_LEN_S, CLIP_LEN_S),
+        grid=Grid(CLIPS * clip_len_s, clip_len_s),
         video=video.astype(np.float32),
         text=text.astype(np.float32),
         narrative=video[:, :WIDTH].astype(np.float32),
         narrative_mask=np.arange(CLIPS) % 4 > 0,
         events=np.asarray([[0.0, 0.5, 0.0], [0.5, 1.0, 0.0]], np.float32),
     )
+
+
+def _answers(row: Annotation, clip_len_s: float) -> NDArray[np.bool_]:
+    """(CLIPS,) clips that answer the query: those with at least half of the highest label."""
+    truth = QueryTruth.of(row, CLIPS, clip_len_s)
+    if truth is None:
+        return np.zeros(CLIPS, bool)
+    return np.asarray(truth.saliency >= max(truth.saliency.max() / 2, 1e-6))
 
 
 def _recipe(stage: str, **arrays: StreamSpec) -> Recipe:
@@ -78,8 +87,16 @@ def _row(id: str, grid: Grid | None, **arrays: Any) -> Row:
     return Row(ItemKey(id, hashlib.sha256(id.encode()).hexdigest()), grid, arrays)
 
 
-def write_store(path: Place, splits: Annotations) -> Store:
-    """A store with the streams `clip` and `slowfast`, narratives, events and queries."""
+def write_store(
+    path: Place,
+    splits: Annotations,
+    dataset: str = "qvhighlights",
+    clip_len_s: float = CLIP_LEN_S,
+) -> Store:
+    """A store with the streams `clip` and `slowfast`, narratives, events and queries.
+
+    Every video has `CLIPS` clips; of several queries on a video the first one gives its features.
+    """
     half = WIDTH // 2
     recipes = {
         "clip": _recipe("clip", clip=StreamSpec((half,), "float16", "clip")),
@@ -96,11 +113,12 @@ def write_store(path: Place, splits: Annotations) -> Store:
         ),
         "queries": _recipe("queries", tokens=StreamSpec((WIDTH,), "float16", "item")),
     }
-    store = Store.create(path, dataset="qvhighlights", clip_len_s=CLIP_LEN_S)
+    store = Store.create(path, dataset=dataset, clip_len_s=clip_len_s)
     writers = {stage: store.writer(recipe) for stage, recipe in recipes.items()}
+    written: set[str] = set()
     for split, rows in splits.items():
         store.save_annotations(split, rows)
-        for sample in samples(rows):
+        for sample in samples(rows, clip_len_s):
             id, grid = sample.annotation.video_id, sample.grid
             assert sample.narrative is not None
             assert sample.events is not None
@@ -113,14 +131,17 @@ def write_store(path: Place, splits: Annotations) -> Store:
                     "coverage": np.ones(CLIPS, np.uint8),
                 },
                 "events": {
-                    "spans_s": sample.events[:, :2].astype(np.float64) * CLIPS * CLIP_LEN_S,
+                    "spans_s": sample.events[:, :2].astype(np.float64) * CLIPS * clip_len_s,
                     "depth": np.zeros(2, np.int32),
                 },
             }
-            for stage, arrays in rows_of.items():
-                writers[stage].add(_row(id, grid, **arrays))
             query = query_id(sample.annotation.query)
-            writers["queries"].add(_row(query, None, tokens=sample.text.astype(np.float16)))
+            if id not in written:
+                for stage, arrays in rows_of.items():
+                    writers[stage].add(_row(id, grid, **arrays))
+            if query not in written:
+                writers["queries"].add(_row(query, None, tokens=sample.text.astype(np.float16)))
+            written |= {id, query}
     for writer in writers.values():
         writer.flush()
     store.set_current({stage: recipe.id for stage, recipe in recipes.items()})

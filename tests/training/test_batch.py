@@ -124,7 +124,8 @@ def test_targets_are_padded_and_point_at_clips_of_the_sample(pair: list) -> None
 
 def test_there_are_no_targets_without_a_draw_or_without_ground_truth(pair: list) -> None:  # type: ignore[type-arg]
     assert collate(together(pair), None).tensors.targets is None
-    hidden = replace(pair[0], annotation=replace(pair[0].annotation, windows=None))
+    bare = replace(pair[0].annotation, windows=None, clip_ids=None, saliency=None)
+    hidden = replace(pair[0], annotation=bare)
     assert collate(together([hidden, pair[1]]), Draw()).tensors.targets is None
 
 

@@ -195,6 +195,7 @@ def test_require_any_trains_on_the_rest_and_lists_everything_that_was_left_out(
 
     out = tmp_path / "predictions.jsonl"
     arguments = ["predict", "--run", str(run), "--split", "train", "--out", str(out)]
+    arguments += ["--allow-overlap"]
     assert CliRunner().invoke(app, [*arguments, "--require", "all"]).exit_code == 1
     assert CliRunner().invoke(app, arguments).exit_code == 0
     assert len(out.read_text().splitlines()) == 24

@@ -6,19 +6,20 @@ per-query results, confidence intervals and paired comparisons exist once, for a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.annotations.types import Annotation
+from data.errors import UsageError
 from data.registry import Registry
 from training.metrics.moments import Mode
 from training.task import Prediction
 
-__all__ = ["METRICS", "Average", "Columns", "Key", "Measured", "Metric", "Number", "Scores"]
+__all__ = ["METRICS", "Average", "Columns", "Key", "Measured", "Metric", "Number", "Scores", "put"]
 
 Scores = dict[str, Any]
 """Nested official names to numbers, or None where no query counts."""
@@ -63,23 +64,36 @@ class Columns:
             return dict.fromkeys(self.keys)
         if values.ndim == 2:
             return dict(zip(self.keys, values.mean(axis=0).tolist(), strict=True))
-        return {key: float(values[:, i].mean()) for i, key in enumerate(self.keys)}
+        found = (np.ascontiguousarray(values[:, i]).mean() for i in range(len(self.keys)))
+        return dict(zip(self.keys, map(float, found), strict=True))
+
+    @property
+    def shares(self) -> Floats:
+        """(Q, C), the mean over annotators where there are any."""
+        return self.values if self.values.ndim == 2 else self.values.mean(axis=2)
 
     def per_query(self) -> Floats:
         """(Q, C), NaN where a query does not count."""
-        values = self.values if self.values.ndim == 2 else self.values.mean(axis=2)
-        return np.where(self.counted[:, None], values, np.nan)
+        return np.where(self.counted[:, None], self.shares, np.nan)
 
     def weighted(self, weights: Floats) -> Floats:
         """(B, C) means with (B, Q) weights of queries, NaN where the weights of all that count
         are 0."""
-        values = self.values if self.values.ndim == 2 else self.values.mean(axis=2)
         chosen = weights[:, self.counted]
         total = chosen.sum(axis=1, keepdims=True)
-        found = chosen @ values[self.counted]
-        return np.asarray(
-            np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0)
-        )
+        found = chosen @ self.shares[self.counted]
+        return np.asarray(np.divide(found, total, out=np.full_like(found, np.nan), where=total > 0))
+
+    def signed(self, signs: Floats) -> Floats:
+        """(B, C) means where query q has (B, Q) `signs` in front; NaN where no query counts."""
+        count = int(self.counted.sum())
+        found = signs[:, self.counted] @ self.shares[self.counted]
+        return np.asarray(found / count if count else np.full_like(found, np.nan))
+
+    def only(self, keys: Collection[Key]) -> Columns:
+        """The columns of these keys."""
+        kept = [i for i, key in enumerate(self.keys) if key in keys]
+        return Columns(tuple(self.keys[i] for i in kept), self.values[:, kept], self.counted)
 
 
 @dataclass(frozen=True)
@@ -130,34 +144,80 @@ class Measured:
         }
         nested: Scores = {"brief": {name: numbers[key] for name, key in self.brief.items()}}
         for key, number in numbers.items():
-            _put(nested, key, number)
+            put(nested, key, number)
         return nested
 
     def weighted(self, weights: Floats) -> dict[Key, Floats]:
         """Every number as a share, (B,) each, with (B, Q) weights of the queries."""
-        found: dict[Key, Floats] = {}
-        for each in self.columns:
-            means = each.weighted(weights)
-            found |= {key: means[:, i] for i, key in enumerate(each.keys)}
+        return self._complete([each.weighted(weights) for each in self.columns])
+
+    def signed(self, signs: Floats) -> dict[Key, Floats]:
+        """Every number as a share, (B,) each, with (B, Q) signs in front of the queries' own."""
+        return self._complete([each.signed(signs) for each in self.columns])
+
+    def table(self) -> dict[Key, Floats]:
+        """Every number for each query by itself, (Q,) shares; NaN where it does not count."""
+        columns = [each.per_query() for each in self.columns]
+        found = _by_key(self.columns, columns)
         for average in self.averages:
-            found[average.key] = np.mean([found[key] for key in average.of], axis=0)
+            parts = np.stack([found[key] for key in average.of])
+            known = ~np.isnan(parts)
+            total, count = np.where(known, parts, 0.0).sum(axis=0), known.sum(axis=0)
+            nothing = np.full_like(total, np.nan)
+            found[average.key] = np.divide(total, count, out=nothing, where=count > 0)
         return found
 
     def per_query(self) -> Iterator[Scores]:
-        """For each query its qid, vid and own shares in [0, 1], None where it does not count."""
-        tables = [(each.keys, each.per_query()) for each in self.columns]
-        for i, row in enumerate(self.annotations):
-            own: dict[Key, float | None] = {}
-            for keys, values in tables:
-                numbers = values[i].tolist()
-                own |= {k: None if v != v else v for k, v in zip(keys, numbers, strict=True)}
-            for average in self.averages:
-                parts = [part for key in average.of if (part := own[key]) is not None]
-                own[average.key] = float(np.mean(parts)) if parts else None
-            nested: Scores = {"qid": row.qid, "vid": row.video_id, "query": row.query}
-            for key, value in own.items():
-                _put(nested, key, value)
-            yield nested
+        """For each query its qid, vid, query and own share of each number of `brief`.
+
+        Shares are in [0, 1], and None where the query does not count.
+        """
+        found = self.summary().table()
+        columns = [found[key].tolist() for key in self.brief.values()]
+        for row, *shares in zip(self.annotations, *columns, strict=True):
+            own = (None if share != share else share for share in shares)
+            yield {
+                "qid": row.qid,
+                "vid": row.video_id,
+                "query": row.query,
+                **dict(zip(self.brief, own, strict=True)),
+            }
+
+    def summary(self) -> Measured:
+        """Only what the numbers of `brief` are made of."""
+        wanted = set(self.brief.values())
+        averages = tuple(each for each in self.averages if each.key in wanted)
+        wanted |= {key for each in averages for key in each.of}
+        columns = [each.only(wanted) for each in self.columns]
+        return replace(
+            self, columns=tuple(each for each in columns if each.keys), averages=averages
+        )
+
+    def minus(self, other: Measured) -> Measured:
+        """What is between two measurements of the same queries by the same metric.
+
+        Numbers that only one of them has are left out.
+
+        Raises:
+            UsageError: the two do not count the same queries.
+        """
+        theirs = {each.keys: each for each in other.columns}
+        columns = tuple(
+            Columns(each.keys, each.values - theirs[each.keys].values, _same(each, theirs))
+            for each in self.columns
+            if each.keys in theirs
+        )
+        known = {key for each in columns for key in each.keys}
+        averages = tuple(each for each in self.averages if known.issuperset(each.of))
+        known |= {each.key for each in averages}
+        brief = {name: key for name, key in self.brief.items() if key in known}
+        return replace(self, columns=columns, averages=averages, brief=brief)
+
+    def _complete(self, columns: Sequence[Floats]) -> dict[Key, Floats]:
+        found = _by_key(self.columns, columns)
+        for average in self.averages:
+            found[average.key] = np.mean([found[key] for key in average.of], axis=0)
+        return found
 
 
 class Metric(Protocol):
@@ -189,7 +249,25 @@ METRICS: Registry[Metric] = Registry("metric")
 """All evaluators; a dataset says which are its own (`Dataset.metrics`)."""
 
 
-def _put(nested: Scores, key: Key, value: float | None) -> None:
+def _by_key(columns: Sequence[Columns], values: Sequence[Floats]) -> dict[Key, Floats]:
+    return {
+        key: numbers[:, i]
+        for each, numbers in zip(columns, values, strict=True)
+        for i, key in enumerate(each.keys)
+    }
+
+
+def _same(one: Columns, others: Mapping[tuple[Key, ...], Columns]) -> NDArray[np.bool_]:
+    if not np.array_equal(one.counted, others[one.keys].counted):
+        raise UsageError(
+            f"{'/'.join(one.keys[0])} counts {one.counted.sum()} queries of one file and others of "
+            "the second; use mode strict, which counts every query"
+        )
+    return one.counted
+
+
+def put(nested: Scores, key: Key, value: object) -> None:
+    """Write a value to its place in the nesting."""
     for name in key[:-1]:
         nested = nested.setdefault(name, {})
     nested[key[-1]] = value

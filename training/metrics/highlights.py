@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from training.metrics.moments import Mode
 from training.metrics.ragged import Ragged
 
-__all__ = ["highlight_ap", "hit_at_one"]
+__all__ = ["highlight_ap", "hit_at_one", "on_grid", "top_clip"]
 
 Floats = NDArray[np.float64]
 
@@ -72,15 +72,22 @@ def hit_at_one(top: NDArray[np.int64], labels: NDArray[np.bool_]) -> NDArray[np.
     """(Q,) whether any annotator finds clip `top` positive; a clip outside of the grid is a miss.
 
     Args:
-        top: (Q,) clip indices.
+        top: (Q,) clip indices, -1 for none.
         labels: (Q, N, A) positive clips by annotator; False outside of the grid.
     """
     queries, width, _ = labels.shape
-    hit = labels[np.arange(queries), np.minimum(top, width - 1)].any(axis=1)
-    return np.asarray(hit & (top < width))
+    hit = labels[np.arange(queries), np.clip(top, 0, width - 1)].any(axis=1)
+    return np.asarray(hit & (top >= 0) & (top < width))
 
 
-def top_clip(scores: Ragged, grid_scores: Floats, mode: Mode) -> NDArray[np.int64]:
-    """(Q,) the clip with the highest score, the first among equals."""
-    given = scores.padded(fill=-np.inf) if mode == "official" else grid_scores
-    return np.asarray(given.argmax(axis=1))
+def top_clip(scores: Ragged, clips: NDArray[np.int64], mode: Mode) -> NDArray[np.int64]:
+    """(Q,) the clip with the highest score, the first among equals; -1 where none has a score.
+
+    Args:
+        scores: as predicted.
+        clips: (Q,) clips of each grid.
+        mode: whether scores past the grid are looked at ("official").
+    """
+    if mode == "strict":
+        scores = scores.where(scores.place < clips[scores.row])
+    return scores.argmax()

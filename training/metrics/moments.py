@@ -6,14 +6,17 @@ quirks included where `mode` is "official" (specs/evaluator_reference.md §4):
 - 0/0 as IoU of two windows without extent, or of an inverted one, is NaN, and NaN passes every
   threshold: such a prediction is a true positive. strict: its IoU is 0.
 - the first ten windows of the list are kept, then sorted by score. strict: sorted, then cut.
-- R1 looks at the window that is listed first, and measures it with the hull of both windows as
-  denominator. strict: at the window of the highest score, with the true IoU.
+- R1 and R5 look at the windows that are listed first, and measure the best pair with the hull of
+  both windows as denominator. strict: at the windows of the highest scores, with the true IoU.
 - a query without predicted windows is left out of the mean of AP, and R1 does not exist for it.
   strict: it counts as a miss in both.
+
+R5 is UniVTG's: the best pair of one of five windows and any true one, where NaN is 0.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,44 +25,53 @@ from numpy.typing import NDArray
 
 from training.metrics.ragged import Ragged
 
-__all__ = ["Mode", "average_precision", "cross_iou", "first_window_iou", "ranked"]
+__all__ = ["Mode", "Ranked", "average_precision", "cross_iou", "listed_iou", "ranked"]
 
 Mode = Literal["official", "strict"]
 
 KEPT_WINDOWS = 10
 """How many windows per query are scored (`max_pred_windows` of the reference)."""
 
+LISTED_WINDOWS = 5
+"""How many windows per query recall may look at."""
+
 Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """Predicted windows of Q queries, at most K each, best first.
+    """Predicted windows of Q queries.
 
     Args:
-        spans: (Q, K, 2) seconds.
+        spans: (Q, K, 2) seconds, best first.
         mask: (Q, K) bool.
-        first: (Q, 2) the window that R1 looks at; zeros where a query has none.
+        listed: (Q, 5, 2) the windows that recall looks at, in its order.
+        listed_mask: (Q, 5) bool.
     """
 
     spans: Floats
     mask: NDArray[np.bool_]
-    first: Floats
+    listed: Floats
+    listed_mask: NDArray[np.bool_]
 
     def rows(self, keep: NDArray[np.bool_]) -> Ranked:
         """Only the queries that `keep` (Q,) marks."""
-        return Ranked(self.spans[keep], self.mask[keep], self.first[keep])
+        return Ranked(self.spans[keep], self.mask[keep], self.listed[keep], self.listed_mask[keep])
 
 
 def ranked(predicted: Ragged, mode: Mode) -> Ranked:
     """Cut and order the predicted windows, rows of `(start_s, end_s, score)`."""
-    kept = KEPT_WINDOWS if mode == "official" else max(int(predicted.counts.max(initial=0)), 1)
-    windows, mask = predicted.padded(kept), predicted.mask(kept)
+    if mode == "strict":
+        predicted = predicted.ordered(-predicted.flat[:, 2])
+    windows, mask = predicted.padded(KEPT_WINDOWS), predicted.mask(KEPT_WINDOWS)
     order = np.argsort(np.where(mask, -windows[..., 2], np.inf), axis=1, kind="stable")
-    best = np.take_along_axis(windows, order[..., None], axis=1)[:, :KEPT_WINDOWS]
-    mask = np.take_along_axis(mask, order, axis=1)[:, :KEPT_WINDOWS]
-    first = windows[:, 0] if mode == "official" else best[:, 0]
-    return Ranked(best[..., :2], mask, first[:, :2])
+    best = np.take_along_axis(windows, order[..., None], axis=1)
+    return Ranked(
+        best[..., :2],
+        np.take_along_axis(mask, order, axis=1),
+        windows[:, :LISTED_WINDOWS, :2],
+        mask[:, :LISTED_WINDOWS],
+    )
 
 
 def cross_iou(predicted: Floats, truth: Floats, mode: Mode) -> Floats:
@@ -98,10 +110,7 @@ def average_precision(
         (Q, T) AP in [0, 1], and (Q,) whether the query counts in the mean.
     """
     result = np.zeros((len(truth.counts), len(thresholds)))
-    # most queries have one or two true windows: groups of similar size keep the arrays small
-    size = np.ceil(np.log2(np.maximum(truth.counts, 1)))
-    for each in np.unique(size):
-        group = size == each
+    for group in _of_similar_size(truth):
         inside, windows = predicted.rows(group), truth.rows(group)
         correct = _match(_comparable_iou(inside, windows, mode), thresholds)
         result[group] = _interpolated(correct, windows.counts)
@@ -109,16 +118,45 @@ def average_precision(
     return result, np.asarray(counts)
 
 
-def first_window_iou(predicted: Ranked, truth: Ragged, mode: Mode) -> Floats:
-    """(Q,) IoU of the window that R1 looks at with the true window that it overlaps most."""
-    first = predicted.first[:, None]
-    iou = cross_iou(first, truth.padded(), mode)[:, 0]
-    iou = np.where(truth.mask(), np.where(np.isnan(iou), np.inf, iou), -1.0)
-    chosen = iou.argmax(axis=1)
+def listed_iou(predicted: Ranked, truth: Ragged, first: int, mode: Mode) -> Floats:
+    """IoU of the best pair of one of the first windows and a true one.
+
+    Args:
+        predicted: of the same Q queries as `truth`.
+        truth: at least one window `(start_s, end_s)` for each query.
+        first: how many windows are looked at: 1 for R1 and mIoU, 5 for R5.
+        mode: see the module.
+
+    Returns:
+        (Q,) in [0, 1]; 0 where nothing is predicted.
+    """
+    result = np.zeros(len(truth.counts))
+    for group in _of_similar_size(truth):
+        result[group] = _best_pair(predicted.rows(group), truth.rows(group), first, mode)
+    return result
+
+
+def _of_similar_size(truth: Ragged) -> Iterator[NDArray[np.bool_]]:
+    """(Q,) bool each: most queries have one or two true windows; in groups arrays stay small."""
+    size = np.ceil(np.log2(np.maximum(truth.counts, 1)))
+    for each in np.unique(size):
+        yield size == each
+
+
+def _best_pair(predicted: Ranked, truth: Ragged, first: int, mode: Mode) -> Floats:
+    listed, windows = predicted.listed[:, :first], truth.padded()
+    iou = cross_iou(listed, windows, mode)
+    # numpy's argmax takes a NaN for the highest, as in R1; UniVTG's R5 writes 0 there
+    iou = np.where(np.isnan(iou), np.inf if first == 1 else 0.0, iou)
+    both = predicted.listed_mask[:, :first, None] & truth.mask()[:, None, :]
+    flat = np.where(both, iou, -1.0).reshape(len(listed), -1)
     if mode == "strict":
-        return np.where(predicted.mask.any(axis=1), iou.max(axis=1), 0.0)
-    window = np.take_along_axis(truth.padded(), chosen[:, None, None], axis=1)[:, 0]
-    return _hull_iou(predicted.first, window)
+        return np.asarray(np.maximum(flat.max(axis=1), 0.0))
+    best = flat.argmax(axis=1)[:, None, None]
+    return _hull_iou(
+        np.take_along_axis(listed, best // windows.shape[1], axis=1)[:, 0],
+        np.take_along_axis(windows, best % windows.shape[1], axis=1)[:, 0],
+    )
 
 
 def _hull_iou(predicted: Floats, truth: Floats) -> Floats:
@@ -132,7 +170,9 @@ def _comparable_iou(predicted: Ranked, truth: Ragged, mode: Mode) -> Floats:
     """(Q, K, G) IoU for matching: -1 at padding, infinity for NaN, true windows last to first.
 
     The reference sorts true windows by ascending IoU, NaN last, and reads the result backwards:
-    NaN comes first, and among equals the last. Reversed windows let `argmax` do the same.
+    NaN comes first, and among equals the last. Reversed windows let `argmax` do the same. That
+    is the reference where numpy sorts in order; with AVX2 or AVX-512 its `argsort` leaves equals
+    in another order on each machine, and so does the reference with more than 16 true windows.
     """
     iou = cross_iou(predicted.spans, truth.padded(), mode)
     iou = np.where(np.isnan(iou), np.inf, iou)

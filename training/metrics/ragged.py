@@ -36,6 +36,12 @@ class Ragged:
         """(M,) the row of each value."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
+    @property
+    def place(self) -> NDArray[np.int64]:
+        """(M,) the place of each value in its row."""
+        starts = np.cumsum(self.counts) - self.counts
+        return np.arange(len(self.flat)) - starts[self.row]
+
     def where(self, keep: NDArray[np.bool_]) -> Ragged:
         """The rows with only those values that `keep` (M,) marks."""
         counts = np.bincount(self.row[keep], minlength=len(self.counts))
@@ -44,6 +50,20 @@ class Ragged:
     def rows(self, keep: NDArray[np.bool_]) -> Ragged:
         """Only the rows that `keep` (Q,) marks."""
         return Ragged(self.flat[keep[self.row]], self.counts[keep])
+
+    def ordered(self, keys: NDArray[np.float64]) -> Ragged:
+        """The values of each row by ascending `keys` (M,); equal keys keep their order."""
+        return Ragged(self.flat[np.lexsort((keys, self.row))], self.counts)
+
+    def argmax(self) -> NDArray[np.int64]:
+        """(Q,) place of the highest value in its row, the first among equals; -1 in empty rows."""
+        highest = np.full(len(self.counts), -np.inf)
+        np.maximum.at(highest, self.row, self.flat)
+        found = np.flatnonzero(self.flat == highest[self.row])
+        place = np.full(len(self.counts), -1, np.int64)
+        # written last to first, so that the first stays
+        place[self.row[found][::-1]] = self.place[found][::-1]
+        return place
 
     def padded(self, width: int | None = None, fill: float = 0.0) -> NDArray[np.float64]:
         """(Q, width, ...) with `fill` after the end of each row; longer rows are cut.
@@ -54,10 +74,9 @@ class Ragged:
         """
         width = int(self.counts.max(initial=0)) if width is None else width
         out = np.full((len(self.counts), width, *self.flat.shape[1:]), fill)
-        starts = np.cumsum(self.counts) - self.counts
-        place = np.arange(len(self.flat)) - starts[self.row]
+        row, place = self.row, self.place
         inside = place < width
-        out[self.row[inside], place[inside]] = self.flat[inside]
+        out[row[inside], place[inside]] = self.flat[inside]
         return out
 
     def mask(self, width: int | None = None) -> NDArray[np.bool_]:

@@ -50,7 +50,9 @@ def span_giou(spans: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     return _mean(1 - overlap(start_end(spans), start_end(targets))[1], mask)
 
 
-def label_cross_entropy(logits: Tensor, matched: Tensor, *, background: float) -> Tensor:
+def label_cross_entropy(
+    logits: Tensor, matched: Tensor, *, background: float, counted: Tensor | None = None
+) -> Tensor:
     """Cross entropy of foreground (matched) against background, plain mean over all queries.
 
     The mean divides by the count and not by the sum of weights, as released.
@@ -59,12 +61,15 @@ def label_cross_entropy(logits: Tensor, matched: Tensor, *, background: float) -
         logits: (..., B, Q, 2), index 0 foreground.
         matched: (..., B, Q) bool.
         background: weight of queries without a moment (`eos_coef`).
+        counted: (B,) bool, samples that the mean is over; None: all.
 
     Returns:
         (...).
     """
     log_p = logits.log_softmax(-1)
     loss = torch.where(matched, -log_p[..., 0], -background * log_p[..., 1])
+    if counted is not None:
+        return _mean(loss, counted.unsqueeze(-1).expand_as(loss))
     return loss.mean((-2, -1))
 
 

@@ -1,0 +1,254 @@
+"""`trainer evaluate` and `trainer compare` on files, as a user meets them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from training.cli import app
+
+Rows = list[dict[str, Any]]
+VAL = ("annotations", "qvhighlights", "highlight_val_release.jsonl")
+
+
+def call(*arguments: Any) -> Result:
+    return CliRunner().invoke(app, [str(each) for each in arguments])
+
+
+def write(path: Path, rows: Rows) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def truth(count: int = 12, first: int = 0) -> Rows:
+    """Two queries per video, each with a moment of 20 s at 10 s."""
+    return [
+        {
+            "qid": qid,
+            "query": f"something {qid}",
+            "vid": f"v{qid // 2}",
+            "duration": 150,
+            "relevant_windows": [[10, 30]],
+        }
+        for qid in range(first, first + count)
+    ]
+
+
+def answers(rows: Rows, shift_s: float = 0.0) -> Rows:
+    """Every third query gets a wrong window, the others one that is shifted."""
+    return [
+        {
+            "qid": row["qid"],
+            "query": row["query"],
+            "vid": row["vid"],
+            "pred_relevant_windows": [
+                [100, 120, 0.5] if row["qid"] % 3 == 0 else [10 + shift_s, 30 + shift_s, 0.5]
+            ],
+        }
+        for row in rows
+    ]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    rows = truth()
+    return {
+        "truth": write(tmp_path / "val.jsonl", rows),
+        "good": write(tmp_path / "good.jsonl", answers(rows)),
+        "poor": write(tmp_path / "poor.jsonl", answers(rows, 9)),
+        "json": tmp_path / "out.json",
+        "rows": tmp_path / "rows.jsonl",
+    }
+
+
+def evaluate(files: dict[str, Path], predictions: Path, *more: Any) -> Result:
+    return call(
+        *("evaluate", "--dataset", "qvhighlights", "--annotations", files["truth"]),
+        *("--predictions", predictions, *more),
+    )
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+@pytest.mark.parametrize("name", ["qd_detr_val", "moment_detr_val"])
+def test_published_predictions_have_the_published_scores_key_for_key(
+    shared: Path, tmp_path: Path, name: str
+) -> None:
+    folder, out = shared / "predictions" / name, tmp_path / "out.json"
+    result = call(
+        *("evaluate", "--dataset", "qvhighlights", "--annotations", shared.joinpath(*VAL)),
+        *("--predictions", folder / "predictions.jsonl", "--json", out),
+    )
+    assert result.exit_code == 0, result.output
+    found, expected = read(out), read(folder / "expected.json")
+    for group, values in expected.items():
+        for key, value in values.items():
+            if isinstance(value, dict):
+                assert {each: found[group][key][each] for each in value} == value
+            else:
+                assert found[group][key] == value
+    assert found["mode"] == "official"
+
+
+def test_a_score_says_how_it_came_about(files: dict[str, Path]) -> None:
+    result = evaluate(files, files["good"], "--json", files["json"])
+    assert result.exit_code == 0, result.output
+    found = read(files["json"])
+    digests = {
+        name: hashlib.sha256(files[name].read_bytes()).hexdigest() for name in ("truth", "good")
+    }
+    assert found["annotations"] == {"file": "val.jsonl", "sha256": digests["truth"]}
+    assert found["predictions"] == {"file": "good.jsonl", "sha256": digests["good"]}
+    assert (found["dataset"], found["metrics"]) == ("qvhighlights", "mr_hd")
+    assert (found["mode"], found["queries"]) == ("official", 12)
+    assert found["brief"]["MR-full-R1@0.5"] == 66.67
+    assert "ci" not in found
+    assert "12 queries, mr_hd, official metrics" in result.output
+
+
+def test_another_evaluator_and_the_strict_mode_are_chosen_and_named(
+    files: dict[str, Path],
+) -> None:
+    evaluate(
+        files,
+        files["good"],
+        *("--metrics", "mr_hd_univtg", "--mode", "strict", "--json", files["json"]),
+    )
+    found = read(files["json"])
+    assert (found["metrics"], found["mode"]) == ("mr_hd_univtg", "strict")
+    assert "MR-full-mAP-key" in found["brief"]
+
+
+def test_intervals_are_shown_and_written_beside_the_scores(files: dict[str, Path]) -> None:
+    result = evaluate(
+        files,
+        files["good"],
+        "--ci",
+        "--ci-samples",
+        200,
+        "--ci-level",
+        0.9,
+        "--json",
+        files["json"],
+    )
+    assert "90 % interval over 6 videos" in result.output
+    found = read(files["json"])
+    assert (found["ci"]["samples"], found["ci"]["level"]) == (200, 0.9)
+    low, high = found["ci"]["brief"]["MR-full-R1@0.5"]
+    assert low < 66.67 < high
+    assert found["ci"]["full"]["MR-R1"]["0.5"] == [low, high]
+    assert found["ci"]["brief"]["MR-long-mAP"] is None
+
+
+def test_one_row_per_query_adds_up_to_the_score(files: dict[str, Path]) -> None:
+    evaluate(files, files["poor"], "--per-query", files["rows"], "--json", files["json"])
+    rows = [json.loads(line) for line in files["rows"].read_text().splitlines()]
+    assert [row["qid"] for row in rows] == list(range(12))
+    assert {row["vid"] for row in rows} == {f"v{video}" for video in range(6)}
+    for name, value in read(files["json"])["brief"].items():
+        shares = [row[name] for row in rows if row[name] is not None]
+        assert (value is None) == (not shares)
+        assert value is None or sum(shares) / len(shares) == pytest.approx(value / 100, abs=1e-4)
+
+
+def test_two_files_are_compared_query_by_query(files: dict[str, Path]) -> None:
+    result = call(
+        *("compare", files["poor"], files["good"], "--dataset", "qvhighlights"),
+        *("--annotations", files["truth"], "--json", files["json"], "--per-query", files["rows"]),
+    )
+    assert result.exit_code == 0, result.output
+    assert "all exchanges of A and B on some of the 6 videos" in " ".join(result.output.split())
+    found = read(files["json"])
+    each = found["brief"]["MR-full-R1@0.5"]
+    # the poor windows overlap 11 of 29 s: IoU 0.38; 8 of 12 queries become right
+    assert (each["a"], each["b"], each["difference"]) == (0, 66.67, 66.67)
+    assert (each["better"], each["worse"], each["equal"]) == (8, 0, 4)
+    # every video has at least one query that changed, so two of 64 flips are as far from 0
+    assert each["p"] == 2 / 64
+    # 14 numbers have a query behind them (no moment is long or short); twelve changed alike
+    assert each["p_holm"] == 14 * 2 / 64
+    assert found["brief"]["MR-full-R1@0.3"]["p_holm"] == 1
+    assert found["brief"]["MR-long-mAP"]["p"] is None
+    assert (found["units"], found["exact"], found["queries"]) == (6, True, 12)
+    assert found["a"]["file"] == "poor.jsonl"
+    rows = [json.loads(line) for line in files["rows"].read_text().splitlines()]
+    assert rows[1]["MR-full-R1@0.5"] == {"a": 0, "b": 1, "difference": 1}
+
+
+def spoiled(rows: Rows, fault: str) -> Rows:
+    """Predictions with one fault."""
+    if fault == "missing":
+        return rows[1:]
+    if fault == "unknown":
+        return [*rows, {**rows[0], "qid": 99}]
+    if fault == "twice":
+        return [*rows, rows[0]]
+    if fault == "another split":
+        return [{**row, "qid": row["qid"] + 1000} for row in rows]
+    if fault == "nan":
+        return [{**rows[0], "pred_relevant_windows": [[0, float("nan"), 1]]}, *rows[1:]]
+    return [{**rows[0], "pred_relevant_windows": []}, *rows[1:]]
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("missing", "1 are missing from the predictions (qid 0)"),
+        ("unknown", "1 are in the predictions but not in the annotations (qid 99)"),
+        ("twice", "qid 0 came before, in line 1; every query is answered once"),
+        (
+            "another split",
+            "None of the 12 query ids match: are these predictions of another split?",
+        ),
+        ("nan", "NaN"),
+        ("no window", "1 queries have no predicted window (first: 0)"),
+    ],
+)
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_predictions_that_are_not_of_these_queries_are_an_error_and_never_a_score(
+    files: dict[str, Path], command: str, fault: str, told: str
+) -> None:
+    write(files["good"], spoiled(answers(truth()), fault))
+    if command == "evaluate":
+        result = evaluate(files, files["good"], "--json", files["json"])
+    else:
+        result = call(
+            *("compare", files["poor"], files["good"], "--dataset", "qvhighlights"),
+            *("--annotations", files["truth"], "--json", files["json"]),
+        )
+    assert result.exit_code == 2, result.output
+    assert told in result.stderr
+    assert "Traceback" not in result.output
+    assert not files["json"].exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--metrics", "mrhd"], "unknown metric 'mrhd'; did you mean 'mr_hd'?"),
+        (["--ci", "--ci-level", "95"], "above 0 and below 1, got 95.0"),
+        (["--ci", "--ci-samples", "3"], "3 samples are too few"),
+        (["--split", "val"], "--split goes with --run or --config, not with --predictions"),
+        (["--json", "."], "--json: '.' is a folder; name a file to write"),
+        (["--per-query", "."], "--per-query: '.' is a folder; name a file to write"),
+    ],
+)
+def test_options_that_make_no_sense_are_told(
+    files: dict[str, Path], options: list[str], told: str
+) -> None:
+    result = evaluate(files, files["good"], *options)
+    assert (result.exit_code, told in result.stderr) == (2, True), result.stderr
+
+
+def test_a_comparison_needs_to_know_the_ground_truth(files: dict[str, Path]) -> None:
+    result = call("compare", files["poor"], files["good"])
+    assert result.exit_code == 2
+    assert "compare needs --annotations FILE and --dataset NAME" in result.stderr

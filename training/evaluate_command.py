@@ -1,0 +1,326 @@
+"""`trainer evaluate`: scores of a file of predictions, of a run, or of a baseline."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from data.annotations import DATASETS, load_annotations
+from data.annotations.jsonl import jsonl_bytes
+from data.annotations.types import Annotation
+from data.errors import UsageError
+from data.terminal import new_table, plain_console
+from training.checks import faults_of_file, refuse_trained_on
+from training.evaluate import measure
+from training.metrics import Measured, Mode, Scores
+from training.metrics.uncertainty import Resampling, Unit, intervals_json
+from training.options import (
+    AnnotationsOption,
+    ConfigOption,
+    DatasetOption,
+    FormatOption,
+    JsonOption,
+    MetricsOption,
+    ModeOption,
+    OverlapOption,
+    PerQueryOption,
+    RequireOption,
+    RunOption,
+    SetOption,
+    WhichOption,
+    answered,
+    check_writable,
+    configuration,
+    settings,
+    tell,
+    write_json,
+    write_rows,
+)
+from training.predictions import read_predictions
+from training.run import Run, Which
+from training.session import Session, Split, predict_blind, predict_run, predict_untrained
+from training.task import Prediction
+
+__all__ = ["GroundTruth", "digest", "evaluate_commands"]
+
+evaluate_commands = typer.Typer()
+
+CiOption = Annotated[bool, typer.Option("--ci", help="Also bootstrap confidence intervals.")]
+CiSamplesOption = Annotated[
+    int, typer.Option("--ci-samples", help="How often the split is drawn again.")
+]
+CiLevelOption = Annotated[float, typer.Option("--ci-level", help="Level of the intervals.")]
+CiUnitOption = Annotated[
+    Unit,
+    typer.Option("--ci-unit", help="What is drawn: videos with all their queries, or queries."),
+]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of everything that is drawn.")]
+
+
+@dataclass(frozen=True)
+class GroundTruth:
+    """A file of annotations and how predictions for it are measured.
+
+    Args:
+        rows: the queries.
+        dataset: whose format the file has.
+        metrics: name of the evaluator.
+        clip_len_s: of the clips that carry saliency.
+        about: what an output says about the file.
+    """
+
+    rows: Sequence[Annotation]
+    dataset: str
+    metrics: str
+    clip_len_s: float
+    about: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, dataset: str, path: Path, metrics: str | None) -> GroundTruth:
+        """Read an annotation file.
+
+        Args:
+            dataset: its format.
+            path: the file.
+            metrics: another evaluator than the usual one of the dataset.
+
+        Raises:
+            UsageError: unknown dataset, or a file that is not of its format.
+        """
+        known = DATASETS.get(dataset)
+        rows = load_annotations(dataset, path)
+        about = {"dataset": dataset, "annotations": digest(path)}
+        return cls(rows, dataset, metrics or known.metrics[0], known.clip_len_at(path), about)
+
+    def measure(self, predictions: Path, mode: Mode, format: str | None = None) -> Measured:
+        """Measure a file of predictions, of the format of that name or as it looks."""
+        return measure(
+            self.rows,
+            read_predictions(predictions, self.rows, format),
+            metrics=self.metrics,
+            clip_len_s=self.clip_len_s,
+            mode=mode,
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """What there is to report.
+
+    Args:
+        title: who made the predictions.
+        measured: what the metric found out.
+        about: further keys of the JSON.
+    """
+
+    title: str
+    measured: Measured
+    about: dict[str, Any] = field(default_factory=dict)
+
+
+@evaluate_commands.command("evaluate")
+@answered
+def evaluate_command(
+    dataset: DatasetOption = None,
+    predictions: Annotated[
+        Path | None, typer.Option("--predictions", help="Predictions to score.")
+    ] = None,
+    format: FormatOption = None,
+    annotations: AnnotationsOption = None,
+    run: RunOption = None,
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    untrained: Annotated[
+        bool, typer.Option("--untrained", help="The model of --config at initialisation.")
+    ] = False,
+    blind: Annotated[
+        bool, typer.Option("--blind", help="The moment prior of --config's training split.")
+    ] = False,
+    split: Annotated[str | None, typer.Option("--split", help="Default: eval.split.")] = None,
+    which: WhichOption = "best",
+    metrics: MetricsOption = None,
+    mode: ModeOption = None,
+    ci: CiOption = False,
+    ci_samples: CiSamplesOption = 2000,
+    ci_level: CiLevelOption = 0.95,
+    ci_unit: CiUnitOption = "video",
+    seed: SeedOption = 0,
+    trained_on: Annotated[
+        list[str] | None,
+        typer.Option("--trained-on", help="Annotations that their model has seen. Repeatable."),
+    ] = None,
+    allow_overlap: OverlapOption = False,
+    require: RequireOption = None,
+    per_query: PerQueryOption = None,
+    json_path: JsonOption = None,
+) -> None:
+    """Score predictions (--predictions), a run (--run), or a baseline (--config).
+
+    The JSON has the official names in the official nesting, and says how they came about.
+    """
+    console = plain_console()
+    check_writable("--json", json_path)
+    check_writable("--per-query", per_query)
+    resampling = Resampling(ci_samples, ci_level, ci_unit, seed) if ci else None
+    _check_choice(
+        {"--predictions": predictions, "--run": run, "--config": config},
+        {
+            "--dataset": (dataset, ["--predictions"]),
+            "--annotations": (annotations, ["--predictions"]),
+            "--format": (format, ["--predictions"]),
+            "--trained-on": (trained_on, ["--predictions"]),
+            "--set": (overrides, ["--run", "--config"]),
+            "--split": (split, ["--run", "--config"]),
+            "--require": (require, ["--run", "--config"]),
+            "--untrained": (untrained, ["--config"]),
+            "--blind": (blind, ["--config"]),
+        },
+    )
+    if predictions is not None:
+        found = _of_file(predictions, annotations, dataset, metrics, mode or "official", format)
+        rows = found.measured.annotations
+        leak = refuse_trained_on(rows, trained_on or (), dataset, allow=allow_overlap)
+        for note in (leak, faults_of_file(rows, str(annotations), str(dataset))):
+            if note:
+                tell(console, note)
+    else:
+        chosen = _chosen(metrics, mode) + settings(overrides, require)
+        opened = Run.open(run, chosen) if run else None
+        loaded = opened.config if opened else configuration(config, chosen, None)
+        session = Session(loaded, functools.partial(tell, console))
+        part = session.split(split or loaded.eval.split)
+        session.check_disjoint(part, allow=allow_overlap, run=opened)
+        session.tell_faults(part)
+        if opened:
+            found = _of_run(session, opened, part, which)
+        else:
+            found = _of_baseline(session, part, untrained=untrained, blind=blind)
+    _report(console, found, resampling, json_path, per_query)
+
+
+def digest(path: Path) -> dict[str, str]:
+    """Name and SHA-256 of a file, so that a reader of a score can tell which one was used."""
+    if not path.is_file():
+        return {"file": path.name}
+    with path.open("rb") as file:
+        return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _chosen(metrics: str | None, mode: Mode | None) -> list[str]:
+    """What --metrics and --mode change of the configuration."""
+    options = {"eval.metrics": metrics, "eval.mode": mode}
+    return [f"{name}={value}" for name, value in options.items() if value]
+
+
+def _check_choice(
+    ways: Mapping[str, object], options: Mapping[str, tuple[object, Sequence[str]]]
+) -> None:
+    """Exactly one way to evaluate, and no option that this way would not look at."""
+    chosen = [name for name, value in ways.items() if value is not None]
+    if len(chosen) != 1:
+        raise UsageError(
+            "evaluate needs one of --predictions FILE, --run RUN and --config FILE, got "
+            + (" and ".join(chosen) or "none")
+        )
+    for name, (value, users) in options.items():
+        if value and chosen[0] not in users:
+            raise UsageError(f"{name} goes with {' or '.join(users)}, not with {chosen[0]}")
+
+
+def _of_file(
+    predictions: Path,
+    annotations: Path | None,
+    dataset: str | None,
+    metrics: str | None,
+    mode: Mode,
+    format: str | None,
+) -> Found:
+    if annotations is None or dataset is None:
+        raise UsageError("evaluate --predictions needs --annotations FILE and --dataset NAME")
+    truth = GroundTruth.read(dataset, annotations, metrics)
+    measured = truth.measure(predictions, mode, format)
+    about = {"mode": mode, "metrics": truth.metrics, **truth.about}
+    return Found(str(predictions), measured, {**about, "predictions": digest(predictions)})
+
+
+def _of_run(session: Session, run: Run, split: Split, which: Which) -> Found:
+    predictions = predict_run(session, run, split, which)
+    title = f"{run.path}, {which} checkpoint, split '{split.name}'"
+    about = {"run": str(run.path), "checkpoint": which, **_about(session, split)}
+    return Found(title, session.measure(split, predictions), about)
+
+
+def _of_baseline(session: Session, split: Split, *, untrained: bool, blind: bool) -> Found:
+    if untrained == blind:
+        raise UsageError("evaluate --config needs one of --untrained and --blind")
+    title, predictions = _baseline(session, split, blind=blind)
+    measured = session.measure(split, predictions)
+    return Found(f"{title}, split '{split.name}'", measured, _about(session, split))
+
+
+def _baseline(session: Session, split: Split, *, blind: bool) -> tuple[str, list[Prediction]]:
+    if blind:
+        return "blind baseline (moment prior)", predict_blind(session, split)
+    return "untrained model", predict_untrained(session, split)
+
+
+def _about(session: Session, split: Split) -> dict[str, Any]:
+    about: dict[str, Any] = {
+        "mode": session.config.eval.mode,
+        "metrics": session.metrics,
+        "dataset": session.store.dataset,
+        "split": split.name,
+        "annotations": {"sha256": hashlib.sha256(jsonl_bytes(split.annotations)).hexdigest()},
+    }
+    if split.samples.report.dropped_queries:
+        about["queries_left_out"] = split.samples.report.dropped_queries
+        about["left_out"] = split.samples.missing
+    return about
+
+
+def _report(
+    console: Console,
+    found: Found,
+    resampling: Resampling | None,
+    json_path: Path | None,
+    per_query: Path | None,
+) -> None:
+    about, measured = found.about, found.measured
+    scores = measured.scores()
+    about["queries"] = len(measured.annotations)
+    if resampling is not None:
+        about["ci"] = intervals_json(measured, resampling)
+    tell(
+        console,
+        f"{found.title}: {about['queries']:,} queries, {about['metrics']}, {about['mode']} metrics",
+    )
+    console.print(_table(scores["brief"], about.get("ci"), measured.number.decimals))
+    if per_query is not None:
+        write_rows(per_query, measured.per_query())
+        tell(console, f"the shares of each query are in {per_query}")
+    if json_path is not None:
+        write_json(json_path, {**scores, **about})
+        tell(console, f"all scores are in {json_path}")
+
+
+def _table(brief: Scores, ci: Scores | None, decimals: int) -> Table:
+    heading = f"{100 * ci['level']:g} % interval over {ci['units']:,} {_plural(ci)}" if ci else ""
+    table = new_table("", "metric", "score>", *([f"{heading}>"] if ci else ()))
+    for name, value in brief.items():
+        pair = ci["brief"][name] if ci else None
+        ends = " to ".join(f"{end:.{decimals}f}" for end in pair or ()) or "-"
+        interval = [ends] if ci else []
+        table.add_row(name, "-" if value is None else f"{value:.{decimals}f}", *interval)
+    return table
+
+
+def _plural(ci: Scores) -> str:
+    return {"video": "videos", "query": "queries"}[str(ci["unit"])]
