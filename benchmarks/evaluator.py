@@ -144,7 +144,7 @@ def made_up_files(scratch: Path) -> tuple[Split, Split]:
     """Random queries of the shape of the real files."""
     rng = np.random.default_rng(0)
     many, few = QUERIES["ActivityNet"], QUERIES["QVHighlights"]
-    truth = [query(qid, rng, rng.integers(1, 5), rng.uniform(60, 150)) for qid in range(few)]
+    truth = [query(qid, rng, int(rng.integers(1, 5)), rng.uniform(60, 150)) for qid in range(few)]
     rated = [row | highlights(row, rng) for row in truth]
     pairs = zip(guesses(rated), rated, strict=True)
     answers = [answer | saliency(rng, row["duration"]) for answer, row in pairs]

@@ -26,9 +26,11 @@ in_both_modes = pytest.mark.parametrize("mode", ["official", "strict"])
 cases = settings(max_examples=25, deadline=None, derandomize=True)
 many_cases = settings(max_examples=100, deadline=None, derandomize=True)
 
-seconds = st.one_of(
-    st.integers(-4, 90).map(lambda n: n / 2), st.integers(0, 9).map(lambda n: 5.0 * n)
-)
+halves = st.integers(-4, 90).map(lambda n: n / 2)
+fives = st.integers(0, 9).map(lambda n: 5.0 * n)
+few = st.integers(0, 6).map(float)
+seconds = st.one_of(halves, fives)
+few_times = st.one_of([st.lists(each, min_size=2, max_size=5) for each in (few, fives, halves)])
 scores = st.integers(-4, 4).map(lambda halves: halves / 2)
 sound_spans = st.tuples(seconds, st.integers(1, 80)).map(lambda at: (at[0], at[0] + at[1] / 2))
 
@@ -76,7 +78,7 @@ def spans_between(times: Sequence[float]) -> st.SearchStrategy[tuple[float, floa
 def query(
     draw: st.DrawFn, qid: int, min_windows: int, max_windows: int, distinct_scores: bool
 ) -> tuple[Annotation, Prediction]:
-    span = spans_between(draw(st.lists(seconds, min_size=2, max_size=5)))
+    span = spans_between(draw(few_times))
     truth = draw(st.lists(span, min_size=1, max_size=5))
     guesses = draw(st.lists(span, min_size=min_windows, max_size=max_windows))
     same_size = {"min_size": len(guesses), "max_size": len(guesses)}
