@@ -24,8 +24,7 @@ from plain_evaluator import Scores, plain_highlights, plain_moments
 from data.annotations import Annotation, load_annotations
 from training.metrics import METRICS, Measured
 from training.metrics.uncertainty import Resampling, intervals
-from training.predictions import in_order, read_predictions
-from training.task import Prediction
+from training.predictions import Prediction, in_order, read_predictions
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("STORYLINE_SHARED", ROOT.parent / "shared"))

@@ -110,16 +110,23 @@ class Report:
     dropped_windows: int = 0
     dropped_clip_ids: int = 0
 
-    def sentences(self) -> list[str]:
-        """One sentence for each thing that happened; [] if nothing did."""
+    def sentences(self, *, targets: bool = True) -> list[str]:
+        """One sentence for each thing that happened; [] if nothing did.
+
+        Args:
+            targets: whether to tell of moments and scored clips, which only training looks at.
+        """
         told = {
             "queries left out, because a stream lacks their video or text": self.dropped_queries,
             "videos cut to the allowed number of clips": self.cut_videos,
             "queries cut to the allowed number of tokens": self.cut_queries,
+        }
+        of_targets = {
             "moments clipped to the end of their video's grid": self.clipped_windows,
             "moments left out, because they begin after the grid ends": self.dropped_windows,
             "scored clips left out, because they are not on the grid": self.dropped_clip_ids,
         }
+        told |= of_targets if targets else {}
         return [f"{count} {what}" for what, count in told.items() if count]
 
 
@@ -138,7 +145,8 @@ class MomentDataset:
     Args:
         store: the store.
         split: a split with annotations in the store.
-        rows: which queries of the split are wanted; None takes all.
+        rows: which queries of the split are wanted; None takes all. Moments as files have them
+            may be reversed or empty: `data.annotations.mend` makes those of training usable.
         streams: stages whose per-clip array (of the same name) is part of `video`, in order.
         narratives: whether samples carry the narrative.
         events: whether samples carry pseudo-events.

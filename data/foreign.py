@@ -7,16 +7,17 @@ later in some other place.
 
 from __future__ import annotations
 
+import codecs
 import json
 import math
 import re
 import reprlib
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from data.errors import UsageError
+from data.errors import UsageError, some
 
 __all__ = [
     "LONGEST_LINE",
@@ -24,6 +25,7 @@ __all__ = [
     "brief",
     "check_plain_file",
     "json_object",
+    "key_names",
     "kind_of_file",
     "read_limited",
     "strict_json",
@@ -47,16 +49,20 @@ _LARGE_NUMBER = re.compile(rf"[0-9]{{{_DIGITS + 1}}}|[0-9][eE]\+?[0-9]{{3}}")
 
 
 def strict_json(text: bytes | str) -> Any:
-    """The value of a JSON text.
+    """The value of a JSON text, without the byte order mark that tools of Windows write.
 
     Raises:
         ValueError: in half a sentence: not JSON, a key twice, not finite, too long, too deep.
     """
     if isinstance(text, bytes):
         text = text.decode()  # a UnicodeDecodeError is a ValueError
+    text = text.removeprefix("\ufeff")
     odd = _LARGE_NUMBER.search(text) is not None
     try:
         value = (_CAREFUL if odd else _STRICT).decode(text)
+    except json.JSONDecodeError as error:
+        line = f" of line {error.lineno}" if error.lineno > 1 else ""
+        raise ValueError(f"{error.msg} at character {error.colno}{line}") from None
     except RecursionError:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
     if text.count("[") + text.count("{") > MAX_DEPTH:
@@ -84,7 +90,7 @@ def json_object(text: bytes, where: str) -> dict[str, Any]:
 
 
 def text_lines(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
-    """Number (from 1) and bytes of every line that is not blank.
+    """Number (from 1) and bytes of every line that is not blank, without a byte order mark.
 
     Args:
         path: a regular file; a pipe or device is refused before it is opened.
@@ -102,13 +108,15 @@ def text_lines(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
                 if len(line) > LONGEST_LINE:
                     raise UsageError(
                         f"{path}, line {number} is longer than the {LONGEST_LINE:,} bytes that are "
-                        "read; write one JSON object per line"
+                        f"read; give {what} with one row per line"
                     )
                 if number > MAX_LINES:
                     raise UsageError(
                         f"{path} has more than the {MAX_LINES:,} lines that {what} may have; "
                         "split it"
                     )
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
                     yield number, line.rstrip(b"\r\n")
     except OSError as error:
@@ -171,6 +179,15 @@ def brief(value: Any, most: int = 120) -> str:
     return text if len(text) <= most else text[:most] + "…"
 
 
+def key_names(keys: Iterable[str], most: int = 10) -> str:
+    """The first few names from outside in order, cut, and how many more there are."""
+    found = sorted(keys)
+    return (
+        some([each if len(each) <= 40 else each[:40] + "…" for each in found[: most + 1]], most)
+        or "none"
+    )
+
+
 _BRIEF = reprlib.Repr()
 _BRIEF.maxlevel = 3
 _BRIEF.maxlist = _BRIEF.maxtuple = _BRIEF.maxdict = _BRIEF.maxset = 10
@@ -204,21 +221,19 @@ def _finite(text: str) -> float:
 
 
 def _check_depth(value: Any) -> None:
-    level = [value]
+    level = [value] if isinstance(value, _NESTS) else []
     for _ in range(MAX_DEPTH + 1):
-        level = [inner for each in level for inner in _members(each)]
+        level = [inner for each in level for inner in _values(each) if isinstance(inner, _NESTS)]
         if not level:
             return
     raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels")
 
 
-def _members(value: Any) -> list[Any]:
-    """What is nested in a value: its lists and objects, and no plain value."""
-    if not isinstance(value, dict | list):
-        return []
-    inner = value.values() if isinstance(value, dict) else value
-    return [each for each in inner if isinstance(each, dict | list)]
+def _values(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value
 
+
+_NESTS = (dict, list)
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
 _CAREFUL = json.JSONDecoder(

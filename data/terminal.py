@@ -15,7 +15,7 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.segment import Segment
 from rich.table import Table
 
-__all__ = ["new_table", "plain_console", "printable", "say", "shortened"]
+__all__ = ["decimals_of", "new_table", "plain_console", "printable", "say", "shortened"]
 
 # C0 without line feed and tab, DEL and C1; the marks that change the reading order and the two odd
 # line ends of Unicode; lone surrogates (names that are not UTF-8), which cannot be printed at all.
@@ -85,3 +85,12 @@ class _PlainRenderable:
 def _printable(segments: Iterable[Segment]) -> Iterable[Segment]:
     for text, style, control in segments:
         yield Segment(text if control else printable(text), style, control)
+
+
+def decimals_of(values: Iterable[float | None]) -> int:
+    """How many decimals a column of rounded numbers needs: those of the longest, at least two.
+
+    Most evaluators give percent with two decimals, those of highlight detection shares with five.
+    """
+    written = [f"{each:.6f}".rstrip("0") for each in values if each is not None]
+    return max([2, *(len(each.partition(".")[2]) for each in written)])

@@ -209,7 +209,7 @@ def _report(out: Path, runs: Sequence[Run], metrics: Sequence[MetricRow]) -> Rep
 
 
 def _narrative_remark(metrics: Sequence[MetricRow]) -> str:
-    plain, told = metrics[0].values[0], metrics[1].values[0]
+    plain, told = (row.scores.get(BRIEF["R1@0.5"]) for row in metrics[:2])
     if plain is None or told is None:
         return "R1@0.5 is missing in one of the runs."
     return (
@@ -223,7 +223,8 @@ def _print_result(
 ) -> None:
     table = new_table("Validation split", "model", *(f"{name}>" for name in BRIEF))
     for row in metrics:
-        table.add_row(row.name, *("–" if v is None else f"{v:.2f}" for v in row.values))
+        values = [row.scores.get(key) for key in BRIEF.values()]
+        table.add_row(row.name, *("–" if v is None else f"{v:.2f}" for v in values))
     console.print(table)
     console.print(f"done in {seconds / 60:.1f} min; report: {report.resolve()}")
 

@@ -122,7 +122,7 @@ class Run:
     def run(self, *, retry_failed: bool = False) -> Result:
         """Work on everything that is missing; with `retry_failed` on what is in quarantine, too."""
         for split, rows in self.view.annotations.items():
-            self.store.save_annotations(split, rows, self.view.mending.get(split))
+            self.store.save_annotations(split, rows)
         names = frozenset(self.view.program.recipes) if retry_failed else frozenset()
         inventory = self._survey(retry=names)
         for note in self.view.notes:

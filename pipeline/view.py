@@ -37,21 +37,21 @@ class View:
     everything: Corpus | None = None
     """All inputs, of which `--share` takes some; None without a share."""
     mending: Mapping[str, MendReport] = field(default_factory=dict)
-    """What was done to the moments of each split, so that they can be used."""
+    """What training will do to the moments of each split; `annotations` are as in the files."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a user does not get, and how to get it; what was changed."""
+        """What a user does not get, and how to get it; what training will change."""
         left_out = (
             f"{name}: left out, the config has no queries; add `annotations: {{train: FILE}}`"
             for name in self.left_out
         )
-        changed = (
-            f"annotations of '{split}': {sentence}"
+        mended = (
+            f"annotations of '{split}', mended for training and strict scores: {sentence}"
             for split, report in self.mending.items()
             for sentence in report.sentences()
         )
-        return (*left_out, *changed)
+        return (*left_out, *mended)
 
 
 def look(
@@ -70,7 +70,8 @@ def look(
     """
     if config.store is None:
         raise UsageError("no store is given; add `store: FOLDER` to the config, or --set store=...")
-    annotations, mending = _mended(_read_annotations(config), config)
+    annotations = _read_annotations(config)
+    mending = _mending(annotations, config)
     options = config.stage_options
     left_out = () if asked or annotations else _over_queries(options)
     wanted = {name: each for name, each in options.items() if name not in left_out}
@@ -148,21 +149,20 @@ def _read_annotations(config: PipelineConfig) -> dict[str, list[Annotation]]:
     return splits
 
 
-def _mended(
+def _mending(
     splits: Mapping[str, list[Annotation]], config: PipelineConfig
-) -> tuple[dict[str, list[Annotation]], dict[str, MendReport]]:
-    """All splits with moments that can be used, and what was done for it."""
-    usable: dict[str, list[Annotation]] = {}
+) -> dict[str, MendReport]:
+    """What training will do to the moments of each split; UsageError if nothing is left of one."""
     reports: dict[str, MendReport] = {}
     for split, rows in splits.items():
-        usable[split], reports[split] = mended(rows)
-        if not usable[split]:
+        usable, reports[split] = mended(rows)
+        if not usable:
             told = "; ".join(reports[split].sentences())
             raise UsageError(
                 f"the annotations {config.annotations[split]} hold no query that can be used: "
                 f"{told}; see `trainer lint`"
             )
-    return usable, reports
+    return reports
 
 
 def _check_saliency_grid(dataset: str, file: Path, clip_len_s: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from packaging.requirements import Requirement
 
 PACKAGES = ("pipeline", "models", "data", "training")
 TRAINER = ("training", "models/retrieval", "data/store", "data/annotations", "data/dataset.py")
@@ -123,6 +125,20 @@ def test_every_requirement_has_an_exact_pin(root: Path) -> None:
     pinned = re.findall(r"^([\w-]+)==", (root / "constraints.txt").read_text(), re.MULTILINE)
     names = {re.split(r"[^A-Za-z0-9_-]", each)[0] for each in wanted}
     assert {plain(name) for name in names} - {plain(name) for name in pinned} == set()
+
+
+def test_what_a_pinned_package_needs_is_pinned_too(root: Path) -> None:
+    """Else two installations of one commit differ; told by what is installed here."""
+    pins = re.findall(r"^([\w.-]+)==", (root / "constraints.txt").read_text(), re.MULTILINE)
+    pinned = {plain(name) for name in pins}
+    assert {
+        f"{each.name} needs {needed.name}"
+        for each in importlib.metadata.distributions()
+        if plain(each.name) in pinned
+        for needed in map(Requirement, each.requires or ())
+        if needed.marker is None or needed.marker.evaluate({"extra": ""})
+        if plain(needed.name) not in pinned
+    } == set()
 
 
 def plain(distribution: str) -> str:

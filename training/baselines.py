@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.batch import QueryTruth
-from training.task import Prediction, QueryInfo
+from training.predictions import Prediction
+from training.task import QueryInfo
 
 __all__ = ["BlindBaseline"]
 

@@ -121,6 +121,14 @@ class QueryTruth:
         """Whether it is known which moments answer the query."""
         return self.labelled is None
 
+    @property
+    def teaches(self) -> bool:
+        """Whether there is anything to find: a moment, or rated clips of different labels."""
+        if self.labelled is None:
+            return len(self.spans) > 0
+        labels = self.saliency[self.labelled]
+        return len(labels) > 0 and bool(labels.max() > labels.min())
+
     def chosen_spans(self, draw: Draw, qid: int | str) -> NDArray[np.float32]:
         """(G, 2) with G at most `max_windows`, in their order."""
         if len(self.spans) <= draw.max_windows:

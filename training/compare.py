@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import UsageError
+from data.errors import UsageError, some
 from training.metrics.base import Key, Measured, Scores
 from training.metrics.uncertainty import CELLS, Interval, Resampling, intervals, unit_index
 
@@ -102,9 +102,14 @@ def compare(a: Measured, b: Measured, test: PairedTest) -> Comparison:
     """Compare two measurements of the same queries by the same metric.
 
     Raises:
-        UsageError: they do not count the same queries.
+        UsageError: they do not count the same queries, or have no number in common.
     """
     both = b.summary().minus(a.summary())
+    if not both.brief:
+        raise UsageError(
+            f"the two files have no number in common: A has {some(list(a.brief), 3)}, B has "
+            f"{some(list(b.brief), 3)}; compare files that answer the same task"
+        )
     index = unit_index(both.annotations, test.resampling.unit)
     shares = both.means()
     bounds = intervals(both, test.resampling)

@@ -9,7 +9,7 @@ import typer
 from rich.table import Table
 
 from data.errors import UsageError
-from data.terminal import new_table, plain_console
+from data.terminal import new_table
 from training.compare import Comparison, Contrast, PairedTest, compare, per_query
 from training.evaluate_command import (
     CiLevelOption,
@@ -18,17 +18,20 @@ from training.evaluate_command import (
     GroundTruth,
     SeedOption,
     digest,
+    tell_mending,
 )
 from training.metrics.uncertainty import Resampling
 from training.options import (
     AnnotationsOption,
     DatasetOption,
+    FormatOption,
     JsonOption,
     MetricsOption,
     ModeOption,
     PerQueryOption,
     answered,
     check_writable,
+    console_beside,
     tell,
     write_json,
     write_rows,
@@ -46,6 +49,7 @@ def compare_command(
     b: Annotated[Path, typer.Argument(metavar="B", help="Predictions that may be better.")],
     dataset: DatasetOption = None,
     annotations: AnnotationsOption = None,
+    format: FormatOption = None,
     metrics: MetricsOption = None,
     mode: ModeOption = None,
     ci_samples: CiSamplesOption = 2000,
@@ -62,7 +66,7 @@ def compare_command(
 
     Differences are B - A, with a paired bootstrap interval and the p of a paired permutation test.
     """
-    console = plain_console()
+    console = console_beside(json_path)
     check_writable("--json", json_path)
     check_writable("--per-query", per_query_path)
     test = PairedTest(Resampling(ci_samples, ci_level, ci_unit, seed), permutations)
@@ -70,12 +74,14 @@ def compare_command(
         raise UsageError("compare needs --annotations FILE and --dataset NAME")
     truth = GroundTruth.read(dataset, annotations, metrics)
     chosen = mode or "official"
-    one, other = (truth.measure(path, chosen) for path in (a, b))
+    one, other = (truth.measure(path, chosen, format) for path in (a, b))
     found = compare(one, other, test)
-    tell(
-        console,
-        f"A is {a}, B is {b}: {len(truth.rows):,} queries, {truth.metrics}, {chosen} metrics",
-    )
+    for name, measured in (("A", one), ("B", other)):
+        for note in measured.notes:
+            tell(console, f"{name}: {note}")
+    queries = len(one.annotations)
+    mended = tell_mending(console, one)
+    tell(console, f"A is {a}, B is {b}: {queries:,} queries, {truth.metrics}, {chosen} metrics")
     console.print(_table(found, test, one.number.decimals))
     tell(console, _explained(found, test))
     if per_query_path is not None:
@@ -88,7 +94,8 @@ def compare_command(
             **truth.about,
             "a": digest(a),
             "b": digest(b),
-            "queries": len(truth.rows),
+            "queries": queries,
+            **mended,
             "level": ci_level,
             "samples": ci_samples,
             "unit": ci_unit,

@@ -9,22 +9,22 @@ from typing import Annotated
 import typer
 
 from data.annotations import Annotation, load_annotations
-from data.errors import UsageError, some
+from data.errors import UsageError
 from data.store.files import atomic_write
 from data.terminal import plain_console
 from training.options import AnnotationsOption, DatasetOption, answered, check_writable, tell
 from training.predictions import (
     FORMATS,
     WRITERS,
+    Prediction,
     PredictionFormat,
     PredictionWriter,
     format_of,
     in_order,
     kept_by,
+    order_note,
     retyped,
-    unsorted,
 )
-from training.task import Prediction
 
 __all__ = ["convert_commands", "converted"]
 
@@ -96,11 +96,7 @@ def converted(
         if changed:
             notes.append(f"{changed} ids have the type of the annotations now: {found[0].qid!r}")
         found = in_order(annotations, found, str(path))
-    if wrong := unsorted(found):
-        notes.append(
-            f"{len(wrong)} queries do not list their best window first "
-            f"({some([f'qid {qid}' for qid in wrong], 3)}); it stays so, and official R1 looks at "
-            "the window listed first"
-        )
+    if disorder := order_note(found):
+        notes.append(f"the order of windows stays as it is: {disorder}")
     kept, lost = kept_by(target, found)
     return kept, notes + [f"format '{target.name}' has no room for {what}" for what in lost]

@@ -1,27 +1,35 @@
-"""Scoring: predictions against annotations, and a model on a split."""
+"""Scoring: predictions against annotations."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
-import torch
-
+from data.annotations.mend import mended
 from data.annotations.types import Annotation
-from training.data import Order, Queries
-from training.metrics import METRICS, Measured, Mode, Scores
-from training.predictions import in_order, rounded
-from training.task import MomentTask, Prediction
+from data.errors import UsageError
+from training.metrics import METRICS, Measured, Mode
+from training.predictions import Prediction, in_order
 
-__all__ = ["Evaluation", "Validator", "measure", "predict"]
+__all__ = ["Found", "measure"]
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Scores, and the predictions that earned them, rounded as in a submission."""
+class Found:
+    """What there is to report.
 
-    scores: Scores
-    predictions: Sequence[Prediction]
+    Args:
+        title: who made the predictions.
+        measured: what the metric found out.
+        about: further keys of the JSON.
+        aliases: see `Measured`; for files of other tools, which may come with scores of theirs.
+    """
+
+    title: str
+    measured: Measured
+    about: dict[str, Any] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
 
 
 def measure(
@@ -34,44 +42,27 @@ def measure(
 ) -> Measured:
     """What a metric finds out about predictions, which must answer every query exactly once.
 
+    "official" scores the queries as they are; "strict" mends their moments first and leaves out
+    queries without one that can be used (`Measured.mending`).
+
     Args:
-        annotations: queries with ground truth.
+        annotations: queries with ground truth, as the annotation file has them.
         predictions: in any order.
         metrics: a name of `METRICS`.
         clip_len_s, mode: see `training.metrics.Metric`.
 
     Raises:
-        UsageError: unknown metrics, or predictions of other queries.
+        UsageError: unknown metrics, predictions of other queries, or nothing to score.
     """
     metric = METRICS.get(metrics)
     answers = in_order(annotations, predictions)
-    return metric(annotations, answers, clip_len_s=clip_len_s, mode=mode)
-
-
-def predict(task: MomentTask, queries: Queries, order: Order) -> list[Prediction]:
-    """Predictions for a whole split, rounded as a submission is."""
-    task.model.eval()
-    with torch.inference_mode():
-        batches = queries.read(order.batches(0), None)
-        return [rounded(each) for batch in batches for each in task.predict(batch)]
-
-
-@dataclass(frozen=True)
-class Validator:
-    """Scores a task on a split; called during training.
-
-    Args:
-        task: whose model is scored as it is.
-        queries, order: the split.
-        score: scores of predictions for the split.
-    """
-
-    task: MomentTask
-    queries: Queries
-    order: Order
-    score: Callable[[Sequence[Prediction]], Scores]
-
-    def __call__(self) -> Evaluation:
-        """Predictions for the whole split, and their scores."""
-        predictions = predict(self.task, self.queries, self.order)
-        return Evaluation(self.score(predictions), predictions)
+    if mode == "official":
+        return metric(annotations, answers, clip_len_s=clip_len_s, mode=mode)
+    usable, report = mended(annotations)
+    if annotations and not usable:
+        raise UsageError(f"mode strict has nothing to score: {'; '.join(report.sentences())}")
+    kept = {row.qid for row in usable}
+    pairs = zip(annotations, answers, strict=True)
+    answers = [answer for row, answer in pairs if row.qid in kept]
+    measured = metric(usable, answers, clip_len_s=clip_len_s, mode=mode)
+    return replace(measured, mending=report)

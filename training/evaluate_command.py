@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,12 +14,11 @@ from rich.console import Console
 from rich.table import Table
 
 from data.annotations import DATASETS, load_annotations
-from data.annotations.jsonl import jsonl_bytes
 from data.annotations.types import Annotation
 from data.errors import UsageError
-from data.terminal import new_table, plain_console
+from data.terminal import new_table
 from training.checks import faults_of_file, refuse_trained_on
-from training.evaluate import measure
+from training.evaluate import Found, measure
 from training.metrics import Measured, Mode, Scores
 from training.metrics.uncertainty import Resampling, Unit, intervals_json
 from training.options import (
@@ -38,18 +37,15 @@ from training.options import (
     WhichOption,
     answered,
     check_writable,
-    configuration,
+    console_beside,
     settings,
     tell,
     write_json,
     write_rows,
 )
-from training.predictions import read_predictions
-from training.run import Run, Which
-from training.session import Session, Split, predict_blind, predict_run, predict_untrained
-from training.task import Prediction
+from training.predictions import order_note, read_predictions
 
-__all__ = ["GroundTruth", "digest", "evaluate_commands"]
+__all__ = ["GroundTruth", "digest", "evaluate_commands", "tell_mending"]
 
 evaluate_commands = typer.Typer()
 
@@ -102,28 +98,12 @@ class GroundTruth:
 
     def measure(self, predictions: Path, mode: Mode, format: str | None = None) -> Measured:
         """Measure a file of predictions, of the format of that name or as it looks."""
-        return measure(
-            self.rows,
-            read_predictions(predictions, self.rows, format),
-            metrics=self.metrics,
-            clip_len_s=self.clip_len_s,
-            mode=mode,
+        answers = read_predictions(predictions, self.rows, format)
+        measured = measure(
+            self.rows, answers, metrics=self.metrics, clip_len_s=self.clip_len_s, mode=mode
         )
-
-
-@dataclass(frozen=True)
-class Found:
-    """What there is to report.
-
-    Args:
-        title: who made the predictions.
-        measured: what the metric found out.
-        about: further keys of the JSON.
-    """
-
-    title: str
-    measured: Measured
-    about: dict[str, Any] = field(default_factory=dict)
+        disorder = order_note(answers) if mode == "official" else None
+        return replace(measured, notes=(*measured.notes, disorder)) if disorder else measured
 
 
 @evaluate_commands.command("evaluate")
@@ -166,7 +146,7 @@ def evaluate_command(
 
     The JSON has the official names in the official nesting, and says how they came about.
     """
-    console = plain_console()
+    console = console_beside(json_path)
     check_writable("--json", json_path)
     check_writable("--per-query", per_query)
     resampling = Resampling(ci_samples, ci_level, ci_unit, seed) if ci else None
@@ -185,24 +165,26 @@ def evaluate_command(
         },
     )
     if predictions is not None:
-        found = _of_file(predictions, annotations, dataset, metrics, mode or "official", format)
-        rows = found.measured.annotations
-        leak = refuse_trained_on(rows, trained_on or (), dataset, allow=allow_overlap)
-        for note in (leak, faults_of_file(rows, str(annotations), str(dataset))):
+        truth = _truth(annotations, dataset, metrics)
+        found = _of_file(truth, predictions, mode or "official", format)
+        leak = refuse_trained_on(truth.rows, trained_on or (), dataset, allow=allow_overlap)
+        for note in (leak, faults_of_file(truth.rows, str(annotations), truth.dataset)):
             if note:
                 tell(console, note)
     else:
-        chosen = _chosen(metrics, mode) + settings(overrides, require)
-        opened = Run.open(run, chosen) if run else None
-        loaded = opened.config if opened else configuration(config, chosen, None)
-        session = Session(loaded, functools.partial(tell, console))
-        part = session.split(split or loaded.eval.split)
-        session.check_disjoint(part, allow=allow_overlap, run=opened)
-        session.tell_faults(part)
-        if opened:
-            found = _of_run(session, opened, part, which)
-        else:
-            found = _of_baseline(session, part, untrained=untrained, blind=blind)
+        from training.jobs import evaluate_model  # torch takes seconds to import
+
+        found = evaluate_model(
+            run,
+            config,
+            _chosen(metrics, mode) + settings(overrides, require),
+            functools.partial(tell, console),
+            split=split,
+            which=which,
+            untrained=untrained,
+            blind=blind,
+            allow_overlap=allow_overlap,
+        )
     _report(console, found, resampling, json_path, per_query)
 
 
@@ -235,55 +217,26 @@ def _check_choice(
             raise UsageError(f"{name} goes with {' or '.join(users)}, not with {chosen[0]}")
 
 
-def _of_file(
-    predictions: Path,
-    annotations: Path | None,
-    dataset: str | None,
-    metrics: str | None,
-    mode: Mode,
-    format: str | None,
-) -> Found:
+def tell_mending(console: Console, measured: Measured) -> dict[str, Any]:
+    """Say what mode "strict" did to the true moments, and give the same for a JSON."""
+    if measured.mending is None:
+        return {}
+    for sentence in measured.mending.sentences():
+        tell(console, f"mode strict: {sentence}")
+    return {"mended": measured.mending.counts}
+
+
+def _truth(annotations: Path | None, dataset: str | None, metrics: str | None) -> GroundTruth:
     if annotations is None or dataset is None:
         raise UsageError("evaluate --predictions needs --annotations FILE and --dataset NAME")
-    truth = GroundTruth.read(dataset, annotations, metrics)
+    return GroundTruth.read(dataset, annotations, metrics)
+
+
+def _of_file(truth: GroundTruth, predictions: Path, mode: Mode, format: str | None) -> Found:
     measured = truth.measure(predictions, mode, format)
     about = {"mode": mode, "metrics": truth.metrics, **truth.about}
-    return Found(str(predictions), measured, {**about, "predictions": digest(predictions)})
-
-
-def _of_run(session: Session, run: Run, split: Split, which: Which) -> Found:
-    predictions = predict_run(session, run, split, which)
-    title = f"{run.path}, {which} checkpoint, split '{split.name}'"
-    about = {"run": str(run.path), "checkpoint": which, **_about(session, split)}
-    return Found(title, session.measure(split, predictions), about)
-
-
-def _of_baseline(session: Session, split: Split, *, untrained: bool, blind: bool) -> Found:
-    if untrained == blind:
-        raise UsageError("evaluate --config needs one of --untrained and --blind")
-    title, predictions = _baseline(session, split, blind=blind)
-    measured = session.measure(split, predictions)
-    return Found(f"{title}, split '{split.name}'", measured, _about(session, split))
-
-
-def _baseline(session: Session, split: Split, *, blind: bool) -> tuple[str, list[Prediction]]:
-    if blind:
-        return "blind baseline (moment prior)", predict_blind(session, split)
-    return "untrained model", predict_untrained(session, split)
-
-
-def _about(session: Session, split: Split) -> dict[str, Any]:
-    about: dict[str, Any] = {
-        "mode": session.config.eval.mode,
-        "metrics": session.metrics,
-        "dataset": session.store.dataset,
-        "split": split.name,
-        "annotations": {"sha256": hashlib.sha256(jsonl_bytes(split.annotations)).hexdigest()},
-    }
-    if split.samples.report.dropped_queries:
-        about["queries_left_out"] = split.samples.report.dropped_queries
-        about["left_out"] = split.samples.missing
-    return about
+    about |= {"predictions": digest(predictions)}
+    return Found(str(predictions), measured, about, measured.aliases)
 
 
 def _report(
@@ -296,6 +249,10 @@ def _report(
     about, measured = found.about, found.measured
     scores = measured.scores()
     about["queries"] = len(measured.annotations)
+    for note in measured.notes:
+        tell(console, note)
+    about |= {"notes": list(measured.notes)} if measured.notes else {}
+    about |= tell_mending(console, measured)
     if resampling is not None:
         about["ci"] = intervals_json(measured, resampling)
     tell(
@@ -307,6 +264,7 @@ def _report(
         write_rows(per_query, measured.per_query())
         tell(console, f"the shares of each query are in {per_query}")
     if json_path is not None:
+        scores["brief"] |= {also: scores["brief"][name] for also, name in found.aliases.items()}
         write_json(json_path, {**scores, **about})
         tell(console, f"all scores are in {json_path}")
 

@@ -5,6 +5,7 @@ Exit codes: 0 no error was found, warnings may be; 1 an error was found; 2 wrong
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,14 +14,14 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from data.annotations.findings import Finding, Sheet
+from data.annotations.findings import Finding, Sheet, Spot
 from data.annotations.lint import lint_together
 from data.commands import EXIT_FAILED
 from data.errors import UsageError
 from data.store.place import place_of
-from data.terminal import new_table, plain_console
+from data.terminal import new_table
 from training.checks import lengths_in, open_sheet, open_store
-from training.options import answered, check_writable, tell, write_json
+from training.options import answered, check_writable, console_beside, tell, write_json
 
 __all__ = ["lint_commands"]
 
@@ -60,7 +61,8 @@ def lint_command(
         int, typer.Option("--show", min=0, help="How many places of each finding are shown.")
     ] = 3,
     json_path: Annotated[
-        Path | None, typer.Option("--json", help="Also write all findings with all places here.")
+        Path | None,
+        typer.Option("--json", help="Also write all findings with all places here; - is stdout."),
     ] = None,
 ) -> None:
     """Look for faults in annotation files, and for rows that they share."""
@@ -91,8 +93,9 @@ def _check(
 ) -> None:
     """What can be refused before anything is read."""
     places = [place_of(each) for each in [*annotations, *against]]
-    real = [each.resolve() if isinstance(each, Path) else each for each in places]
-    twice = [str(each) for i, each in enumerate(real) if each in real[:i]]
+    # not Path.resolve, which raises for a link to itself
+    real = [os.path.realpath(each) if isinstance(each, Path) else each for each in places]
+    twice = [name for i, name in enumerate([*annotations, *against]) if real[i] in real[:i]]
     if twice:
         raise UsageError(f"'{twice[0]}' is named twice; a file shares all rows with itself")
     if clip_len is not None and not 0 < clip_len < float("inf"):
@@ -126,9 +129,11 @@ def _about(sheet: Sheet) -> dict[str, Any]:
 def _show(
     sheets: Sequence[Sheet], findings: Sequence[Finding], show: int, json_path: Path | None
 ) -> None:
-    console = plain_console() if sys.stdout.isatty() else plain_console(width=160)
+    console = console_beside(json_path, width=None if sys.stdout.isatty() else 160)
+    worst_first = sorted(findings, key=lambda finding: finding.kind.level)
     for sheet in sheets:
-        _show_sheet(console, sheet, [each for each in findings if each.file == sheet.name], show)
+        of_sheet = [each for each in worst_first if each.file == sheet.name]
+        _show_sheet(console, sheet, of_sheet, show)
     levels = [each.kind.level for each in findings]
     told = ", ".join(f"{level}s: {levels.count(level)}" for level in ("error", "warning"))
     where = f"; every place is in {json_path}" if json_path else ""
@@ -137,9 +142,10 @@ def _show(
 
 def _show_sheet(console: Console, sheet: Sheet, findings: Sequence[Finding], show: int) -> None:
     about = _about(sheet)
+    rows, videos = (f"{about[n]:,} {n[:-1]}{'s' * (about[n] != 1)}" for n in ("rows", "videos"))
     title = (
-        f"{sheet.name}: {about['rows']:,} rows on {about['videos']:,} videos, read as "
-        f"{sheet.dataset.name} with clips of {sheet.clip_len_s:g} s"
+        f"{sheet.name}: {rows} on {videos}, read as {sheet.dataset.name} with clips of "
+        f"{sheet.clip_len_s:g} s"
     )
     if not findings:
         tell(console, f"{title}: nothing found")
@@ -159,5 +165,13 @@ def _what(finding: Finding) -> str:
 def _places(finding: Finding, show: int) -> str:
     spots = finding.spots[:show]
     more = len(finding.spots) - len(spots)
-    lines = [f"{each.where.removeprefix(f'{finding.file}, ')}: {each.detail}" for each in spots]
+    lines = [_place(each, finding) for each in spots]
     return "\n".join(lines + [f"and {more:,} more"] * (more > 0 and show > 0))
+
+
+def _place(spot: Spot, finding: Finding) -> str:
+    """A fault without the names of the files, which stand beside it."""
+    line = f"{spot.where}: {spot.detail}"
+    for name in (finding.file, finding.against):
+        line = line.replace(f"{name}, ", "") if name else line
+    return line

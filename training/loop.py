@@ -10,12 +10,9 @@ from __future__ import annotations
 
 import json
 import math
-import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import FrameType
 from typing import Any, Protocol
 
 import torch
@@ -28,8 +25,9 @@ from training.batch import Draw
 from training.checkpoint import random_state, restore_random_state
 from training.data import Order, Queries
 from training.distributed import ALONE, World
-from training.evaluate import Evaluation
+from training.stopping import Stop, StoppedError
 from training.task import MomentBatch, MomentTask
+from training.validate import Evaluation
 
 __all__ = [
     "DivergedError",
@@ -37,17 +35,10 @@ __all__ = [
     "Progress",
     "Reporter",
     "Silent",
-    "Stop",
-    "StoppedError",
-    "stop_on_signals",
 ]
 
 AGREE_EVERY = 16
 """Steps between two questions whether any process was asked to stop: each costs a round trip."""
-
-
-class StoppedError(StorylineError):
-    """Training was asked to stop and saved where it was."""
 
 
 class DivergedError(StorylineError):
@@ -128,35 +119,6 @@ class Keeper(Protocol):
     def predictions(self, evaluation: Evaluation) -> None:
         """Write the predictions of the best epoch so far."""
         ...
-
-
-class Stop:
-    """Whether someone asked training to stop."""
-
-    def __init__(self) -> None:
-        self.requested = False
-
-    def request(self) -> None:
-        """Stop after the step under way."""
-        self.requested = True
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Stop]:
-    """SIGTERM and Ctrl-C ask to stop; a second Ctrl-C stops at once."""
-    stop = Stop()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        stop.request()
-
-    before = {each: signal.signal(each, ask) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @dataclass

@@ -11,15 +11,14 @@ import typer
 from rich.console import Console
 
 from data.commands import EXIT_INTERRUPTED, reported
-from data.config import load_config
 from data.errors import UsageError
 from data.store.files import atomic_write
-from training.config import TrainerConfig, shipped_or_file
-from training.loop import StoppedError
+from data.terminal import plain_console, say
 from training.predictions import FORMATS
-from training.run import Run, Which
+from training.stopping import StoppedError
 
 __all__ = [
+    "STDOUT",
     "AnnotationsOption",
     "ConfigOption",
     "DatasetOption",
@@ -35,12 +34,15 @@ __all__ = [
     "WhichOption",
     "answered",
     "check_writable",
-    "configuration",
+    "console_beside",
     "settings",
     "tell",
     "write_json",
     "write_rows",
 ]
+
+STDOUT = Path("-")
+"""As --json: standard output."""
 
 answered = reported("trainer", {StoppedError: EXIT_INTERRUPTED})
 
@@ -58,7 +60,9 @@ RequireOption = Annotated[
     ),
 ]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Folder of a run.")]
-WhichOption = Annotated[Which, typer.Option("--which", help="Which checkpoint of the run.")]
+WhichOption = Annotated[
+    Literal["best", "last"], typer.Option("--which", help="Which checkpoint of the run.")
+]
 OverlapOption = Annotated[
     bool, typer.Option("--allow-overlap", help="Score on videos that were trained on, too.")
 ]
@@ -69,7 +73,9 @@ FormatOption = Annotated[
         help=f"Format of the predictions: {', '.join(FORMATS)}. Default: what they look like.",
     ),
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="Also write the scores here.")]
+JsonOption = Annotated[
+    Path | None, typer.Option("--json", help="Also write the scores here; - is standard output.")
+]
 DatasetOption = Annotated[
     str | None, typer.Option("--dataset", help="Whose annotations and metrics.")
 ]
@@ -94,24 +100,14 @@ def settings(overrides: Sequence[str] | None, require: str | None) -> list[str]:
     return [*(overrides or ()), *([f"data.require={require}"] if require else ())]
 
 
-def configuration(
-    config: Path | None, overrides: Sequence[str] | None, run: Path | None
-) -> TrainerConfig:
-    """The configuration of a file, or of a run.
-
-    Raises:
-        UsageError: neither was given, or it is wrong.
-    """
-    if config is not None:
-        return load_config(TrainerConfig, shipped_or_file(config), overrides or ())
-    if run is None:
-        raise UsageError("a configuration is needed: give --config FILE")
-    return Run.open(run, overrides or ()).config
-
-
 def tell(console: Console, sentence: str) -> None:
     """Print a sentence; the terminal breaks it, not rich."""
     console.print(sentence, soft_wrap=True)
+
+
+def console_beside(json_path: Path | None, **options: Any) -> Console:
+    """Where tables and sentences go: to standard error if the JSON goes to standard output."""
+    return plain_console(stderr=json_path == STDOUT, **options)
 
 
 def check_writable(option: str, path: Path | None) -> None:
@@ -120,7 +116,7 @@ def check_writable(option: str, path: Path | None) -> None:
     Raises:
         UsageError: it cannot.
     """
-    if path is None:
+    if path is None or (option == "--json" and path == STDOUT):
         return
     there = next(each for each in (path.parent, *path.parent.parents) if each.exists())
     if path.is_dir() or not there.is_dir():
@@ -129,10 +125,14 @@ def check_writable(option: str, path: Path | None) -> None:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write one JSON object, replacing an old file at once."""
-    atomic_write(path, (json.dumps(values, indent=4) + "\n").encode())
+    """Write one JSON object to `STDOUT`, or to a file, replacing an old one at once."""
+    text = json.dumps(values, indent=4, allow_nan=False)
+    if path == STDOUT:
+        say(text)
+    else:
+        atomic_write(path, (text + "\n").encode())
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, replacing an old file at once."""
-    atomic_write(path, "".join(json.dumps(row) + "\n" for row in rows).encode())
+    atomic_write(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode())

@@ -12,13 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from data.errors import UsageError, how_to_install
-from data.terminal import new_table
+from data.terminal import decimals_of, new_table
 from training.loop import Reporter
 
 __all__ = ["Everyone", "LiveReporter", "Scalars", "scores_table"]
 
-SHOWN = ("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7", "HL-min-VeryGood-mAP")
-"""Brief metrics on the line of an epoch."""
+SHOWN = (
+    *("MR-full-mAP", "MR-full-R1@0.5", "MR-full-R1@0.7", "HL-min-VeryGood-mAP"),
+    *("R1@0.5", "R1@0.7"),
+)
+"""Brief metrics on the line of an epoch, after the one that chooses the best."""
 
 
 class LiveReporter:
@@ -28,11 +31,13 @@ class LiveReporter:
         console: where to write.
         epochs: of the whole run.
         done: epochs that an earlier part of the run finished.
+        select: brief metric that chooses the best epoch.
     """
 
-    def __init__(self, console: Console, epochs: int, done: int) -> None:
+    def __init__(self, console: Console, epochs: int, done: int, select: str) -> None:
         self._console = console
         self._epochs = epochs
+        self._shown = dict.fromkeys((select, *SHOWN))
         self._seconds: list[float] = []
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -67,7 +72,9 @@ class LiveReporter:
         losses = {k: v for k, v in record["losses"].items() if not k[-1].isdigit()}
         terms = "  ".join(f"{name} {value:.3f}" for name, value in losses.items())
         val = record["val"] or {}
-        scores = "  ".join(f"{name} {val[name]:.2f}" for name in SHOWN if val.get(name) is not None)
+        shown = {name: val[name] for name in self._shown if val.get(name) is not None}
+        decimals = decimals_of(val.values())
+        scores = "  ".join(f"{name} {value:.{decimals}f}" for name, value in shown.items())
         # the slowest part of a run is often its first epoch, so only the latest ones are counted
         recent = self._seconds[-5:]
         left = (self._epochs - record["epoch"]) * sum(recent) / len(recent)
@@ -140,9 +147,10 @@ def scores_table(columns: Mapping[str, Mapping[str, Any]]) -> Table:
     """
     table = new_table("", "metric", *(f"{heading}>" for heading in columns))
     names = dict.fromkeys(name for values in columns.values() for name in values)
+    decimals = decimals_of(value for values in columns.values() for value in values.values())
     for name in names:
         row = [columns[heading].get(name) for heading in columns]
-        table.add_row(name, *("-" if value is None else f"{value:.2f}" for value in row))
+        table.add_row(name, *("-" if value is None else f"{value:.{decimals}f}" for value in row))
     return table
 
 

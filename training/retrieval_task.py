@@ -18,7 +18,8 @@ from training.batch import NARRATIVE
 from training.config import EvalGroup, ModelGroup
 from training.data import Samples
 from training.distributed import ALONE, World
-from training.task import MomentBatch, Prediction
+from training.predictions import Prediction
+from training.task import MomentBatch
 
 __all__ = ["RetrievalTask", "build_model", "decoding_of"]
 

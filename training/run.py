@@ -40,9 +40,9 @@ from data.foreign import read_limited, strict_json
 from data.store.files import atomic_write
 from training.checkpoint import load_checkpoint, save_checkpoint
 from training.config import TrainerConfig
-from training.evaluate import Evaluation
 from training.loop import Progress
 from training.predictions import write_predictions
+from training.validate import Evaluation
 
 __all__ = ["Run", "environment"]
 

@@ -35,22 +35,45 @@ def rows_of(
     Raises:
         UsageError: no such split, nothing is held out, or `where` chooses nothing.
     """
-    name = train if split == HELD_OUT else split
-    rows = store.annotations(name)
-    if hold_out and name == train:
-        source_of = dataset_of(store.dataset).source_of
-        wanted = split == HELD_OUT
-        rows = [r for r in rows if is_held_out(source_of(r.video_id), hold_out) == wanted]
-        if not rows:
-            raise UsageError(
-                f"data.hold_out={hold_out:g} leaves no video in '{split}'; choose another share"
-            )
-    elif split == HELD_OUT:
+    splits = store.splits()
+    if hold_out and split == HELD_OUT and HELD_OUT in splits:
         raise UsageError(
-            f"split '{HELD_OUT}' is what data.hold_out takes from '{train}', and that is 0; set "
-            "data.hold_out=0.1, or name a split of the store"
+            f"data.hold_out={hold_out:g}: {store.path} has a split '{HELD_OUT}' of its own; score "
+            "on that one with data.hold_out=0, or give it another name"
         )
+    if hold_out and split in (HELD_OUT, train):
+        rows = _divided(store, split, train, hold_out)
+    elif split in splits:
+        rows = store.annotations(split)
+    else:
+        raise UsageError(_no_split(store, split, train))
     return chosen(rows, where, option, split)
+
+
+def _divided(store: Store, split: str, train: str, hold_out: float) -> list[Annotation]:
+    """The training rows that are held out, or the others."""
+    source_of, wanted = dataset_of(store.dataset).source_of, split == HELD_OUT
+    rows = [
+        row
+        for row in store.annotations(train)
+        if is_held_out(source_of(row.video_id), hold_out) == wanted
+    ]
+    if not rows:
+        raise UsageError(
+            f"data.hold_out={hold_out:g} leaves no video in '{split}'; choose another share"
+        )
+    return rows
+
+
+def _no_split(store: Store, split: str, train: str) -> str:
+    splits = store.splits()
+    there = f"'{split}' is no split of {store.path}; {nearest(split, splits)}"
+    if split == train:
+        return f"data.train: {there}"
+    return (
+        f"{there}. Name one of them (eval.split or --split), or take some videos of '{train}' "
+        f"with data.hold_out=0.1: they are split '{HELD_OUT}'"
+    )
 
 
 def is_held_out(source: str, share: float) -> bool:
@@ -91,9 +114,8 @@ def chosen(
 def _check(rows: Sequence[Annotation], field: str, value: Any, option: str, split: str) -> None:
     fields = {name for row in rows for name in row.extra}
     if field not in fields:
-        raise UsageError(
-            f"{option}: no row of split '{split}' has a field '{field}'; {nearest(field, fields)}"
-        )
+        there = nearest(field, fields) if fields else "its rows have no fields of their own"
+        raise UsageError(f"{option}: no row of split '{split}' has a field '{field}'; {there}")
     given = [each for row in rows for each in _values(row, field)]
     if value not in given:
         there = some(sorted({str(each) for each in given}), 20)

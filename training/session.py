@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,23 +19,23 @@ from data.errors import StoreError, UsageError
 from data.store import Store
 from data.store.place import anchored, text_of
 from training.baselines import BlindBaseline
-from training.batch import QueryTruth
 from training.checks import faults_told, lengths_in, refuse_overlap
 from training.config import TrainerConfig
 from training.data import Order, Queries, hold
 from training.distributed import ALONE, World, device_of
-from training.evaluate import Validator, measure, predict
-from training.loop import Loop, Progress, Reporter, Stop
+from training.evaluate import measure
+from training.loop import Loop, Progress, Reporter
 from training.metrics import Measured, Scores
-from training.predictions import rounded
+from training.predictions import Prediction, rounded
 from training.rehearsal import rehearse
 from training.retrieval_task import RetrievalTask, build_model, decoding_of
 from training.run import Run, Which, environment
 from training.schedule import make_schedule
 from training.selection import rows_of
 from training.split import Split, Tell
-from training.task import Prediction
+from training.stopping import Stop
 from training.trained_on import TrainedOn, recall, remember
+from training.validate import Validator, predict
 
 __all__ = [
     "Session",
@@ -92,19 +93,23 @@ class Session:
             )
 
     def split(self, name: str) -> Split:
-        """A split of the store, or what `data.hold_out` took from one, with its features."""
+        """A split of the store, or what `data.hold_out` took from one, to score or predict."""
         return Split.open(self.store, self.config.data, name, self.rows(name), self.tell)
 
     def rows(self, name: str) -> list[Annotation]:
         """The queries of a split that the configuration asks for, as the store has them."""
         if name not in self._rows:
-            data, scored = self.config.data, self.config.eval.where
-            where, option = data.where, "data.where"
-            if name != data.train and scored is not None:
-                where, option = scored, "eval.where"
+            data, (option, where) = self.config.data, self.where(name)
             found = rows_of(self.store, name, data.train, data.hold_out, where, option)
             self._rows[name] = found
         return self._rows[name]
+
+    def where(self, name: str) -> tuple[str, Mapping[str, Any]]:
+        """Which option says what part of a split is wanted, and what it says; {} for all of it."""
+        data, scored = self.config.data, self.config.eval.where
+        if name != data.train and scored is not None:
+            return "eval.where", scored
+        return "data.where", data.where
 
     @cached_property
     def shows_moments(self) -> bool:
@@ -113,8 +118,9 @@ class Session:
 
     @cached_property
     def train(self) -> Split:
-        """The training split."""
-        return self.split(self.config.data.train)
+        """The training split, its moments mended."""
+        data = self.config.data
+        return Split.to_train(self.store, data, data.train, self.rows(data.train), self.tell)
 
     def hold(self, split: Split) -> Queries:
         """The features of a split, on the device if they fit."""
@@ -230,7 +236,7 @@ def fit(
     resume: bool,
     allow_overlap: bool,
     tell: Tell,
-    report: Callable[[Progress], AbstractContextManager[Reporter]],
+    report: Callable[[Progress, str], AbstractContextManager[Reporter]],
     stop: Stop,
     world: World = ALONE,
 ) -> tuple[Run, Progress]:
@@ -242,7 +248,8 @@ def fit(
         resume: whether to continue what is there.
         allow_overlap: whether the evaluation split may share videos with the training split.
         tell: says a sentence to the user.
-        report: gives the reporter of a run that stands at some progress, while it goes on.
+        report: gives the reporter of a run that stands at some progress and is selected by some
+            metric, while it goes on.
         stop: asked after each step.
         world: processes that train together.
 
@@ -263,8 +270,8 @@ def fit(
     for each in (session.train, split):
         session.tell_faults(each)
     task = session.task(session.train, moments=session.shows_moments)
-    measure_split = partial(session.measure, split)
-    selected_by = rehearse(session.train, split, measure_split, config.eval.select)
+    measure_split, ratings = partial(session.measure, split), session.dataset.ratings
+    selected_by = rehearse(session.train, split, measure_split, config.eval.select, ratings)
     queries = session.hold(session.train)
     validator = Validator(
         task, session.hold(split), session.order(split), partial(session.score, split)
@@ -272,6 +279,7 @@ def fit(
 
     about = environment(session.device, world.size, session.train.samples.recipes)
     about |= {"selected_by": selected_by, "moments": session.shows_moments}
+    about["mended"] = session.train.mending
     about["queries_left_out"] = {
         each.name: each.samples.report.dropped_queries for each in (session.train, split)
     }
@@ -288,7 +296,7 @@ def fit(
         tell("nothing was saved yet; starting from the beginning")
     if resume and world.leads:
         run.keep_config()
-    with report(progress) as loop.report:
+    with report(progress, run.selected_by) as loop.report:
         return run, loop.fit(progress)
 
 
@@ -326,16 +334,7 @@ def predict_untrained(session: Session, split: Split) -> list[Prediction]:
 
 def predict_blind(session: Session, split: Split) -> list[Prediction]:
     """Predictions of the moment prior of the training split."""
-    grid = session.train.samples.grid
-    truths = [
-        QueryTruth.of(
-            each,
-            grid(each.video_id).n,
-            grid(each.video_id).clip_len_s,
-            session.dataset.ratings,
-        )
-        for each in session.train.samples.annotations
-    ]
+    truths = session.train.truths(session.dataset.ratings)
     blind = BlindBaseline.fit([each for each in truths if each is not None])
     return [rounded(blind.predict(each)) for each in split.infos()]
 
@@ -344,6 +343,8 @@ def _trained(session: Session, run: Run, split: Split, which: Which) -> Retrieva
     changed = _changed(run.about["features"], split.samples.recipes)
     if changed:
         session.tell(f"the features are not those of the training: {changed}")
+    if not run.shows_moments and any(row.windows is not None for row in split.annotations):
+        session.tell(f"'{run.path}' was trained on ratings of clips alone: it predicts no moments")
     task = session.task(split, moments=run.shows_moments)
     with _explained(run):
         task.model.load_state_dict(run.checkpoint(which, session.device)["model"])

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from data.grid import Grid
 from models.retrieval.types import Batch, StepContext
 from training.labelled_clips import on_labelled_clips
+from training.predictions import Prediction
 
-__all__ = ["MomentBatch", "MomentTask", "Prediction", "QueryInfo"]
+__all__ = ["MomentBatch", "MomentTask", "QueryInfo"]
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,6 @@ class MomentBatch:
     def to(self, device: torch.device | str) -> MomentBatch:
         """The same batch with its tensors on `device`."""
         return MomentBatch(self.tensors.to(device, non_blocking=True), self.queries)
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What a model says about one query: a row of the QVHighlights submission format.
-
-    Args:
-        qid: id of the query as in the annotations.
-        query: the sentence.
-        video_id: the video.
-        windows: `(start_s, end_s, score)`, best first; none from a model that never saw a moment.
-        saliency: one score per clip of the grid, or per labelled clip where the dataset cut its
-            videos in its own way; None for moment-retrieval-only models.
-    """
-
-    qid: int | str
-    query: str
-    video_id: str
-    windows: tuple[tuple[float, float, float], ...]
-    saliency: tuple[float, ...] | None = None
 
 
 class MomentTask(Protocol):

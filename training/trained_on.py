@@ -19,6 +19,7 @@ from typing import Any
 
 from data.annotations.jsonl import jsonl_bytes
 from data.annotations.leakage import Seen
+from data.annotations.mend import mended
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from data.foreign import read_limited, strict_json
@@ -43,8 +44,8 @@ class TrainedOn:
         split: its name.
         dataset: name of the store's dataset.
         queries: how many.
-        sha256: of the annotations in normal form.
-        seen: its rows, queries, videos and their recordings.
+        sha256: of the annotations in normal form, mended as they are trained on.
+        seen: its rows as the file has them, queries, videos and their recordings.
     """
 
     split: str
@@ -61,10 +62,12 @@ class TrainedOn:
         dataset: str,
         source_of: Callable[[str], str],
     ) -> TrainedOn:
-        """The rows of a split that is trained on."""
+        """The rows of a split that is trained on, as the file has them."""
+        used, _ = mended(rows)
+        kept = {row.qid for row in used}
         place = f"the training split '{split}'"
-        seen = Seen.of(((place, row) for row in rows), source_of)
-        return cls(split, dataset, len(rows), hashlib.sha256(jsonl_bytes(rows)).hexdigest(), seen)
+        seen = Seen.of(((place, row) for row in rows if row.qid in kept), source_of)
+        return cls(split, dataset, len(used), hashlib.sha256(jsonl_bytes(used)).hexdigest(), seen)
 
 
 def remember(folder: Path, trained: TrainedOn) -> None:

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from data.annotations.formats import DATASETS, PostProcessing, Ratings, Sample, stated_beside
 from data.annotations.published import Row, read_rows
+from data.annotations.qvhighlights import looks_like_qvhighlights
 from data.annotations.synthetic import Synthetic
 
 __all__ = ["Custom"]
@@ -41,11 +42,9 @@ class Custom:
 
     def claims(self, sample: Sample) -> bool:
         """Rows with nothing of a public dataset; saliency where its clip length is stated."""
-        as_qvhighlights = {"relevant_windows", "saliency_scores"} <= sample.fields
-        stated = stated_beside(sample.path).is_file()
         if sample.form != "rows" or not {"qid", "query", "vid"} & sample.fields:
             return False
-        return "label" not in sample.fields and (stated or not as_qvhighlights)
+        return "label" not in sample.fields and not looks_like_qvhighlights(sample)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
-from data.foreign import brief
+from data.foreign import brief, key_names
 from data.identity import check_id
 
 __all__ = ["KNOWN", "Fields"]
@@ -70,7 +70,10 @@ class Fields(ABC):
         missing = [name for name in names if self.row.get(name) is None]
         if missing:
             told = ", ".join(repr(self._name(name)) for name in missing)
-            self.refuse(f"lacks {told}; it has {sorted(map(self._name, self.row))}")
+            given = sorted(
+                self._name(name) for name, value in self.row.items() if value is not None
+            )
+            self.refuse(f"lacks {told}; it has {key_names(given)}")
 
     def annotation(self) -> Annotation:
         """The query in normal form, all its fields checked."""

@@ -46,6 +46,8 @@ def _sample(path: Path) -> Sample:
         return Sample(path, "videos", video, entry if isinstance(entry, dict) else {})
     if b"##" in start.split(b"\n", 1)[0]:
         return Sample(path, "text")
+    if not start:
+        raise UsageError(f"the annotations {path} hold no rows")
     raise UsageError(
         f"{path} is no annotation file that is known: neither JSON nor lines "
         "'VIDEO START END##SENTENCE'"

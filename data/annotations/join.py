@@ -8,6 +8,7 @@ publication. Sentences of a video are in the order of the files, as in the publi
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,10 +53,13 @@ def joined(files: Sequence[Path], without: Sequence[Path] = ()) -> Joined:
         without: caption files whose videos are left out.
 
     Raises:
-        UsageError: a file that cannot be read; a wrong sentence; a video with further fields, or of
-            different lengths in two files; nothing is left; a file of `without` has not one video
-            of `files`.
+        UsageError: a file that is named twice or cannot be read; a wrong sentence; a video with
+            further fields, or of different lengths in two files; nothing is left; a file of
+            `without` has not one video of `files`.
     """
+    for i, path in enumerate(every := [*files, *without]):
+        if os.path.realpath(path) in map(os.path.realpath, every[:i]):
+            raise UsageError(f"'{path}' is named twice; its sentences would count twice, or never")
     videos: dict[str, dict[str, Any]] = {}
     for path in files:
         for record in read_sentences(path, Sentence):

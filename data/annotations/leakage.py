@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ LEAKS = tuple(
 _NAMES = ("rows", "queries", "videos", "sources")
 """Fields of `Seen`, one for each of `LEAKS`."""
 
-_WORD = re.compile(r"\w+")
+_WORD = re.compile(r"[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def _keys(row: Annotation, source_of: Callable[[str], str]) -> tuple[str, str, str, str]:
-    words = " ".join(_WORD.findall(row.query.casefold())) or row.query.strip()
+    words = " ".join(_words(row.query)) or row.query.strip()
     # To a hundredth of a second: files of the same rows differ in how they write numbers.
     windows = ((float(start), float(end)) for start, end in row.windows or ())
     moments = sorted(f"{start:.2f} {end:.2f}" for start, end in windows)
@@ -126,6 +127,17 @@ def _keys(row: Annotation, source_of: Callable[[str], str]) -> tuple[str, str, s
         row.video_id,
         source_of(row.video_id),
     )
+
+
+def _words(query: str) -> list[str]:
+    """Without case, punctuation, and how letters with accents are written (one sign or two)."""
+    text = query.casefold()
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text)
+        # signs that belong to the letter before them are no word characters to `re`
+        text = "".join(each if unicodedata.category(each)[0] in "LMN" else " " for each in text)
+        return text.split()
+    return _WORD.findall(text)
 
 
 def _short(text: str) -> str:

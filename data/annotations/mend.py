@@ -1,27 +1,27 @@
-"""Moments made usable: what training cannot use is changed or left out, counted and told.
+"""Moments made usable for training and strict scores: changed or left out, counted and told.
 
-In this order (specs/tea_lmr_cqval_splits.md §2.1): a moment that ends before it starts is swapped;
-its ends are moved into the video; it is dropped if it is empty then, which it also is if it began
-at the end of the video or later. A query all of whose moments are dropped is left out. Nothing else
-of a query is changed. Without a duration nothing can be moved.
+Files are read and stored as they are; this is for where moments are used. In this order
+(specs/tea_lmr_cqval_splits.md §2.1): a moment that ends before it starts is swapped; its ends are
+moved into the video; it is dropped if it is empty then, which it also is if it began at the end of
+the video or later. A query all of whose moments are dropped is left out. Nothing else of a query is
+changed. Without a duration nothing can be moved.
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from data.annotations.types import Annotation
 
 __all__ = ["Change", "MendReport", "mended"]
 
 Window = tuple[float, float]
-What = Literal["swapped", "clamped", "dropped", "left out"]
+What = Literal["swapped", "clamped", "dropped", "left_out"]
 
 _NAMED = 5
-"""Queries named in a sentence; the list of changes has all."""
+"""Queries named in a sentence; `MendReport.changes` has all."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Change:
 
     Args:
         qid: the query.
-        what: `swapped` or `clamped` a moment, `dropped` one, or `left out` the query.
+        what: `swapped` or `clamped` a moment, `dropped` one, or `left_out` the query.
         before: the moment as the file has it; None for a query.
         after: the moment as it is used; None if it is not.
     """
@@ -40,17 +40,10 @@ class Change:
     before: Window | None = None
     after: Window | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON."""
-        moments = {"before": self.before, "after": self.after}
-        return {"qid": self.qid, "what": self.what} | {
-            name: list(value) for name, value in moments.items() if value is not None
-        }
-
 
 @dataclass(frozen=True)
 class MendReport:
-    """What was done to the queries of a file.
+    """What was done to some queries.
 
     Args:
         queries: how many there were.
@@ -65,6 +58,11 @@ class MendReport:
     changes: tuple[Change, ...] = ()
     no_duration: tuple[int | str, ...] = ()
 
+    @property
+    def counts(self) -> dict[str, int]:
+        """How often each of these things was done; queries for `left_out`, else moments."""
+        return {what: self.count(what) for what in get_args(What)}
+
     def count(self, what: What) -> int:
         """How often something was done."""
         return sum(change.what == what for change in self.changes)
@@ -72,36 +70,26 @@ class MendReport:
     def sentences(self) -> list[str]:
         """What a user must know: how often, and the first queries; nothing if all is well."""
         told: dict[What, str] = {
-            "swapped": "ended before they started: start and end were swapped",
-            "clamped": "reached out of their video: they were cut to it",
-            "dropped": "were empty or began after the end of their video: they were dropped",
+            "swapped": "end before they start: start and end are swapped",
+            "clamped": "reach out of their video: they are cut to it",
+            "dropped": "are empty or begin after the end of their video: they are dropped",
         }
         found = [
             f"{self.count(what):,} of {self.windows:,} moments {why} ({self._first(what)})"
             for what, why in told.items()
             if self.count(what)
         ]
-        if gone := self.count("left out"):
+        if gone := self.count("left_out"):
             found.append(
-                f"{gone:,} of {self.queries:,} queries had no other moment and were left out "
-                f"({self._first('left out')})"
+                f"{gone:,} of {self.queries:,} queries have no other moment and are left out "
+                f"({self._first('left_out')})"
             )
         if unknown := len(self.no_duration):
             found.append(
                 f"{unknown:,} of {self.queries:,} queries do not say how long their video is: "
-                "nobody checked whether their moments lie in it"
+                "nobody checks whether their moments lie in it"
             )
         return found
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON: counts and every change."""
-        return {
-            "queries": self.queries,
-            "windows": self.windows,
-            "counts": dict(Counter(change.what for change in self.changes)),
-            "no_duration": list(self.no_duration),
-            "changes": [change.to_json() for change in self.changes],
-        }
 
     def _first(self, what: What) -> str:
         qids = list(dict.fromkeys(each.qid for each in self.changes if each.what == what))
@@ -137,7 +125,7 @@ def _mended(row: Annotation) -> tuple[Annotation | None, list[Change]]:
     ]
     windows = tuple(window for window in results if window is not None)
     if not windows:
-        return None, [*done, Change(row.qid, "left out")]
+        return None, [*done, Change(row.qid, "left_out")]
     return replace(row, windows=windows), done
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,6 +19,14 @@ __all__ = ["Published", "Row", "first_bytes", "has_rows", "read_rows"]
 
 _FIRST_VALUE = re.compile(rb'\s*\{\s*"(?:[^"\\]|\\.)*"\s*:\s*(\S)')
 _NEXT_ROW = re.compile(rb'\n\{\s*"')
+
+_NOT_TEXT = {
+    b"\x1f\x8b": "packed by gzip; unpack them with gunzip",
+    b"PK\x03\x04": "a zip archive; unpack it",
+    b"\xff\xfe": "in UTF-16; save them as UTF-8",
+    b"\xfe\xff": "in UTF-16; save them as UTF-8",
+}
+"""First bytes of files that are often at hand in place of the text itself."""
 
 _BEGINNING = 1 << 20
 """Bytes by which the two forms of files are told apart; no row of a public dataset has as many."""
@@ -73,8 +82,9 @@ def read_rows(path: Path, kind: type[L]) -> Iterator[L]:
         kind: how a line is read.
 
     Raises:
-        UsageError: no such file, not a regular file, no rows.
+        UsageError: as `first_bytes`; no rows.
     """
+    first_bytes(path)
     for line in read_lines(path):
         yield kind(line.path, line.line, line.text)
 
@@ -86,7 +96,7 @@ def has_rows(path: Path) -> bool:
     and where the first one does, another row follows.
 
     Raises:
-        UsageError: not a regular file.
+        UsageError: as `first_bytes`.
     """
     start = first_bytes(path)
     found = _FIRST_VALUE.match(start)
@@ -95,10 +105,18 @@ def has_rows(path: Path) -> bool:
 
 
 def first_bytes(path: Path) -> bytes:
-    """The beginning of a file; UsageError if there is no regular file."""
+    """The beginning of a file without a byte order mark.
+
+    Raises:
+        UsageError: not a regular file, packed, or text in UTF-16.
+    """
     check_plain_file(path, "the annotations")
     try:
         with path.open("rb") as file:
-            return file.read(_BEGINNING)
+            start = file.read(_BEGINNING)
     except OSError as error:
         raise UsageError(f"cannot read the annotations '{path}': {error.strerror}") from None
+    for mark, told in _NOT_TEXT.items():
+        if start.startswith(mark):
+            raise UsageError(f"the annotations {path} are {told}")
+    return start.removeprefix(codecs.BOM_UTF8)

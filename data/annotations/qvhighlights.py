@@ -17,10 +17,12 @@ from data.annotations.formats import DATASETS, PostProcessing, Ratings, Sample, 
 from data.annotations.published import Row, read_rows
 from data.annotations.types import Annotation
 
-__all__ = ["QVHighlights", "RatedRow"]
+__all__ = ["QVHighlights", "RatedRow", "looks_like_qvhighlights"]
 
 _CUT = re.compile(r"(.+)_[0-9]+\.[0-9]+_[0-9]+\.[0-9]+")
 """With the point: `kitchen_1_2` is a name that people give to videos of their own."""
+
+_YOUTUBE = re.compile(r"[A-Za-z0-9_-]{11}_[0-9]+\.[0-9]+_[0-9]+\.[0-9]+")
 
 
 class QVHighlights:
@@ -47,9 +49,20 @@ class QVHighlights:
         return cut[1] if cut else video_id
 
     def claims(self, sample: Sample) -> bool:
-        """Rows with moments and saliency, beside which nobody states another clip length."""
-        both = {"relevant_windows", "saliency_scores"} <= sample.fields
-        return sample.form == "rows" and both and not stated_beside(sample.path).is_file()
+        """As `looks_like_qvhighlights`."""
+        return looks_like_qvhighlights(sample)
+
+
+def looks_like_qvhighlights(sample: Sample) -> bool:
+    """Rows with moments and saliency, or on cuts of YouTube videos, which the test file without
+    ground truth has; and nobody states another clip length beside them.
+    """
+    if sample.form != "rows" or stated_beside(sample.path).is_file():
+        return False
+    both = {"relevant_windows", "saliency_scores"} <= sample.fields
+    return both or (
+        _YOUTUBE.fullmatch(sample.video_id) is not None and "label" not in sample.fields
+    )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class Annotation:
         video_id: id of the video.
         duration_s: length of the video in seconds as the annotation states it; None if it does not.
         windows: moments, `(start, end)` in seconds, finite, as the file has them: they may be
-            reversed, empty or past the end until `data.annotations.mend` made them usable. None
+            reversed, empty or past the end (`data.annotations.mend` makes them usable). None
             when the file has no moments (no ground truth, or highlight detection only).
         clip_ids: clips (of the dataset's clip length) that carry saliency scores; None without.
         saliency: for each of `clip_ids`, one score per annotator (0..4 for QVHighlights).

@@ -77,8 +77,8 @@ def read_entries(path: Path, kind: type[Entry]) -> Iterator[Record]:
 
 
 @dataclass(frozen=True)
-class Sentences:
-    """An entry with several sentences.
+class _Placed:
+    """An entry and its place.
 
     Args:
         path: the file.
@@ -94,6 +94,11 @@ class Sentences:
     def where(self) -> str:
         """File and video."""
         return f"{self.path}, video {brief(self.video)}"
+
+
+@dataclass(frozen=True)
+class Sentences(_Placed):
+    """An entry with several sentences; see `_Placed` for the arguments."""
 
     def annotation(self) -> NoReturn:
         """It is no query: UsageError says what is wrong with it."""
@@ -122,23 +127,8 @@ def _sentences(video: Sentences, kind: type[Sentence]) -> Iterator[Record]:
 
 
 @dataclass(frozen=True)
-class Entry(Fields):
-    """An entry that is one query.
-
-    Args:
-        path: the file.
-        video: key of the entry.
-        entry: what it holds.
-    """
-
-    path: Path
-    video: str
-    entry: Any
-
-    @property
-    def where(self) -> str:
-        """File and video."""
-        return f"{self.path}, video {brief(self.video)}"
+class Entry(_Placed, Fields):
+    """An entry that is one query; see `_Placed` for the arguments."""
 
     @property
     def given(self) -> dict[str, Any]:
@@ -159,7 +149,7 @@ class Entry(Fields):
 
 
 @dataclass(frozen=True)
-class Sentence(Fields):
+class Sentence(_Placed, Fields):
     """One sentence of an entry in the form of ActivityNet Captions.
 
     Attributes:
@@ -167,15 +157,10 @@ class Sentence(Fields):
         each: further fields that hold one value per sentence.
 
     Args:
-        path: the file.
-        video: key of the entry.
-        entry: what it holds.
+        path, video, entry: as `_Placed`; the entry is an object.
         index: which of its sentences.
     """
 
-    path: Path
-    video: str
-    entry: dict[str, Any]
     index: int
 
     length: ClassVar[str] = "duration"
@@ -186,7 +171,7 @@ class Sentence(Fields):
     @property
     def where(self) -> str:
         """File, video and number of the sentence, from 1."""
-        return f"{self.path}, video {brief(self.video)}, sentence {self.index + 1}"
+        return f"{super().where}, sentence {self.index + 1}"
 
     @cached_property
     def row(self) -> dict[str, Any]:

@@ -20,23 +20,20 @@ from data.annotations.formats import DATASETS, Ratings, Record, Sample
 from data.annotations.jsonl import Line
 from data.annotations.published import Published, has_rows, read_rows
 from data.annotations.videos import Entry, read_entries
+from data.foreign import key_names
 
 __all__ = ["YouTubeHighlights"]
+
+_REQUIRED = ("qid", "query", "duration", "vid", "saliency_scores", "clip_spans")
+_CALLED = {"saliency_scores": "match", "clip_spans": "clip"}
 
 
 @dataclass(frozen=True)
 class Matched(Line):
     """A row with `clip` (frames), `fps` and `match`; or a row in normal form."""
 
-    required: ClassVar[tuple[str, ...]] = (
-        "qid",
-        "query",
-        "duration",
-        "vid",
-        "saliency_scores",
-        "clip_spans",
-    )
-    called: ClassVar[Mapping[str, str]] = {"saliency_scores": "match", "clip_spans": "clip"}
+    required: ClassVar[tuple[str, ...]] = _REQUIRED
+    called: ClassVar[Mapping[str, str]] = _CALLED
 
     @cached_property
     def row(self) -> dict[str, Any]:
@@ -55,19 +52,8 @@ class Matched(Line):
 class Raw(Entry):
     """A video of UMT: `{fps, frames, domain, info, clip, match, mturk}`."""
 
-    required: ClassVar[tuple[str, ...]] = (
-        "qid",
-        "query",
-        "duration",
-        "vid",
-        "saliency_scores",
-        "clip_spans",
-    )
-    called: ClassVar[Mapping[str, str]] = {
-        "saliency_scores": "match",
-        "clip_spans": "clip",
-        "query": "domain",
-    }
+    required: ClassVar[tuple[str, ...]] = _REQUIRED
+    called: ClassVar[Mapping[str, str]] = {**_CALLED, "query": "domain"}
 
     @cached_property
     def row(self) -> dict[str, Any]:
@@ -97,7 +83,7 @@ def _clips(fields: Fields, given: dict[str, Any]) -> dict[str, Any]:
     """Places and labels of the clips, in normal form."""
     missing = [name for name in ("clip", "fps", "match") if given.get(name) is None]
     if missing:
-        fields.refuse(f"lacks {', '.join(map(repr, missing))}; it has {sorted(given)}")
+        fields.refuse(f"lacks {', '.join(map(repr, missing))}; it has {key_names(given)}")
     fps = fields.number(given["fps"], "fps")
     if fps <= 0:
         fields.refuse(f"'fps' must be above 0, got {fps:g}")

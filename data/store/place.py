@@ -6,6 +6,7 @@ and from fsspec's own configuration files, never from a URL or a config of ours.
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
@@ -82,7 +83,8 @@ def text_of(place: Place) -> str:
 
 def anchored(place: Place) -> Place:
     """A local folder by its absolute path; a remote place has no other name."""
-    return place.resolve() if isinstance(place, Path) else place
+    # not Path.resolve, which raises for a link to itself
+    return Path(os.path.realpath(place)) if isinstance(place, Path) else place
 
 
 def _from_config(value: Any) -> Place:

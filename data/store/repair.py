@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from data.errors import StoreError, StorylineError
@@ -82,8 +81,7 @@ class _Mending:
             yield from self._failures(folder)
         yield from self._catalogue()
         for split in self.store.splits():
-            yield from self._annotations(f"{split}.jsonl", partial(self.store.annotations, split))
-            yield from self._annotations(f"{split}.mended.json", partial(self.store.mending, split))
+            yield from self._annotations(split)
 
     def _shard(self, place: Place) -> Iterator[Repair]:
         where = relative(self.store, place)
@@ -162,12 +160,12 @@ class _Mending:
         )
         yield Repair("catalogue", "videos.jsonl", told, len(known), 0)
 
-    def _annotations(self, name: str, read: Callable[[], object]) -> Iterator[Repair]:
+    def _annotations(self, split: str) -> Iterator[Repair]:
         """A split of which a line is missing would be another data set: it goes as a whole."""
         try:
-            read()
+            self.store.annotations(split)
         except StorylineError as error:
-            place = self.store.path / "annotations" / name
+            place = self.store.path / "annotations" / f"{split}.jsonl"
             if (why := _unreadable(place)) is not None:
                 told = f"was left alone: {why}"
                 yield Repair("annotations", relative(self.store, place), told, done=False)

@@ -3,7 +3,6 @@
     store.json                     schema version, dataset, clip length, current recipe per stage
     videos.jsonl                   present content and facts of each video
     annotations/<split>.jsonl      queries and moments
-    annotations/<split>.mended.json   what was done to moments that were no good as they stood
     cache/                         may be deleted at any time
     <stage>/<recipe_id>/           recipe.json, shard-<16 hex>.h5, failures.jsonl
 
@@ -23,7 +22,6 @@ from types import TracebackType
 from typing import Any
 
 from data.annotations.jsonl import jsonl_bytes, read_jsonl, save_jsonl
-from data.annotations.mend import MendReport
 from data.annotations.types import Annotation
 from data.errors import StoreError, UsageError, nearest
 from data.identity import check_id
@@ -33,7 +31,6 @@ from data.store.files import (
     list_folder,
     parse_json,
     read_bytes,
-    remove,
     sha256_of,
     size_of,
 )
@@ -330,16 +327,8 @@ class Store:
             return FileHashes(self.path / "cache" / "files.jsonl")
         return FileHashes(scratch_file(self.path, "files.jsonl"))
 
-    def save_annotations(
-        self, split: str, rows: Sequence[Annotation], mending: MendReport | None = None
-    ) -> None:
-        """Keep the queries of a split, replacing what was there; equal ones are left alone.
-
-        Args:
-            split: name of the split.
-            rows: the queries.
-            mending: what was done to them; kept beside them if it is more than nothing.
-        """
+    def save_annotations(self, split: str, rows: Sequence[Annotation]) -> None:
+        """Keep the queries of a split, replacing what was there; equal ones are left alone."""
         path = self._annotations(split)
         try:
             same = read_bytes(path) == jsonl_bytes(rows)
@@ -347,19 +336,6 @@ class Store:
             same = False
         if not same:
             save_jsonl(rows, path)
-        told = mending is not None and mending.sentences()
-        _keep(self._mending(split), _pretty(mending.to_json()) if mending and told else None)
-
-    def mending(self, split: str) -> dict[str, Any] | None:
-        """What was done to the moments of a split before it was kept (`MendReport.to_json`).
-
-        None if nothing was; StoreError if the list of it cannot be read.
-        """
-        path = self._mending(split)
-        try:
-            return parse_json(read_bytes(path), path)
-        except FileNotFoundError:
-            return None
 
     def annotations(self, split: str) -> list[Annotation]:
         """The queries of a split; UsageError if the store has no such split."""
@@ -393,9 +369,6 @@ class Store:
     def _annotations(self, split: str) -> Place:
         return self.path / "annotations" / f"{check_id(split, what='split')}.jsonl"
 
-    def _mending(self, split: str) -> Place:
-        return self.path / "annotations" / f"{check_id(split, what='split')}.mended.json"
-
     def _contents(self) -> dict[str, str]:
         return {id: entry.content for id, entry in self.catalogue().items()}
 
@@ -410,18 +383,6 @@ def _holds(path: Place, size: int, sha256: str) -> bool:
     if size_of(path) != size:
         return False
     return not isinstance(path, Path) or sha256_of(path) == sha256
-
-
-def _keep(path: Place, content: bytes | None) -> None:
-    """Make a file hold `content`, and nothing be there for None; equal content is left alone."""
-    try:
-        there = read_bytes(path)
-    except FileNotFoundError:
-        there = None
-    if content is None and there is not None:
-        remove(path)
-    elif content is not None and content != there:
-        atomic_write(path, content)
 
 
 def _is_folder(path: Place) -> bool:

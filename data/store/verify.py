@@ -85,7 +85,6 @@ class _Inspection:
                 self._add("recipe", stage, told)
         for split in self.store.splits():
             self._try("annotations", split, partial(self.store.annotations, split))
-            self._try("annotations", split, partial(self.store.mending, split))
         self._look_at_files()
 
     def _folder(self, folder: Place, current: dict[str, str]) -> dict[ItemKey, int]:

@@ -168,7 +168,7 @@ def _rows(path: Path) -> Iterator[tuple[int, Any]]:
     """Line numbers and JSON values of the non-empty lines."""
     for number, line in text_lines(path, "the list of videos"):
         try:
-            yield number, strict_json(line.removeprefix(b"\xef\xbb\xbf"))
+            yield number, strict_json(line)
         except ValueError as error:
             raise UsageError(
                 f"{path}, line {number}: not JSON ({error}); each line is one object with "

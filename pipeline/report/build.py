@@ -13,17 +13,19 @@ from markupsafe import Markup
 from data.annotations.types import Annotation
 from data.store import Store
 from data.store.files import atomic_write
+from data.terminal import decimals_of
 from data.video.types import Video
 from pipeline.events.evaluate import read_truth, score_store
 from pipeline.report.charts import line_chart, timeline
 from pipeline.report.collect import (
     BRIEF,
     MetricRow,
+    answered,
     collect_timeline,
     history_lines,
-    predicted_split,
+    predictions_of,
     read_metrics,
-    read_predictions,
+    shown_metrics,
 )
 from pipeline.status import StageStatus, read_status
 
@@ -42,7 +44,6 @@ class ReportInputs:
         metrics: lines of the metric table, in order.
         videos: media files by id, for the frames.
         boundaries: JSONL of true boundaries (`vid`, `duration`, `boundaries`); None if not known.
-        split: annotations that the predictions belong to.
         shown: how many queries are drawn.
         notes: sentences that a reader must know first (e.g. that weights are random).
         metric_remarks: sentences below the metric table.
@@ -55,7 +56,6 @@ class ReportInputs:
     metrics: Sequence[MetricRow]
     videos: Mapping[str, Video]
     boundaries: Path | None = None
-    split: str = "val"
     shown: int = 6
     notes: Sequence[str] = ()
     metric_remarks: Sequence[str] = field(default_factory=tuple)
@@ -84,13 +84,14 @@ def report_of_runs(
         metrics=metrics,
         videos={video.id: video for video in videos},
         boundaries=boundaries,
-        split=predicted_split(runs[0]),
         shown=shown,
     )
 
 
 def write_report(inputs: ReportInputs, file: Path) -> None:
     """Write the page; an existing file is replaced at once, never half."""
+    columns = shown_metrics(inputs.metrics)
+    decimals = decimals_of(value for row in inputs.metrics for value in row.scores.values())
     environment = Environment(
         loader=PackageLoader("pipeline.report", "."), autoescape=True, undefined=StrictUndefined
     )
@@ -99,10 +100,10 @@ def write_report(inputs: ReportInputs, file: Path) -> None:
         lead=inputs.lead,
         notes=inputs.notes,
         style=Markup((Path(__file__).parent / "report.css").read_text()),
-        metric_names=list(BRIEF),
-        metrics=inputs.metrics,
+        metric_names=list(columns),
+        metrics=[_metric_row(row, columns.values(), decimals) for row in inputs.metrics],
         metric_remarks=inputs.metric_remarks,
-        charts=_charts(inputs.runs),
+        charts=_charts(inputs, columns),
         events=_events(inputs),
         stages=[_stage_row(inputs.store, each) for each in read_status(inputs.store)],
         timelines=_timelines(inputs),
@@ -111,12 +112,29 @@ def write_report(inputs: ReportInputs, file: Path) -> None:
     atomic_write(file, page.encode())
 
 
-def _charts(runs: Mapping[str, Path]) -> list[Markup]:
-    lines = [history_lines(folder, name) for name, folder in runs.items()]
+def _metric_row(row: MetricRow, keys: Iterable[str], decimals: int) -> dict[str, Any]:
+    values = [row.scores.get(key) for key in keys]
+    cells = ["–" if value is None else f"{value:.{decimals}f}" for value in values]
+    return {"name": row.name, "about": row.about, "role": row.role, "cells": cells}
+
+
+def _charts(inputs: ReportInputs, columns: Mapping[str, str]) -> list[Markup]:
+    name = _charted(inputs.metrics, columns)
+    key = columns.get(name, name)
+    lines = [history_lines(folder, run, key) for run, folder in inputs.runs.items()]
     return [
         line_chart("Training loss", [loss for loss, _ in lines], "loss"),
-        line_chart("Validation R1@0.5", [recall for _, recall in lines], "%"),
+        line_chart(f"Validation {name}", [score for _, score in lines], name),
     ]
+
+
+def _charted(rows: Sequence[MetricRow], columns: Mapping[str, str]) -> str:
+    """The column that is drawn over epochs: R1@0.5, or what chose the best epoch of a run."""
+    usual = "R1@0.5"
+    if columns.get(usual) == BRIEF[usual]:
+        return usual
+    chosen = next((row.selected_by for row in rows if row.selected_by), None)
+    return next((name for name, key in columns.items() if key == chosen), usual)
 
 
 def _events(inputs: ReportInputs) -> list[dict[str, Any]]:
@@ -150,9 +168,9 @@ def _timelines(inputs: ReportInputs) -> list[dict[str, Any]]:
     if not inputs.runs:
         return []
     first = next(iter(inputs.runs.values()))
-    predictions = read_predictions(first / "predictions" / f"{inputs.split}-best.jsonl")
+    predictions = predictions_of(first)
     true_cuts = read_truth(inputs.boundaries) if inputs.boundaries else {}
-    chosen = _one_query_per_video(inputs.store.annotations(inputs.split), inputs)
+    chosen = _one_query_per_video(answered(inputs.store, predictions), inputs)
     drawn = [
         collect_timeline(
             inputs.store,

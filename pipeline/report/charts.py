@@ -39,7 +39,9 @@ class Span:
 class Track:
     """One row of a timeline: spans, marks (instants) or a score per clip.
 
-    `kind` is the CSS class that colours it: truth, prediction, event, saliency.
+    `kind` is the CSS class that colours it: truth, prediction, event, saliency. `places_s` is where
+    the clips of `scores` are (a clip more in either is left out); where they overlap, the highest
+    bar is seen. Without, they share the video evenly.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Track:
     spans: Sequence[Span] = ()
     marks_s: Sequence[float] = ()
     scores: Sequence[float] = ()
+    places_s: Sequence[tuple[float, float]] = ()
 
 
 def line_chart(title: str, lines: Sequence[Line], y_label: str) -> Markup:
@@ -121,11 +124,12 @@ def _mark(at: float, top: int, kind: str) -> str:
 def _bars(track: Track, duration_s: float, across: Across, top: int) -> list[str]:
     low, high = min(track.scores), max(track.scores)
     step = duration_s / len(track.scores)
+    even = [(i * step, (i + 1) * step) for i in range(len(track.scores))]
     bars = []
-    for index, score in enumerate(track.scores):
+    for score, (start, end) in zip(track.scores, track.places_s or even, strict=False):
         share = (score - low) / (high - low) if high > low else 0.0
         tall = 1 + share * (TRACK_HEIGHT - 2)
-        left, right = across(index * step), across((index + 1) * step)
+        left, right = across(start), across(end)
         bars.append(
             f'<rect class="{track.kind}" x="{left:.1f}" y="{top + TRACK_HEIGHT - tall:.1f}" '
             f'width="{max(right - left - 0.5, 0.5):.1f}" height="{tall:.1f}"/>'

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from data.annotations.mend import mended
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from data.foreign import brief as brief_of
 from data.foreign import json_object, read_limited, text_lines
 from data.grid import Grid
-from data.identity import check_id
 from data.store import Store
 from data.video import IsolatedDecoder
 from data.video.types import FrameRequest, Video, View
@@ -29,11 +29,13 @@ __all__ = [
     "Frame",
     "MetricRow",
     "TimelineData",
+    "answered",
     "collect_timeline",
     "history_lines",
-    "predicted_split",
+    "predictions_of",
     "read_metrics",
     "read_predictions",
+    "shown_metrics",
 ]
 
 BRIEF = {
@@ -44,7 +46,8 @@ BRIEF = {
     "HD mAP": "HL-min-VeryGood-mAP",
     "HIT@1": "HL-min-VeryGood-Hit1",
 }
-"""Columns of the metric table and their keys in the official `brief` metrics."""
+"""Columns of the metric table and their keys in the official `brief` metrics, where a run has them;
+of a run that has none of these, all of its metrics are columns."""
 
 FRAMES_SHOWN = 10
 
@@ -55,12 +58,20 @@ THUMBNAIL_PIXELS = 96
 
 @dataclass(frozen=True)
 class MetricRow:
-    """One line of the metric table; None where a metric does not apply."""
+    """One line of the metric table.
+
+    Args:
+        name, about: what was scored.
+        role: CSS class of the line.
+        scores: the official `brief` metrics; None where no query counts.
+        selected_by: the one that chose the best epoch; None if the file does not say.
+    """
 
     name: str
     about: str
     role: str
-    values: list[float | None]
+    scores: Mapping[str, float | None]
+    selected_by: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +106,11 @@ class TimelineData:
 def read_metrics(file: Path, name: str, about: str, role: str) -> MetricRow:
     """A row of the metric table from `metrics.json` of a run or `trainer evaluate --json`.
 
+    Args:
+        file: the scores.
+        name, about, role: of the row; split and mode, where the file says them, are added to
+            `about`.
+
     Raises:
         UsageError: no such file, or not the scores of the trainer.
     """
@@ -108,36 +124,75 @@ def read_metrics(file: Path, name: str, about: str, role: str) -> MetricRow:
     brief = best.get("brief") if isinstance(best, dict) else None
     if not isinstance(brief, dict):
         raise UsageError(f"{file} holds no scores of `trainer` (no key 'brief')")
-    values = [brief.get(key) for key in BRIEF.values()]
-    return MetricRow(name, about, role, [None if v is None else _number(v, file) for v in values])
+    scores = {key: None if v is None else _number(v, file) for key, v in brief.items()}
+    split, mode, selected = (metrics.get(key) for key in ("split", "mode", "selected_by"))
+    told = [about, f"split {split}" if split else "", "strict metrics" * (mode == "strict")]
+    return MetricRow(
+        name,
+        ", ".join(filter(None, told)),
+        role,
+        scores,
+        selected if isinstance(selected, str) else None,
+    )
 
 
-def history_lines(run: Path, name: str) -> tuple[Line, Line]:
-    """Training loss and validation R1@0.5 of a run, from its `history.jsonl`.
+def shown_metrics(rows: Sequence[MetricRow]) -> dict[str, str]:
+    """Columns of the metric table and their keys: see `BRIEF`."""
+    known = {key for row in rows for key in row.scores}
+    columns = {name: key for name, key in BRIEF.items() if key in known}
+    for row in rows:
+        others = [key for key in row.scores if key not in columns.values()]
+        if not row.scores.keys() & set(BRIEF.values()):
+            columns |= {f"{key} ({row.name})" if key in columns else key: key for key in others}
+    return columns
+
+
+def history_lines(run: Path, name: str, key: str = BRIEF["R1@0.5"]) -> tuple[Line, Line]:
+    """Training loss of a run and one of its brief metrics, from its `history.jsonl`.
 
     Raises:
         UsageError: a line that the trainer does not write.
     """
     file = run / "history.jsonl"
-    key = BRIEF["R1@0.5"]
-    loss, recall = [], []
+    loss, score = [], []
     for where, row in _rows(file, "the history"):
         try:
             epoch = _number(row["epoch"], where)
-            loss.append((epoch, sum(_number(each, where) for each in row["losses"].values())))
+            losses = {term: _number(each, where) for term, each in row["losses"].items()}
+            loss.append((epoch, losses.get("total", sum(losses.values()))))
             if row.get("val") and row["val"].get(key) is not None:
-                recall.append((epoch, _number(row["val"][key], where)))
+                score.append((epoch, _number(row["val"][key], where)))
         except (KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{where} is no epoch of `trainer fit`: {error!r}") from None
-    return Line(name, loss), Line(name, recall)
+    return Line(name, loss), Line(name, score)
 
 
-def predicted_split(run: Path) -> str:
-    """The split that a run was validated on, from the name of its predictions."""
+def predictions_of(run: Path) -> dict[str, Mapping[str, Any]]:
+    """The predictions of a run's best epoch; see `read_predictions`.
+
+    Raises:
+        UsageError: there are none.
+    """
     found = sorted((run / "predictions").glob("*-best.jsonl"))
     if not found:
         raise UsageError(f"{run} has no predictions of a best epoch; let `trainer fit` finish it")
-    return check_id(found[0].name.removesuffix("-best.jsonl"), what="split of the predictions")
+    return read_predictions(found[0])
+
+
+def answered(store: Store, predictions: Mapping[str, Mapping[str, Any]]) -> list[Annotation]:
+    """The queries that predictions answer, of the split that has most of them.
+
+    A run may be scored on a part of a split, or on one that its trainer made (`data.hold_out`).
+    """
+    found = [
+        [
+            row
+            for row in store.annotations(split)
+            if predictions.get(str(row.qid), {}).get("vid") == row.video_id
+        ]
+        for split in store.splits()
+    ]
+    return max(found, key=len, default=[])
 
 
 def read_predictions(file: Path) -> dict[str, Mapping[str, Any]]:
@@ -224,8 +279,11 @@ def _captions(store: Store, video_id: str) -> list[Caption]:
 
 
 def _moment_tracks(annotation: Annotation, prediction: Mapping[str, Any]) -> list[Track]:
-    truth = [Span(start, end) for start, end in annotation.windows or ()]
+    usable, _ = mended([annotation])  # a track ends with its video
+    truth = [Span(start, end) for row in usable for start, end in row.windows or ()]
     windows = prediction["pred_relevant_windows"]
+    if not truth and not windows:
+        return []
     best = [Span(s, e, 1.0, f"score {p:.2f}: {s:.1f} to {e:.1f} s") for s, e, p in windows[:1]]
     others = [Span(s, e, 0.25 + 0.5 * p, f"score {p:.2f}") for s, e, p in windows[1:4]]
     return [
@@ -247,14 +305,16 @@ def _event_tracks(store: Store, video_id: str, true_s: Sequence[float]) -> list[
 def _saliency_tracks(
     annotation: Annotation, prediction: Mapping[str, Any], grid: Grid
 ) -> list[Track]:
-    tracks = []
+    tracks, own = [], annotation.clip_spans_s
+    clips = [(i * grid.clip_len_s, (i + 1) * grid.clip_len_s) for i in range(grid.n)]
     if annotation.clip_ids is not None and annotation.saliency is not None:
-        scores = np.zeros(grid.n)
-        for clip, labels in zip(annotation.clip_ids, annotation.saliency, strict=True):
-            scores[min(clip, grid.n - 1)] = sum(labels)
-        tracks.append(Track("true saliency", "saliency", scores=scores.tolist()))
-    if prediction.get("pred_saliency_scores"):
-        tracks.append(
-            Track("saliency", "saliency", scores=list(prediction["pred_saliency_scores"]))
-        )
+        sums = [sum(labels) for labels in annotation.saliency]
+        if own is None:
+            rated = dict(zip(annotation.clip_ids, sums, strict=True))
+            sums = [rated.get(clip, 0.0) for clip in range(grid.n)]
+        tracks.append(Track("true saliency", "saliency", scores=sums, places_s=own or clips))
+    scores = prediction["pred_saliency_scores"]
+    if scores:
+        places = own if own is not None and len(own) == len(scores) else clips
+        tracks.append(Track("saliency", "saliency", scores=scores, places_s=places))
     return tracks

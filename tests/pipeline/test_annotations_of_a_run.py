@@ -1,4 +1,4 @@
-"""Annotations of any dataset on their way into a store: mended, told, and what was done is kept."""
+"""Annotations of any dataset on their way into a store: kept as in the file, faults are told."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ import pytest
 import toys
 import yaml
 
-from data.errors import StoreError, UsageError
+from data.annotations import load_annotations
+from data.annotations.mend import mended
+from data.errors import UsageError
+from data.identity import query_id
 from data.store import Store
 from data.store.gc import gc
 from data.store.repair import repair
@@ -22,13 +25,11 @@ pytestmark = pytest.mark.usefixtures("toy_stages")
 MOMENTS = "AO8RW 6.9 0.0##a person sits.\nAO8RW 2 50##b.\nAO8RW 3 3##c.\nAO8RW 0 5##d.\n"
 DURATIONS = '{"AO8RW": 33.67}'
 SENTENCES = [
-    "annotations of 'train': 1 of 4 moments ended before they started: start and end were swapped "
-    "(qid AO8RW_0)",
-    "annotations of 'train': 1 of 4 moments reached out of their video: they were cut to it "
-    "(qid AO8RW_1)",
-    "annotations of 'train': 1 of 4 moments were empty or began after the end of their video: they "
-    "were dropped (qid AO8RW_2)",
-    "annotations of 'train': 1 of 4 queries had no other moment and were left out (qid AO8RW_2)",
+    "1 of 4 moments end before they start: start and end are swapped (qid AO8RW_0)",
+    "1 of 4 moments reach out of their video: they are cut to it (qid AO8RW_1)",
+    "1 of 4 moments are empty or begin after the end of their video: they are dropped "
+    "(qid AO8RW_2)",
+    "1 of 4 queries have no other moment and are left out (qid AO8RW_2)",
 ]
 
 
@@ -50,55 +51,51 @@ def view_of(folder: Path, name: str, **more: Any) -> View:
     return look(load_pipeline_config(folder / "pipeline.yaml"), [], None)
 
 
-def test_a_dataset_named_in_the_config_is_read_mended_and_told(folder: Path) -> None:
+def test_rows_are_as_in_the_file_and_what_training_mends_is_told(folder: Path) -> None:
     view = view_of(folder, "charades_sta")
-    assert list(view.notes) == SENTENCES
+    mended = "annotations of 'train', mended for training and strict scores: "
+    assert list(view.notes) == [mended + sentence for sentence in SENTENCES]
     assert [(row.qid, row.windows) for row in view.annotations["train"]] == [
-        ("AO8RW_0", ((0.0, 6.9),)),
-        ("AO8RW_1", ((2.0, 33.67),)),
+        ("AO8RW_0", ((6.9, 0.0),)),
+        ("AO8RW_1", ((2.0, 50.0),)),
+        ("AO8RW_2", ((3.0, 3.0),)),
         ("AO8RW_3", ((0.0, 5.0),)),
     ]
 
 
 def test_the_format_may_be_of_another_dataset_than_the_store(folder: Path) -> None:
     view = view_of(folder, "kitchen", annotations_format="charades_sta")
-    assert len(view.annotations["train"]) == 3
+    assert len(view.annotations["train"]) == 4
 
 
-def test_the_list_of_what_was_changed_is_kept_in_the_store(
+def test_a_store_keeps_what_the_file_says_and_the_text_of_every_query(
     folder: Path, run_toys: toys.RunToys
 ) -> None:
     run_toys(["lengths"], **config_of("charades_sta"))
     store = Store.open(folder / "store")
-    assert [row.qid for row in store.annotations("train")] == ["AO8RW_0", "AO8RW_1", "AO8RW_3"]
-    kept = store.mending("train")
-    assert kept is not None
-    assert kept["counts"] == {"swapped": 1, "clamped": 1, "dropped": 1, "left out": 1}
-    assert {"qid": "AO8RW_2", "what": "dropped", "before": [3.0, 3.0]} in kept["changes"]
+    rows = load_annotations("charades_sta", folder / "train.txt")
+    assert store.annotations("train") == rows
+    reader = store.reader("lengths")
+    assert all(query_id(row.query) in reader for row in rows)
     assert store.splits() == ["train"]
     assert store.verify() == []
-    assert gc(store, older_than_s=0.0, now=4e9) == []
-    assert store.mending("train") == kept
 
 
-def test_a_mended_file_leaves_no_list_behind(folder: Path, run_toys: toys.RunToys) -> None:
-    run_toys(["lengths"], **config_of("charades_sta"))
-    (folder / "train.txt").write_text("AO8RW 0 5##d.\n")
-    run_toys(["lengths"], **config_of("charades_sta"))
-    assert Store.open(folder / "store").mending("train") is None
-
-
-def test_a_damaged_list_is_found_and_set_aside(folder: Path, run_toys: toys.RunToys) -> None:
+def test_a_store_with_mended_rows_and_a_list_of_them_is_whole_and_gets_the_rows_of_the_file(
+    folder: Path, run_toys: toys.RunToys
+) -> None:
+    """As some versions wrote them."""
     run_toys(["lengths"], **config_of("charades_sta"))
     store = Store.open(folder / "store")
-    (folder / "store/annotations/train.mended.json").write_text('{"changes": [')
-    with pytest.raises(StoreError, match=r"train\.mended\.json is not a JSON object"):
-        store.mending("train")
-    assert [problem.kind for problem in store.verify()] == ["annotations"]
-    assert [each.where for each in repair(store)] == ["annotations/train.mended.json"]
-    assert store.verify(deep=False)[-1].level == "note"
+    rows = store.annotations("train")
+    usable, _ = mended(rows)
+    store.save_annotations("train", usable)
+    (folder / "store/annotations/train.mended.json").write_text('{"changes": []}\n')
+    assert (store.splits(), store.verify(), list(repair(store))) == (["train"], [], [])
+    assert gc(store, older_than_s=0.0, now=4e9) == []
+    assert store.annotations("train") == usable
     run_toys(["lengths"], **config_of("charades_sta"))
-    assert store.mending("train") is not None
+    assert store.annotations("train") == rows
 
 
 def test_annotations_of_which_nothing_can_be_used_are_refused(folder: Path) -> None:

@@ -191,6 +191,20 @@ def test_lines_without_end_and_pipes_are_not_read(tmp_path: Path) -> None:
             list(text_lines(tmp_path / name, "the file"))
 
 
+def test_a_byte_order_mark_is_no_part_of_a_file(tmp_path: Path) -> None:
+    """Notepad writes one; before, `Expecting value: line 1 column 1` was the answer."""
+    mark = "\ufeff".encode()
+    assert strict_json(mark + b'{"a": 1}') == strict_json('\ufeff{"a": 1}') == {"a": 1}
+    (tmp_path / "lines").write_bytes(mark + b"a\nb\n")
+    assert list(text_lines(tmp_path / "lines", "lines")) == [(1, b"a"), (2, b"b")]
+    row = {"qid": 1, "query": "a dog", "vid": "v", "duration": 9, "relevant_windows": [[0, 2]]}
+    (tmp_path / "rows.jsonl").write_bytes(mark + json.dumps(row).encode())
+    rows = load_annotations("custom", tmp_path / "rows.jsonl")
+    assert [each.qid for each in rows] == [1]
+    (tmp_path / "scores.json").write_bytes(mark + b'{"1": [0.5]}')
+    assert [each.qid for each in read_predictions(tmp_path / "scores.json", rows)] == [1]
+
+
 def test_what_is_quoted_from_a_file_is_cut() -> None:
     assert len(brief("x" * 10**7)) < 200
     assert len(brief([["x" * 10**6]] * 10**6)) < 200

@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from data.annotations.types import Annotation
-from training.task import Prediction
+from training.predictions import Prediction
 
 Mode = Literal["official", "strict"]
 Window = tuple[float, float]

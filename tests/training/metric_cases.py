@@ -18,7 +18,7 @@ from literal_metrics import Numbers
 
 from data.annotations.types import Annotation
 from training.metrics import METRICS, Measured, Mode
-from training.task import Prediction
+from training.predictions import Prediction
 
 CLIP_LEN_S = 2.0
 

@@ -15,6 +15,8 @@ import pytest
 from typer.testing import CliRunner
 
 from training.cli import app
+from training.predictions import read_predictions
+from training.predictions.base import glance
 
 ROWS = [
     {
@@ -164,7 +166,10 @@ def test_predictions_for_other_queries_are_no_partial_score(
         (b"PK\x03\x04" + bytes(100), "are compressed (zip); decompress the file first"),
         (b"\x89HDF\r\n\x1a\n" + bytes(100), "are a binary file; expected text"),
         (b"\xff\xfe\xfd", "line 1 is not JSON that can be used: 'utf-8' codec can't decode"),
-        (b"qid,start,end\n1,0,4\n", "line 1 is not JSON that can be used: Expecting value"),
+        (
+            b"qid,start,end\n1,0,4\n",
+            "line 1 is not JSON that can be used: Expecting value at character 1;",
+        ),
         (json.dumps([right(1)]).encode(), "line 1: expected a JSON object, found a list"),
         (json.dumps(right(1), indent=1).encode(), "line 1 is not JSON that can be used"),
     ],
@@ -177,6 +182,44 @@ def test_a_file_of_another_kind_is_named(
     message = refused(annotations, path)
     assert str(path) in message
     assert told in message
+
+
+def test_a_file_of_empty_lines_is_not_searched_to_its_end(
+    tmp_path: Path, annotations: Path
+) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_bytes(b"\n" * 1000 + lines(right(1), right(2), right(3)))
+    # what stands far below is not looked for, and is read all the same
+    assert glance(path).row is None
+    assert len(read_predictions(path)) == 3
+
+
+def test_hundreds_of_keys_are_not_all_told(tmp_path: Path, annotations: Path) -> None:
+    path = tmp_path / "p.jsonl"
+    wrong = {f"key {place:03}" * 20: place for place in range(500)}
+    for row in (wrong, {"vid": "video_1", **wrong}):
+        path.write_bytes(lines(row))
+        options = ["--format", "univtg_hl"] if "vid" in row else []
+        message = refused(annotations, path, *options)
+        assert len(message) < 1000
+        assert "more" in message
+    path.write_bytes(lines(*(right(qid) for qid in (1, 2, 3))))
+    annotations.write_bytes(lines(wrong))
+    message = refused(annotations, path)
+    assert "lacks 'qid'" in message
+    assert len(message) < 1000
+
+
+def test_answers_to_no_query_are_named_whatever_they_hold(
+    tmp_path: Path, annotations: Path
+) -> None:
+    path = tmp_path / "p.json"
+    path.write_text(json.dumps({"1": [0.1], "2": [0.1], "3": [0.1], "x": [0.1]}))
+    assert "1 are in the predictions but not in the annotations (qid x)" in refused(
+        annotations, path
+    )
+    path.write_text(json.dumps({"1": [0.1], "2": [0.1], "3": [0.1], "x": "nothing"}))
+    assert "not in the annotations (qid x)" in refused(annotations, path, "--format", "scores")
 
 
 def test_places_that_are_no_files_are_named(tmp_path: Path, annotations: Path) -> None:

@@ -17,8 +17,7 @@ from training.evaluate import measure
 from training.metrics import METRICS, Measured
 from training.metrics.base import Columns
 from training.metrics.uncertainty import Resampling
-from training.predictions import read_predictions
-from training.task import Prediction
+from training.predictions import Prediction, read_predictions
 
 
 def measured(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +116,19 @@ def test_a_score_says_how_it_came_about(files: dict[str, Path]) -> None:
     assert "12 queries, mr_hd, official metrics" in result.output
 
 
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_scores_may_go_to_standard_output_alone(files: dict[str, Path], command: str) -> None:
+    given = {
+        "evaluate": ["--predictions", files["good"]],
+        "compare": [files["poor"], files["good"], "--ci-samples", 99],
+    }
+    common = ("--dataset", "qvhighlights", "--annotations", files["truth"], "--json", "-")
+    result = call(command, *given[command], *common)
+    assert result.exit_code == 0, result.output
+    assert "MR-full-mAP" in json.loads(result.stdout)["brief"]
+    assert "MR-full-mAP" in result.stderr
+
+
 def test_another_evaluator_and_the_strict_mode_are_chosen_and_named(
     files: dict[str, Path],
 ) -> None:
@@ -125,6 +140,127 @@ def test_another_evaluator_and_the_strict_mode_are_chosen_and_named(
     found = read(files["json"])
     assert (found["metrics"], found["mode"]) == ("mr_hd_univtg", "strict")
     assert "MR-full-mAP-key" in found["brief"]
+
+
+def test_the_names_of_univtg_and_of_moment_detr_stand_beside_each_other(
+    files: dict[str, Path],
+) -> None:
+    # showlab/UniVTG, eval/eval.py: the keys of `brief` without highlights
+    full = ("mAP", "mAP@0.5", "mAP@0.75", "mIoU", "R1@0.3", "R1@0.5", "R1@0.7", "R5@0.3")
+    names = [f"MR-full-{name}-key" for name in (*full, "R5@0.5", "R5@0.7")]
+    names += [f"MR-{name}-{kind}" for name in ("short", "middle") for kind in ("mAP", "mIoU")]
+    result = evaluate(files, files["good"], "--json", files["json"])
+    assert "-key" not in result.output
+    brief = read(files["json"])["brief"]
+    assert {name: brief[name] for name in names} == {
+        name: brief[name.removesuffix("-key")] for name in names
+    }
+    evaluate(files, files["good"], "--metrics", "mr_hd_univtg", "--json", files["json"])
+    theirs = read(files["json"])["brief"]
+    assert {name: theirs[name] for name in names if "short" not in name} == {
+        name: brief[name] for name in names if "short" not in name
+    }
+
+
+def with_saliency(rows: Rows) -> Rows:
+    return [{**row, "pred_saliency_scores": [0.1] * 75} for row in rows]
+
+
+def rated(rows: Rows) -> Rows:
+    return [{**row, "relevant_clip_ids": [5], "saliency_scores": [[4, 4, 4]]} for row in rows]
+
+
+def without(rows: Rows, name: str) -> Rows:
+    return [{key: value for key, value in row.items() if key != name} for row in rows]
+
+
+@pytest.mark.parametrize("mode", ["official", "strict"])
+@pytest.mark.parametrize(
+    ("missing", "kept", "told"),
+    [
+        (
+            "pred_relevant_windows",
+            {"HL-min-Fair", "HL-min-Good", "HL-min-VeryGood"},
+            "moments are not scored: the predictions have no moments",
+        ),
+        (
+            "pred_saliency_scores",
+            {"full", "long", "middle", "short"},
+            "highlights are not scored: the predictions have no saliency scores",
+        ),
+    ],
+)
+def test_what_a_file_has_is_scored_and_what_it_has_not_is_said(
+    files: dict[str, Path], missing: str, kept: set[str], told: str, mode: str
+) -> None:
+    write(files["truth"], rated(truth()))
+    whole = with_saliency(answers(truth()))
+    parts = {"HL-min-Fair", "HL-min-Good", "HL-min-VeryGood", "full", "long", "middle", "short"}
+    evaluate(files, write(files["good"], whole), "--mode", mode, "--json", files["json"])
+    both = read(files["json"])
+    assert both.keys() & parts == parts
+    assert "notes" not in both
+    write(files["good"], without(whole, missing))
+    result = evaluate(files, files["good"], "--mode", mode, "--json", files["json"])
+    assert result.exit_code == 0, result.output
+    assert told in result.output
+    found = read(files["json"])
+    assert found["notes"] == [told]
+    assert found.keys() & parts == kept
+    assert {name: found[name] for name in kept} == {name: both[name] for name in kept}
+
+
+def test_a_comparison_without_a_number_in_common_is_refused(files: dict[str, Path]) -> None:
+    write(files["truth"], rated(truth()))
+    whole = with_saliency(answers(truth()))
+    write(files["good"], without(whole, "pred_saliency_scores"))
+    write(files["poor"], without(whole, "pred_relevant_windows"))
+    result = call(
+        *("compare", files["poor"], files["good"], "--dataset", "qvhighlights"),
+        *("--annotations", files["truth"], "--json", files["json"]),
+    )
+    assert result.exit_code == 2, result.output
+    assert "no number in common: A has HL-min-Fair-mAP" in result.stderr
+    assert not files["json"].exists()
+
+
+def test_windows_that_are_not_listed_best_first_are_told(files: dict[str, Path]) -> None:
+    rows = answers(truth())
+    rows[4]["pred_relevant_windows"] = [[50, 60, 0.1], [10, 30, 0.9]]
+    result = evaluate(files, write(files["good"], rows), "--json", files["json"])
+    told = "1 of 12 queries do not list their best window first (qid 4); official R1, R5 and mIoU"
+    assert told in result.output
+    assert read(files["json"])["notes"][0].startswith(told)
+    result = call(
+        *("compare", files["poor"], files["good"], "--dataset", "qvhighlights"),
+        *("--annotations", files["truth"]),
+    )
+    assert f"B: {told}" in result.output
+    # strict looks at the scores
+    result = evaluate(files, files["good"], "--mode", "strict")
+    assert "best window first" not in result.output
+
+
+def test_compare_takes_the_format_that_is_named(files: dict[str, Path]) -> None:
+    bare = answers(truth())
+    for row in bare:
+        row["pred_relevant_windows"] = [window[:2] for window in row["pred_relevant_windows"]]
+    write(files["good"], bare)
+    options = ["--dataset", "qvhighlights", "--annotations", files["truth"]]
+    refused = call("compare", files["good"], files["good"], *options)
+    assert refused.exit_code == 2
+    assert "name the format `unscored`" in refused.stderr
+    options += ["--format", "unscored", "--json", files["json"]]
+    result = call("compare", files["good"], files["good"], *options)
+    assert result.exit_code == 0, result.output
+    each = read(files["json"])["brief"]["MR-full-R1@0.5"]
+    assert (each["a"], each["b"], each["p"]) == (66.67, 66.67, 1)
+
+
+def test_files_are_scored_and_compared_without_torch() -> None:
+    # torch takes seconds to import, the scores of a file a fifth of one
+    code = "import sys, training.cli; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_intervals_are_shown_and_written_beside_the_scores(files: dict[str, Path]) -> None:
@@ -153,7 +289,11 @@ def test_one_row_per_query_adds_up_to_the_score(files: dict[str, Path]) -> None:
     rows = [json.loads(line) for line in files["rows"].read_text().splitlines()]
     assert [row["qid"] for row in rows] == list(range(12))
     assert {row["vid"] for row in rows} == {f"v{video}" for video in range(6)}
-    for name, value in read(files["json"])["brief"].items():
+    brief = read(files["json"])["brief"]
+    # the JSON repeats some numbers by UniVTG's names
+    assert {name.removesuffix("-key") for name in brief} == rows[0].keys() - {"qid", "vid", "query"}
+    for name in rows[0].keys() & brief.keys():
+        value = brief[name]
         shares = [row[name] for row in rows if row[name] is not None]
         assert (value is None) == (not shares)
         assert value is None or sum(shares) / len(shares) == pytest.approx(value / 100, abs=1e-4)

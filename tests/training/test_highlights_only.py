@@ -27,7 +27,8 @@ from training.batch import Draw, QueryTruth, query_info
 from training.cli import app
 from training.data import Order, ResidentQueries, StreamedQueries
 from training.metrics import METRICS
-from training.task import Prediction, QueryInfo
+from training.predictions import Prediction
+from training.task import QueryInfo
 
 CPU = torch.device("cpu")
 TVSUM, YOUTUBE = DATASETS.get("tvsum").ratings, DATASETS.get("youtube_highlights").ratings

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -39,7 +40,7 @@ def saved(path: Path, *rows: Annotation) -> Path:
 def test_a_clean_file_ends_with_exit_code_0(tmp_path: Path) -> None:
     result = call("lint", saved(tmp_path / "val.jsonl", ROW))
     assert result.exit_code == 0, result.output
-    assert "1 rows on 1 videos, read as custom with clips of 2 s: nothing found" in result.output
+    assert "1 row on 1 video, read as custom with clips of 2 s: nothing found" in result.output
     assert "files: 1, errors: 0, warnings: 0" in result.output
 
 
@@ -88,12 +89,32 @@ def test_the_json_has_every_place(tmp_path: Path) -> None:
     assert by_check["window-empty"]["count"] == 1
 
 
+def test_the_json_may_go_to_standard_output_and_the_table_then_does_not(tmp_path: Path) -> None:
+    result = call("lint", saved(tmp_path / "val.jsonl", ROW), "--json", "-")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["errors"] == 0
+    assert "nothing found" in result.stderr
+    assert not Path("-").exists()
+
+
+def test_the_table_has_errors_first_and_names_each_file_once(tmp_path: Path) -> None:
+    train = saved(tmp_path / "train.jsonl", ROW)
+    file = saved(tmp_path / "val.jsonl", ROW, replace(ROW, qid=2))
+    output = call("lint", file, "--against", train).output
+    assert output.index("leak-row") < output.index("row-twice")
+    for words in (
+        "line 1: seen in line 1",
+        "line 2: the same video, query and moments are in line 1",
+    ):
+        assert words in " ".join(re.sub("[│\n]", " ", output).split())
+
+
 def test_files_that_are_given_together_are_compared(tmp_path: Path) -> None:
     files = [saved(tmp_path / f"{name}.jsonl", replace(ROW, qid=name)) for name in "ab"]
     result = call("lint", *files)
     assert result.exit_code == 1
     assert "leak-row" in result.output
-    assert f"{files[0]}: 1 rows on 1 videos, read as custom with clips of 2 s: nothing" in (
+    assert f"{files[0]}: 1 row on 1 video, read as custom with clips of 2 s: nothing" in (
         result.output
     )
 
@@ -103,10 +124,12 @@ def test_files_that_are_given_together_are_compared(tmp_path: Path) -> None:
     [
         (["none.jsonl"], "'none.jsonl': it does not exist"),
         (["."], "'.': it is a folder, not a file"),
+        (["loop.jsonl"], "Too many levels of symbolic links"),
         (["val.jsonl", "--against", "none.jsonl"], "'none.jsonl': it does not exist"),
         (["val.jsonl", "--dataset", "qvh"], "unknown dataset 'qvh'"),
         (["val.jsonl", "--against", "../here/val.jsonl"], "is named twice"),
-        (["val.jsonl", "val.jsonl"], "is named twice"),
+        (["val.jsonl", "val.jsonl"], "'val.jsonl' is named twice"),
+        (["val.jsonl", "link.jsonl"], "'link.jsonl' is named twice"),
         (["val.jsonl", "--clip-len", "0"], "--clip-len must be a number of seconds above 0"),
         (["val.jsonl", "--clip-len", "nan"], "--clip-len must be a number of seconds above 0"),
         (["val.jsonl", "--json", "."], "--json: '.' is a folder"),
@@ -124,6 +147,8 @@ def test_wrong_use_is_answered_with_a_sentence_and_exit_code_2(
     monkeypatch.chdir(tmp_path / "here")
     saved(Path("val.jsonl"), ROW)
     Path("empty.jsonl").write_text("")
+    for name, target in {"loop": "loop", "link": "val"}.items():
+        Path(f"{name}.jsonl").symlink_to(f"{target}.jsonl")
     result = call("lint", *arguments)
     assert (result.exit_code, message in result.stderr) == (2, True), result.output
     assert "Traceback" not in result.output
@@ -160,7 +185,7 @@ def test_rows_that_cannot_be_compared_are_told(tmp_path: Path) -> None:
         more.write('{"qid": 2')
     result = call("lint", saved(tmp_path / "val.jsonl", ROW), "--against", train)
     assert result.exit_code == 1
-    assert f"{train}: 2 rows on 1 videos" in result.output
+    assert f"{train}: 2 rows on 1 video" in result.output
     assert "wrong-form" in result.output
 
 

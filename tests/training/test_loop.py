@@ -17,19 +17,17 @@ from data.errors import UsageError
 from training.checkpoint import save_checkpoint
 from training.config import TrainerConfig
 from training.data import Order
-from training.evaluate import Evaluation
 from training.loop import (
     DivergedError,
     Loop,
     Progress,
     Reporter,
     Silent,
-    Stop,
-    StoppedError,
-    stop_on_signals,
 )
 from training.run import Run
 from training.session import Session, fit, predict_untrained
+from training.stopping import Stop, StoppedError, stop_on_signals
+from training.validate import Evaluation
 
 
 class StopsAt(Silent):
@@ -48,7 +46,7 @@ def train(values: dict[str, Any], out: Path, *, resume: bool = False, stop_at: i
     stop = Stop()
 
     @contextmanager
-    def report(progress: Progress) -> Iterator[Reporter]:
+    def report(progress: Progress, _select: str) -> Iterator[Reporter]:
         yield StopsAt(stop, stop_at)
 
     run, _ = fit(
@@ -212,7 +210,7 @@ def test_the_tiny_split_is_learned_by_heart(tmp_path: Path, values: dict[str, An
     before = session.score(session.train, predict_untrained(session, session.train))
 
     @contextmanager
-    def report(progress: Progress) -> Iterator[Reporter]:
+    def report(progress: Progress, _select: str) -> Iterator[Reporter]:
         yield Silent()
 
     _, progress = fit(

@@ -31,7 +31,7 @@ from metric_cases import (
 
 from data.annotations.types import Annotation
 from training.metrics import Mode
-from training.task import Prediction
+from training.predictions import Prediction
 
 LITERAL: dict[str, Callable[..., Numbers]] = {
     "tvsum_top5": literal_tvsum,

@@ -15,7 +15,7 @@ from data.annotations import load_annotations
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from training.metrics import METRICS, Mode
-from training.task import Prediction
+from training.predictions import Prediction
 
 
 def video(

@@ -16,8 +16,7 @@ from data.errors import UsageError
 from training.metrics import METRICS, Mode, Scores
 from training.metrics.moments import average_precision, ranked
 from training.metrics.ragged import Ragged
-from training.predictions import in_order, read_predictions
-from training.task import Prediction
+from training.predictions import Prediction, in_order, read_predictions
 
 Windows = list[tuple[float, float, float]]
 

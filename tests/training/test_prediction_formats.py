@@ -16,6 +16,7 @@ from training.cli import app
 from training.predictions import (
     FORMATS,
     WRITERS,
+    Prediction,
     format_of,
     read_predictions,
     retyped,
@@ -23,7 +24,6 @@ from training.predictions import (
     unsorted,
     write_predictions,
 )
-from training.task import Prediction
 
 QUERIES = [
     Annotation(1, "A ball rolls.", "v1", 20.0, ((0.0, 4.0),)),
@@ -253,7 +253,9 @@ def test_convert_tells_of_windows_that_are_not_listed_best_first(tmp_path: Path)
     path = tmp_path / "p.jsonl"
     path.write_text('{"qid": 1, "pred_relevant_windows": [[0, 1, 0.1], [2, 3, 0.9]]}\n')
     result = convert(path, "--out", tmp_path / "out.jsonl")
-    assert "1 queries do not list their best window first (qid 1); it stays so" in result.output
+    assert "stays as it is: 1 of 1 queries do not list their best window first (qid 1)" in (
+        result.output
+    )
     assert read_predictions(tmp_path / "out.jsonl")[0].windows[0] == (0.0, 1.0, 0.1)
 
 

@@ -10,8 +10,7 @@ import pytest
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
-from training.predictions import in_order, read_predictions, rounded, write_predictions
-from training.task import Prediction
+from training.predictions import Prediction, in_order, read_predictions, rounded, write_predictions
 
 GOOD = {"qid": 3, "query": "a dog", "vid": "v", "pred_relevant_windows": [[0, 2.5, 0.9]]}
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
-from small_store import Annotations
+from small_store import Annotations, write_store
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
@@ -72,7 +73,26 @@ def test_a_larger_share_holds_out_the_same_videos_and_more() -> None:
 
 
 def test_nothing_held_out_is_an_error_that_says_how(store: Store) -> None:
-    with pytest.raises(UsageError, match=r"set data\.hold_out=0\.1, or name a split"):
-        rows_of(store, "held_out", "train", 0.0, {}, "data.where")
+    for missing in ("held_out", "valid"):
+        with pytest.raises(
+            UsageError,
+            match=rf"'{missing}' is no split of .*allowed: .*train, val\. Name one of them "
+            r".*or take some videos of 'train' with data\.hold_out=0\.1",
+        ):
+            rows_of(store, missing, "train", 0.0, {}, "data.where")
+    with pytest.raises(UsageError, match=r"^data\.train: 'trian' is no .*did you mean 'train'"):
+        rows_of(store, "trian", "trian", 0.0, {}, "data.where")
     with pytest.raises(UsageError, match=r"data\.hold_out=1e-09 leaves no video in 'held_out'"):
         rows_of(store, "held_out", "train", 1e-9, {}, "data.where")
+
+
+def test_a_split_that_is_called_held_out_is_not_hidden(tmp_path: Path, splits: Annotations) -> None:
+    store = write_store(tmp_path / "store", {"train": splits["train"], "held_out": splits["val"]})
+    assert rows_of(store, "held_out", "train", 0.0, {}, "data.where") == splits["val"]
+    with pytest.raises(UsageError, match=r"has a split 'held_out' of its own"):
+        rows_of(store, "held_out", "train", 0.3, {}, "data.where")
+
+
+def test_rows_without_fields_of_their_own_cannot_be_chosen_by_any(store: Store) -> None:
+    with pytest.raises(UsageError, match=r"has a field 'domain'; its rows have no fields of their"):
+        rows_of(store, "val", "train", 0.0, {"domain": "BK"}, "eval.where")

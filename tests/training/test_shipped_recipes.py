@@ -148,7 +148,11 @@ def test_subsets_of_new_words_are_scored_by_eval_where(
     call(*evaluate)
     whole = json.loads(place.read_text())
     call(*evaluate, "--set", "eval.where={news: VERB}")
-    assert json.loads(place.read_text())["brief"].keys() == whole["brief"].keys()
+    part = json.loads(place.read_text())
+    assert part["brief"].keys() == whole["brief"].keys()
+    assert part["eval.where"] == {"news": "VERB"}
+    assert part["queries"] < whole["queries"]
+    assert "eval.where" not in whole
 
 
 @pytest.mark.parametrize("cache", ["device", "none"])

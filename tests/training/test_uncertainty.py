@@ -17,7 +17,7 @@ from training.metrics.uncertainty import (
     unit_index,
     weight_blocks,
 )
-from training.task import Prediction
+from training.predictions import Prediction
 
 
 def measured(

@@ -1,7 +1,8 @@
 """The twelve splits of an annotation file, and the file that keeps them.
 
 The file holds the clauses and words of every query beside the splits, so that anybody can see why a
-query is in one, and so that a reader can check that the file was not edited by hand.
+query is in one, and a hash of all that, so that a file that was edited is told from one that was
+made.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from data.annotations import load_annotations
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from data.foreign import brief, json_object, read_limited
-from data.identity import file_sha256
+from data.identity import digest, file_sha256
 from data.store.files import atomic_write
 from training.cqval.parses import APPROXIMATE, RECONSTRUCTED, Parses
 from training.cqval.published import (
@@ -186,7 +187,7 @@ def read_splits(path: Path) -> Splits:
     """A split file.
 
     Raises:
-        UsageError: not a split file, of another version, or its splits are not those of its counts.
+        UsageError: not a split file, of another version, or changed after it was made.
     """
     row = json_object(read_limited(path, _LIMIT, "the splits"), str(path))
     if (row.get("format"), row.get("version")) != (_FORMAT, _VERSION):
@@ -196,7 +197,7 @@ def read_splits(path: Path) -> Splits:
         )
     try:
         splits = _from_json(row)
-        same = _to_json(splits)["splits"] == row["splits"]
+        same = _to_json(splits) == row
     except (KeyError, TypeError, ValueError) as error:
         raise UsageError(
             f"{path} is no whole split file ({type(error).__name__}: {brief(str(error))}); make it "
@@ -204,15 +205,15 @@ def read_splits(path: Path) -> Splits:
         ) from None
     if not same:
         raise UsageError(
-            f"{path}: the splits are not those that its clauses and words make; it was changed. "
-            "Make it again with `trainer cqval build`"
+            f"{path} was changed after it was made: its content is not what its sha256 says. Make "
+            "it again with `trainer cqval build`"
         )
     return splits
 
 
 def _to_json(splits: Splits) -> dict[str, Any]:
     counted = zip(splits.qids, splits.clauses, splits.words, strict=True)
-    return {
+    row = {
         "format": _FORMAT,
         "version": _VERSION,
         "name": splits.name,
@@ -230,6 +231,7 @@ def _to_json(splits: Splits) -> dict[str, Any]:
         "splits": list(_split_rows(splits)),
         "queries": [{"qid": qid, "clauses": c, "words": w} for qid, c, w in counted],
     }
+    return {**row, "sha256": digest(row)}
 
 
 def _split_rows(splits: Splits) -> Iterable[dict[str, Any]]:

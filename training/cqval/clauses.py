@@ -19,6 +19,7 @@ __all__ = [
     "CANDIDATES",
     "CLAUSE_LABELS",
     "CLEARNLP",
+    "CONJ_VERB",
     "Token",
     "clearnlp",
     "known_labels",

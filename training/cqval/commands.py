@@ -30,7 +30,7 @@ from training.cqval.parses import PARSERS, Parses
 from training.cqval.published import PUBLISHED_SIZES, TABLE_IV, THRESHOLDS
 from training.cqval.report import HITS, Report, report
 from training.metrics.uncertainty import Resampling
-from training.options import answered, check_writable, tell, write_json
+from training.options import answered, check_writable, console_beside, tell, write_json
 from training.predictions import read_predictions
 
 __all__ = ["cqval_commands"]
@@ -43,7 +43,7 @@ AnnotationsArgument = Annotated[Path, typer.Argument(help="The annotation file."
 DatasetOption = Annotated[str, typer.Option("--dataset", help="In whose format it is.")]
 ParserOption = Annotated[
     str,
-    typer.Option("--parser", help="Where clauses come from: spacy, conllu, sidecar or heuristic."),
+    typer.Option("--parser", help=f"Where clauses come from: {', '.join(PARSERS)}."),
 ]
 ModelOption = Annotated[
     str | None,
@@ -152,7 +152,8 @@ def report_command(
         str, typer.Option("--show", help="Metrics: R1@0.5, R5@0.7, mAP@average, mIoU, ...")
     ] = ",".join(TABLE_IV),
     json_path: Annotated[
-        Path | None, typer.Option("--json", help="Also write all scores of all splits here.")
+        Path | None,
+        typer.Option("--json", help="Also write all scores of all splits here; - is stdout."),
     ] = None,
 ) -> None:
     """Score predictions on the twelve splits, beside LMR's Table IV."""
@@ -168,7 +169,7 @@ def report_command(
         metrics=[each.strip() for each in show.split(",")],
         resampling=Resampling() if ci else None,
     )
-    console = plain_console()
+    console = console_beside(json_path)
     _show_report(console, found, str(predictions))
     if json_path is not None:
         write_json(json_path, {"predictions": predictions.name, **found.to_json()})
@@ -185,10 +186,11 @@ def _parsed(
             raise UsageError(
                 f"{option} does not go with --parser {parser}; {_takes(source.option)}"
             )
-    value = given.get(source.option or "") or source.default
-    if source.option is not None and value is None:
+    value = given.get(source.option or "")
+    chosen = source.default if value is None else str(value)
+    if source.option is not None and chosen is None:
         raise UsageError(f"--parser {parser} needs {source.option}")
-    return source(queries.annotations, None if value is None else str(value))
+    return source(queries.annotations, chosen)
 
 
 def _takes(option: str | None) -> str:

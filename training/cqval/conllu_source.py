@@ -94,6 +94,31 @@ class Sentence:
             raise UsageError(
                 f"{self.where}: the sentence has {self._heads.count(0)} roots (HEAD 0), not 1"
             )
+        if lost := self._lost():
+            raise UsageError(
+                f"{self.where}: the heads of word {lost} go round in a circle; a parse is a tree"
+            )
+
+    def comment(self, name: str, value: str, where: str) -> None:
+        """Take `# name = value`; UsageError that begins with `where` for a second qid."""
+        if name == "qid" and name in self.comments:
+            raise UsageError(
+                f"{where}: a second qid in one sentence; are sentences not apart by an empty line?"
+            )
+        self.comments[name] = value
+
+    def _lost(self) -> int | None:
+        """A word from which no way leads to the root; None if there is none."""
+        reached = {0}
+        for word in range(1, len(self._heads) + 1):
+            way: dict[int, None] = {}
+            while word not in reached and word not in way:
+                way[word] = None
+                word = self._heads[word - 1]
+            if word in way:
+                return word
+            reached.update(way)
+        return None
 
     def _start_range(self, first: int, last: int, form: str, where: str) -> None:
         if first != len(self.tokens) + 1 or last < first or first <= self._covered:
@@ -131,7 +156,7 @@ def read_conllu(path: Path) -> Iterator[Sentence]:
         if not text.startswith("#"):
             sentence.add(text, where)
         elif found := _COMMENT.fullmatch(text):
-            sentence.comments[found[1]] = found[2].strip()
+            sentence.comment(found[1], found[2].strip(), where)
     if sentence:
         yield _finished(sentence)
 
@@ -164,16 +189,12 @@ class Conllu:
         remarks = [check_complete(wanted, sentences, path)]
         for qid, annotation in wanted.items():
             _check_text(annotation, sentences[qid])
-        parsers = sorted(
-            {each.comments["parser"] for parts in sentences.values() for each in parts}
-            if _all_name_their_parser(sentences)
-            else ()
-        )
+        parsers = _parsers(sentences)
         if not parsers:
             remarks.append(f"{path.name} does not say which parser made it ('# parser = ...')")
         about: dict[str, Any] = {
             "source": "conllu",
-            "name": " and ".join(parsers) or "unknown",
+            "name": some(parsers, 4) or "unknown",
             "file": path.name,
             "sha256": file_sha256(path),
         }
@@ -186,8 +207,10 @@ class Conllu:
         )
 
 
-def _all_name_their_parser(sentences: dict[str, list[Sentence]]) -> bool:
-    return all("parser" in each.comments for parts in sentences.values() for each in parts)
+def _parsers(sentences: dict[str, list[Sentence]]) -> list[str]:
+    """Which parsers made the file; empty if not every sentence says it."""
+    names = {each.comments.get("parser", "") for parts in sentences.values() for each in parts}
+    return [] if "" in names else sorted(names)
 
 
 def _qid(sentence: Sentence) -> str:

@@ -20,7 +20,7 @@ from data.errors import UsageError, some
 from data.foreign import brief, json_object, read_limited
 from data.store.files import atomic_write
 from training.cqval.build import Queries
-from training.cqval.clauses import CANDIDATES, known_labels, label_counts
+from training.cqval.clauses import CANDIDATES, CONJ_VERB, Token, known_labels, label_counts
 from training.cqval.parses import Parses
 from training.cqval.published import PUBLISHED_SIZES, THRESHOLDS
 from training.cqval.words import WORD_RULES
@@ -90,10 +90,12 @@ class Fit:
     Args:
         rules: every set of labels with every word rule.
         candidates: the labels that sets were made of.
+        absent: labels that were to be tried and that no query has.
     """
 
     rules: tuple[Rule, ...]
     candidates: tuple[str, ...]
+    absent: tuple[str, ...] = ()
 
     @property
     def best(self) -> Rule:
@@ -107,9 +109,8 @@ class Fit:
 
     @property
     def plausible(self) -> tuple[Rule, ...]:
-        """Rules that another version of the parser might have put first."""
-        limit = max(NOISE, self.best.relative)
-        return tuple(each for each in self.rules if each.relative <= limit)
+        """Rules that another version of the parser might have put first; none if no rule fits."""
+        return tuple(each for each in self.rules if each.relative <= NOISE)
 
     def remarks(self) -> Iterator[str]:
         """What the ranking does and does not tell, in sentences."""
@@ -118,16 +119,24 @@ class Fit:
                 f"{len(self.ties)} rules make the sizes of the best one; the twelve sizes cannot "
                 f"tell them apart. First is the one with the fewest labels. {_common(self.ties)}"
             )
-        yield f"{len(self.plausible)} of {len(self.rules)} rules are off by at most {NOISE:.0%}" + (
-            f" on average, which is what parsers differ by. {_common(self.plausible)}"
-            if self.best.relative <= NOISE
-            else ": no rule fits; is this the parser, and are these the annotations?"
-        )
+        if self.plausible:
+            yield (
+                f"{len(self.plausible):,} of {len(self.rules):,} rules are off by at most "
+                f"{NOISE:.0%} on average, which is what parsers differ by. "
+                f"{_common(self.plausible)}"
+            )
+        else:
+            yield (
+                f"no rule fits: the best is off by {self.best.relative:.1%} on average, and "
+                f"parsers differ by {NOISE:.0%}. Is the parse good?"
+            )
         if self.best.exact < len(PUBLISHED_SIZES):
             yield (
                 f"the best rule makes {self.best.exact} of 12 sizes: LMR's parser was another "
                 "version, or its rule is not among these"
             )
+        if self.absent:
+            yield f"not in this parse, so not tried: {', '.join(self.absent)}"
 
 
 def _common(rules: Sequence[Rule]) -> str:
@@ -165,7 +174,7 @@ def fit(queries: Queries, parses: Parses, candidates: Sequence[str] | None = Non
             "says nothing about other queries"
         )
     words = {name: WORD_RULES.get(name)(queries.texts, parses.sentences) for name in WORD_RULES}
-    labels = parses.labels(CANDIDATES if candidates is None else candidates) or ()
+    labels = parses.labels(_usual(parses.sentences) if candidates is None else candidates) or ()
     counts = label_counts(parses.sentences, labels)
     there = [i for i in range(len(labels)) if counts[:, i].any()]
     if not 0 < len(there) <= MOST_CANDIDATES:
@@ -175,7 +184,15 @@ def fit(queries: Queries, parses: Parses, candidates: Sequence[str] | None = Non
         )
     known = {name: each for name, each in words.items() if each is not None}
     chosen = tuple(labels[i] for i in there)
-    return Fit(tuple(rank(counts[:, there], chosen, known)), chosen)
+    wanted = CANDIDATES if candidates is None else labels
+    absent = tuple(each for each in wanted if each not in chosen)
+    return Fit(tuple(rank(counts[:, there], chosen, known)), chosen, absent)
+
+
+def _usual(sentences: Sequence[Sequence[Token]]) -> list[str]:
+    """`CANDIDATES`, without the one that needs parts of speech where there are none."""
+    tagged = all(token.pos for tokens in sentences for token in tokens if token.label == "conj")
+    return [each for each in CANDIDATES if tagged or each != CONJ_VERB]
 
 
 def rank(counts: Counts, labels: Sequence[str], words: Mapping[str, Counts]) -> list[Rule]:

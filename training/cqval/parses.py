@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from data.annotations.types import Annotation
 from data.errors import UsageError, some
 from data.registry import Registry
-from training.cqval.clauses import CLAUSE_LABELS, Token, known_labels, label_counts
+from training.cqval.clauses import CLAUSE_LABELS, CONJ_VERB, Token, known_labels, label_counts
 
 __all__ = [
     "APPROXIMATE",
@@ -117,7 +117,19 @@ class Labelled:
                 f"zero clauses. Its labels: {some(sorted(possible), 60)}. Give --clause-labels, or "
                 "another parser"
             )
+        if CONJ_VERB in chosen and self._conjuncts_without_pos:
+            raise UsageError(
+                f"'{CONJ_VERB}' is 'conj' on a verb, and {self._conjuncts_without_pos:,} tokens "
+                "with the label 'conj' have no part of speech in this parse; leave it out, or give "
+                "a parse with parts of speech (the column UPOS; in spaCy a tagger or morphologizer)"
+            )
         return chosen
+
+    @property
+    def _conjuncts_without_pos(self) -> int:
+        return sum(
+            token.label == "conj" and not token.pos for tokens in self.sentences for token in tokens
+        )
 
     def clauses(self, labels: Sequence[str] | None) -> Counts:
         """See `Parses`."""
@@ -211,7 +223,7 @@ def check_complete(wanted: Iterable[str], there: Iterable[str], path: object) ->
     missing = sorted(set(wanted) - set(there))
     if missing:
         raise UsageError(
-            f"{path} lacks {len(missing)} of the {len(wanted)} queries of the annotations "
+            f"{path} lacks {len(missing):,} of the {len(wanted):,} queries of the annotations "
             f"({some([f'qid {qid}' for qid in missing], 3)}); parse every query: a split of a part "
             "would be another split"
         )

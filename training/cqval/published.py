@@ -37,9 +37,9 @@ THRESHOLDS = tuple(
 """The twelve columns of Table IV, in its order."""
 
 PUBLISHED_SIZES = (388, 353, 305, 266, 226, 188, 153, 125, 87, 50, 49, 48)
-"""Queries of each split. Not printed: the only sizes for which both R1@0.7 of each column are whole
-hits, that do not grow with words, and that end at the paper's "48 to 388"
-(specs/tea_lmr_cqval_splits.md §4.2)."""
+"""Queries of each split. Not printed: the only sizes from 48 to 388, as the paper says, that make
+both R1@0.7 of each column whole hits and by which no two columns differ by more queries or hits
+than val has queries of that length (specs/tea_lmr_cqval_splits.md §4.2)."""
 
 TABLE_IV: Mapping[str, Mapping[str, tuple[float, ...]]] = {
     "R1@0.7": {

@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from data.annotations.types import Annotation
 from data.errors import UsageError, nearest
 from training.cqval.build import Queries, Splits
 from training.cqval.published import PUBLISHED_SIZES, TABLE_IV, THRESHOLDS, Threshold
-from training.metrics import METRICS, Measured, Mode
+from training.evaluate import measure
+from training.metrics import Measured, Mode
 from training.metrics.base import Key, Number
 from training.metrics.uncertainty import Resampling, intervals
-from training.predictions import in_order
-from training.task import Prediction
+from training.predictions import Prediction, in_order
 
 __all__ = ["Report", "Row", "report"]
 
@@ -40,7 +39,7 @@ class Row:
 
     Args:
         least: its threshold.
-        queries: how many it has.
+        queries: how many are scored.
         hits: queries whose first moment has an IoU of 0.7 and more; None without queries.
         percent: metric to percent, as the evaluator writes it; None without queries.
         shares: the same as shares, not rounded.
@@ -143,9 +142,10 @@ def report(
             empty = dict.fromkeys(metrics)
             rows.append(Row(least, 0, None, empty, empty, {}, None))
             continue
-        measured = METRICS.get(EVALUATOR)(
+        measured = measure(
             [queries.annotations[i] for i in inside],
             [answers[i] for i in inside],
+            metrics=EVALUATOR,
             clip_len_s=clip_len_s,
             mode=mode,
         )
@@ -160,23 +160,11 @@ def _check_same(splits: Splits, queries: Queries) -> None:
             f"{splits.sha256[:16]}..., and {queries.file} has {queries.sha256[:16]}...; score on "
             "the same file, or build the splits again"
         )
-    there = _ids(queries.annotations)
-    unknown = [qid for qid in splits.qids if (type(qid), qid) not in there]
-    if unknown or len(splits.qids) != len(there):
+    if list(splits.qids) != [each.qid for each in queries.annotations]:
         raise UsageError(
-            f"the splits hold {len(splits.qids)} queries, {queries.file} holds {len(there)}"
-            + (f"; not in it: qid {unknown[0]}" if unknown else "")
-            + "; build the splits again"
+            f"the splits hold other queries than {queries.file}, or in another order; build them "
+            "again"
         )
-    order = [each.qid for each in queries.annotations]
-    if list(splits.qids) != order:
-        raise UsageError(
-            f"the queries of the splits are not in the order of {queries.file}; build them again"
-        )
-
-
-def _ids(annotations: Sequence[Annotation]) -> set[tuple[type, int | str]]:
-    return {(type(each.qid), each.qid) for each in annotations}
 
 
 def _row(

@@ -14,6 +14,7 @@ from typing import Any
 
 from data.annotations.types import Annotation
 from data.errors import UsageError, how_to_install
+from data.foreign import brief
 from data.identity import file_sha256
 from training.cqval.clauses import Token, clearnlp
 from training.cqval.parses import PARSERS, ROUTES, Labelled
@@ -34,13 +35,12 @@ class Spacy:
 
         Only load pipelines that you trust: installed ones are Python packages.
         """
-        model = given or str(self.default)
+        model = str(self.default if given is None else given)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             language = _loaded(model)
             labels = _parser_labels(language, model)
-            queries = (each.query for each in annotations)
-            documents = language.pipe(queries, batch_size=_BATCH)
+            documents = _documents(language, [each.query for each in annotations], model)
             sentences = [_tokens(document, model) for document in documents]
         return Labelled(
             about=_identity(language),
@@ -63,10 +63,23 @@ def _loaded(model: str) -> Any:
     try:
         return spacy.load(model)
     except Exception as error:  # a stranger's pipeline may fail in any of its components
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UsageError(
-            f"no parser: the spaCy pipeline '{model}' cannot be loaded ({reason}). {ROUTES}"
+            f"no parser: the spaCy pipeline '{model}' cannot be loaded ({_reason(error)}). {ROUTES}"
         ) from None
+
+
+def _documents(language: Any, queries: list[str], model: str) -> list[Any]:
+    try:
+        return list(language.pipe(queries, batch_size=_BATCH))
+    except Exception as error:  # such as a component that was never trained
+        raise UsageError(
+            f"no parser: the spaCy pipeline '{model}' cannot parse ({_reason(error)}); is each of "
+            f"its components trained: {', '.join(language.pipe_names)}? {ROUTES}"
+        ) from None
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {brief((str(error).splitlines() or [''])[0], 300)}"
 
 
 def _parser_labels(language: Any, model: str) -> frozenset[str]:
@@ -76,7 +89,8 @@ def _parser_labels(language: Any, model: str) -> frozenset[str]:
             f"no parser: the spaCy pipeline '{model}' has no active component 'parser' (its "
             f"components: {there}), so that every query would have zero clauses. {ROUTES}"
         )
-    labels = frozenset(clearnlp(each) for each in language.get_pipe("parser").labels)
+    known = getattr(language.get_pipe("parser"), "labels", ())
+    labels = frozenset(clearnlp(each) for each in known)
     if not labels - {"ROOT", "dep"}:
         raise UsageError(
             f"no parser: the parser of the spaCy pipeline '{model}' has no labels, it was never "
@@ -102,7 +116,7 @@ def _tokens(document: Any, model: str) -> tuple[Token, ...]:
 def _identity(language: Any) -> dict[str, Any]:
     import spacy
 
-    meta = language.meta
+    meta, folder = language.meta, language.path and Path(language.path)
     return {
         "source": "spacy",
         "name": f"{meta['lang']}_{meta['name']}",
@@ -110,8 +124,8 @@ def _identity(language: Any) -> dict[str, Any]:
         "needs_spacy": meta.get("spacy_version"),
         "spacy": spacy.__version__,
         "components": list(language.pipe_names),
-        "meta_sha256": file_sha256(Path(language.path) / "meta.json"),
-        "files_sha256": _folder_sha256(Path(language.path)),
+        "meta_sha256": file_sha256(folder / "meta.json") if folder else None,
+        "files_sha256": _folder_sha256(folder) if folder else None,
     }
 
 

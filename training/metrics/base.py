@@ -13,11 +13,12 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from data.annotations.mend import MendReport
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from data.registry import Registry
 from training.metrics.moments import Mode
-from training.task import Prediction
+from training.predictions import Prediction
 
 __all__ = ["METRICS", "Average", "Columns", "Key", "Measured", "Metric", "Number", "Scores", "put"]
 
@@ -115,6 +116,9 @@ class Measured:
         brief: names of the summary and the numbers that they repeat.
         select: name in `brief` of the number that the public code chooses checkpoints by.
         number: how shares are written.
+        aliases: further names in the JSON's `brief`, and the names there that they repeat.
+        notes: what a reader of the numbers must know, in sentences.
+        mending: what was done to the true moments before, where the mode is "strict".
     """
 
     annotations: Sequence[Annotation]
@@ -123,6 +127,9 @@ class Measured:
     brief: Mapping[str, Key] = field(default_factory=dict)
     select: str = ""
     number: Number = Number()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    mending: MendReport | None = None
 
     def means(self) -> dict[Key, float | None]:
         """Every number as a share, not rounded."""

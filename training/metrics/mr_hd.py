@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from training.metrics.base import METRICS, Average, Columns, Key, Measured
-from training.metrics.finite import check_finite
+from training.metrics.comparable import check_finite, check_have_moments
 from training.metrics.highlights import highlight_ap, hit_at_one, on_grid, top_clip
 from training.metrics.moments import Mode, Ranked, average_precision, listed_iou, ranked
 from training.metrics.ragged import Ragged
-from training.task import Prediction
+from training.predictions import Prediction
 
 __all__ = ["MomentsAndHighlights"]
 
@@ -47,6 +47,9 @@ RATINGS = {"Fair": 2, "Good": 3, "VeryGood": 4}
 AT = ("0.3", "0.5", "0.7", "0.9")
 """Thresholds of recall in the summary."""
 
+UNIVTG_MARK = "-key"
+"""At the end of UniVTG's names of numbers that it selects by."""
+
 MAX_CLIPS = 1_000_000
 """Of one video: 23 days of 2 s. A file that says more means another unit."""
 
@@ -54,6 +57,54 @@ CELLS = 1 << 19
 """Clips, with padding, that are ranked at once; bounds the memory."""
 
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What both sides have. (The reference looks at the fields of the first prediction.)
+
+    Args:
+        moments, highlights: whether they are measured; moments where there is nothing at all, too.
+        notes: what is not measured although one side has it.
+    """
+
+    moments: bool
+    highlights: bool
+    notes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, annotations: Sequence[Annotation], predictions: Sequence[Prediction]) -> _Parts:
+        """UsageError where only some rows of a side have saliency."""
+        rated = any(each.saliency is not None for each in annotations)
+        scored = any(each.saliency is not None for each in predictions)
+        if highlights := rated and scored:
+            _check_all_have_saliency("annotations", annotations)
+            _check_all_have_saliency("predictions", predictions)
+        known = any(each.windows is not None for each in annotations)
+        found = any(each.windows for each in predictions)
+        moments = not highlights or (known and found)
+        told = {
+            "highlights": "" if highlights else _lacking(rated, scored, "saliency scores"),
+            "moments": "" if moments else _lacking(known, found, "moments"),
+        }
+        notes = (f"{part} are not scored: {why}" for part, why in told.items() if why)
+        return cls(moments, highlights, tuple(notes))
+
+
+def _lacking(in_annotations: bool, in_predictions: bool, what: str) -> str:
+    """Which side lacks something; "" if both do, and nobody waits for it."""
+    if in_annotations == in_predictions:
+        return ""
+    return f"the {'predictions' if in_annotations else 'annotations'} have no {what}"
+
+
+def _check_all_have_saliency(side: str, rows: Sequence[Annotation] | Sequence[Prediction]) -> None:
+    without = [each.qid for each in rows if each.saliency is None]
+    if without:
+        raise UsageError(
+            f"{len(without)} of {len(rows)} {side} have no saliency scores (first: query "
+            f"{without[0]}); give them for all queries or for none"
+        )
 
 
 @dataclass(frozen=True)
@@ -65,11 +116,13 @@ class MomentsAndHighlights:
         all_if_empty: whether a range that no query has a moment in is measured on all queries, as
             UniVTG does; otherwise its numbers are None.
         suffix: UniVTG's mark of the numbers that it selects by, at the end of their brief names.
+        also: the same mark where it makes a second name, beside the one without.
     """
 
     ranges_s: Mapping[str, Range]
     all_if_empty: bool = False
     suffix: str = ""
+    also: str = ""
 
     def __call__(
         self,
@@ -79,21 +132,26 @@ class MomentsAndHighlights:
         clip_len_s: float = 2.0,
         mode: Mode = "official",
     ) -> Measured:
-        """See `Metric`. Highlight keys are absent where one side has no saliency scores, those of
-        moments where the annotations rate clips and say nothing about moments.
+        """See `Metric`. Keys of highlights are absent where one side has no saliency scores; those
+        of moments where there are highlights, and one side has no moments. `notes` say so.
         """
+        parts = _Parts.of(annotations, predictions)
         columns: tuple[Columns, ...] = ()
-        if with_highlights := _all_or_none("saliency", annotations, predictions):
+        brief: dict[str, Key] = {}
+        if parts.highlights:
             columns = _highlights(annotations, predictions, clip_len_s, mode)
-        brief = self._highlights_brief() if with_highlights else {}
-        if with_highlights and all(each.windows is None for each in annotations):
-            return Measured(annotations, columns, (), brief, "HL-min-VeryGood-mAP" + self.suffix)
+            brief = self._highlights_brief()
+        if parts.moments:
+            columns += tuple(self._moments(annotations, predictions, mode))
+            brief = self._moments_brief() | brief
         return Measured(
             annotations,
-            (*columns, *self._moments(annotations, predictions, mode)),
-            tuple(_average(name) for name in self.ranges_s),
-            self._moments_brief() | brief,
-            "MR-full-mAP" + self.suffix,
+            columns,
+            tuple(_average(name) for name in self.ranges_s) if parts.moments else (),
+            brief,
+            ("MR-full-mAP" if parts.moments else "HL-min-VeryGood-mAP") + self.suffix,
+            aliases={name + self.also: name for name in brief if self.also and _selects(name)},
+            notes=parts.notes,
         )
 
     def _moments(
@@ -133,10 +191,12 @@ class MomentsAndHighlights:
         }
 
 
-METRICS.register("mr_hd")(MomentsAndHighlights(RANGES_S))
+METRICS.register("mr_hd")(MomentsAndHighlights(RANGES_S, also=UNIVTG_MARK))
 # eval/eval.py of showlab/UniVTG: no upper end, and -key at what is selected by
 METRICS.register("mr_hd_univtg")(
-    MomentsAndHighlights({**RANGES_S, "long": (30.0, math.inf)}, all_if_empty=True, suffix="-key")
+    MomentsAndHighlights(
+        {**RANGES_S, "long": (30.0, math.inf)}, all_if_empty=True, suffix=UNIVTG_MARK
+    )
 )
 # training/standalone_eval/eval.py of line/lighthouse: moments of length 0 are left out
 METRICS.register("mr_hd_lighthouse")(MomentsAndHighlights({"full": (0.0, 1500.0)}))
@@ -155,6 +215,11 @@ METRICS.register("mr_hd_bam_detr_activitynet")(
         }
     )
 )
+
+
+def _selects(name: str) -> bool:
+    """Whether UniVTG marks this number of the summary."""
+    return name.startswith(("MR-full-", "HL-min-VeryGood-"))
 
 
 def _range_columns(
@@ -277,13 +342,7 @@ def _checked_moments(
     annotations: Sequence[Annotation], predictions: Sequence[Prediction], mode: Mode
 ) -> tuple[Ragged, Ragged]:
     """True and predicted windows; UsageError where there are none to compare."""
-    blind = [each.qid for each in annotations if not each.windows]
-    if blind or not annotations:
-        raise UsageError(
-            f"{len(blind)} of {len(annotations)} queries have no ground-truth moment"
-            + (f" (first: {blind[0]})" if blind else "")
-            + "; evaluate on a split with ground truth"
-        )
+    check_have_moments(annotations)
     silent = [each.qid for each in predictions if not each.windows]
     if silent and mode == "official":
         raise UsageError(
@@ -304,22 +363,6 @@ def _check_scored(given: Ragged, predictions: Sequence[Prediction], mode: Mode) 
             f"{predictions[silent[0]].qid}); the official evaluator stops there; mode strict "
             "counts them as misses"
         )
-
-
-def _all_or_none(
-    name: str, annotations: Sequence[Annotation], predictions: Sequence[Prediction]
-) -> bool:
-    """Whether both sides have saliency; UsageError where only some rows of a side do."""
-    for side, rows in (("annotations", annotations), ("predictions", predictions)):
-        without = [each.qid for each in rows if getattr(each, name) is None]
-        if without and len(without) < len(rows):
-            raise UsageError(
-                f"{len(without)} of {len(rows)} {side} have no {name} scores (first: query "
-                f"{without[0]}); give them for all queries or for none"
-            )
-        if without:
-            return False
-    return True
 
 
 def _steps(lowest: float) -> tuple[list[str], Floats]:

@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from training.metrics.base import Average, Columns, Key, Measured, Number
-from training.metrics.finite import check_finite
+from training.metrics.comparable import check_finite
 from training.metrics.moments import Mode
 from training.metrics.ragged import Ragged
-from training.task import Prediction
+from training.predictions import Prediction
 
 __all__ = ["Labels", "by_domain", "ranked_labels", "trapezoid_ap"]
 

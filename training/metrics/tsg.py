@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 from data.annotations.types import Annotation
 from data.errors import UsageError
 from training.metrics.base import METRICS, Columns, Key, Measured
-from training.metrics.finite import check_finite
+from training.metrics.comparable import check_finite, check_have_moments
 from training.metrics.moments import Mode
 from training.metrics.ragged import Ragged
-from training.task import Prediction
+from training.predictions import Prediction
 
 __all__ = ["THRESHOLDS", "best_windows", "plain_iou", "true_moments", "tsg"]
 
@@ -67,13 +67,7 @@ def tsg(
 
 def true_moments(annotations: Sequence[Annotation], mode: Mode) -> Ragged:
     """The true windows of all queries, `(start_s, end_s)`; UsageError as `tsg` says."""
-    blind = [each.qid for each in annotations if not each.windows]
-    if blind or not annotations:
-        raise UsageError(
-            f"{len(blind)} of {len(annotations)} queries have no ground-truth moment"
-            + (f" (first: {blind[0]})" if blind else "")
-            + "; evaluate on a split with ground truth"
-        )
+    check_have_moments(annotations)
     several = [each.qid for each in annotations if len(each.windows or ()) > 1]
     if several and mode == "official":
         raise UsageError(

@@ -29,7 +29,7 @@ from training.metrics.base import METRICS, Columns, Key, Measured
 from training.metrics.moments import Mode
 from training.metrics.ragged import Ragged
 from training.metrics.tsg import THRESHOLDS, best_windows, plain_iou, true_moments
-from training.task import Prediction
+from training.predictions import Prediction
 
 __all__ = ["tsg_discounted"]
 

@@ -15,7 +15,7 @@ from data.annotations.types import Annotation
 from training.metrics.base import METRICS, Measured
 from training.metrics.moments import Mode
 from training.metrics.ranked_clips import Labels, by_domain, ranked_labels, trapezoid_ap
-from training.task import Prediction
+from training.predictions import Prediction
 
 __all__ = ["youtube_map"]
 

@@ -19,17 +19,19 @@ from training.predictions.base import (
     kept_by,
     rounded,
 )
-from training.predictions.matching import in_order, retyped, unsorted
-from training.task import Prediction
+from training.predictions.matching import in_order, order_note, retyped, unsorted
+from training.predictions.types import Prediction
 
 __all__ = [
     "FORMATS",
     "WRITERS",
+    "Prediction",
     "PredictionFormat",
     "PredictionWriter",
     "format_of",
     "in_order",
     "kept_by",
+    "order_note",
     "read_predictions",
     "retyped",
     "rounded",

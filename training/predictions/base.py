@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +15,7 @@ from data.annotations.types import Annotation
 from data.errors import UsageError
 from data.foreign import LONGEST_LINE, brief, check_plain_file, strict_json, text_lines
 from data.registry import Registry
-from training.task import Prediction
+from training.predictions.types import Prediction
 
 __all__ = [
     "DECIMALS",
@@ -53,6 +54,9 @@ _COMPRESSED = {
 """First bytes of files that hold another file."""
 
 _HEAD = 4096
+
+_BLANK_LINES = 1000
+"""At the beginning of a file, before nobody looks further for what it is."""
 
 _LARGEST = 1e30
 """Sums and products of scores and times below it are finite."""
@@ -148,10 +152,8 @@ def glance(path: Path) -> Glance:
         with path.open("rb") as file:
             head = file.read(_HEAD)
             file.seek(0)
-            first = next(
-                (line for line in iter(lambda: file.readline(LONGEST_LINE), b"") if line.strip()),
-                b"",
-            )
+            lines = islice(iter(lambda: file.readline(LONGEST_LINE), b""), _BLANK_LINES)
+            first = next((line for line in lines if line.strip()), b"")
     except OSError as error:
         raise UsageError(f"cannot read {WHAT} '{path}': {error.strerror}") from None
     for magic, kind in _COMPRESSED.items():
@@ -169,7 +171,9 @@ def glance(path: Path) -> Glance:
         row = strict_json(first) if len(first) < LONGEST_LINE else None
     except ValueError:
         row = None
-    return Glance(head.decode(errors="replace"), row if isinstance(row, dict) else None)
+    return Glance(
+        head.decode("utf-8-sig", errors="replace"), row if isinstance(row, dict) else None
+    )
 
 
 def json_rows(path: Path, example: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from data.annotations.types import Annotation
 from data.errors import UsageError, some
-from training.task import Prediction
+from training.predictions.types import Prediction
 
-__all__ = ["in_order", "retyped", "unsorted"]
+__all__ = ["in_order", "letters", "order_note", "retyped", "unsorted"]
 
 Qid = int | str
 
@@ -101,6 +101,18 @@ def unsorted(predictions: Sequence[Prediction]) -> list[Qid]:
         for each in predictions
         if any(a[2] < b[2] for a, b in zip(each.windows, each.windows[1:], strict=False))
     ]
+
+
+def order_note(predictions: Sequence[Prediction]) -> str | None:
+    """A sentence about windows that are not listed best first; None if all are."""
+    wrong = unsorted(predictions)
+    if not wrong:
+        return None
+    return (
+        f"{len(wrong):,} of {len(predictions):,} queries do not list their best window first "
+        f"({some([f'qid {qid}' for qid in wrong], 3)}); official R1, R5 and mIoU look at the "
+        "windows that are listed first"
+    )
 
 
 def letters(sentence: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
-from data.foreign import json_object, read_limited
+from data.foreign import brief, json_object, read_limited
 from training.predictions.base import (
     FORMATS,
     LARGEST_FILE,
@@ -27,7 +27,7 @@ from training.predictions.base import (
     rounded,
 )
 from training.predictions.submission import SALIENCY, WINDOWS
-from training.task import Prediction
+from training.predictions.types import Prediction
 
 __all__ = ["EXPECTED", "Scores"]
 
@@ -61,10 +61,14 @@ class Scores:
         rows = json_object(read_limited(path, LARGEST_FILE, WHAT), str(path))
         if not rows:
             raise UsageError(f'{path} holds no predictions; expected {{"qid": [scores], …}}')
-        queries = _by_text(annotations or ())
+        if annotations is None:
+            return [_answer(None, key, value, path) for key, value in rows.items()]
+        queries = _by_text(annotations)
+        # answers to no query are refused soon (`in_order`), whatever they hold
         return [
-            _answer(queries.get(key), key, value, f"{path}, entry {key!r}")
+            _answer(query, key, value, path) if query else Prediction(key, "", "", (), None)
             for key, value in rows.items()
+            for query in [queries.get(key)]
         ]
 
     def lines(
@@ -82,7 +86,8 @@ class Scores:
         yield json.dumps(rows)
 
 
-def _answer(query: Annotation | None, key: str, value: object, where: str) -> Prediction:
+def _answer(query: Annotation | None, key: str, value: object, path: Path) -> Prediction:
+    where = f"{path}, entry {brief(key)}"
     scores = tuple(numbers(value, None, where, EXPECTED))
     if not scores:
         raise UsageError(f"{where} is empty; expected {EXPECTED}")

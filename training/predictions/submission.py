@@ -20,9 +20,9 @@ from typing import Any
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
-from data.foreign import brief
+from data.foreign import brief, key_names
 from training.predictions.base import FORMATS, WRITERS, Glance, Keeps, json_rows, numbers, rounded
-from training.task import Prediction
+from training.predictions.types import Prediction
 
 __all__ = ["SALIENCY", "WINDOWS", "Submission", "Unscored", "text_field"]
 
@@ -156,8 +156,7 @@ def _check_keys(row: dict[str, Any], where: str) -> None:
     missing += [] if _form(row) else [WINDOWS]
     if missing:
         raise UsageError(
-            f"{where} has no '{missing[0]}'; its keys are {', '.join(sorted(row)) or 'none'}; "
-            f"expected {EXAMPLE}"
+            f"{where} has no '{missing[0]}'; its keys are {key_names(row)}; expected {EXAMPLE}"
         )
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from data.annotations.types import Annotation
 from data.errors import UsageError, some
-from data.foreign import brief, json_object, read_limited
+from data.foreign import brief, json_object, key_names, read_limited
 from training.predictions.base import (
     DECIMALS,
     FORMATS,
@@ -38,7 +38,7 @@ from training.predictions.base import (
     rounded,
 )
 from training.predictions.matching import in_order, letters
-from training.task import Prediction
+from training.predictions.types import Prediction
 
 __all__ = ["GroundingJson"]
 
@@ -169,7 +169,7 @@ def _windows(row: dict[str, Any], where: str) -> Windows:
         return tuple((start, end, score) for (start, end), score in zip(pairs, scores, strict=True))
     if "timestamp" not in row:
         raise UsageError(
-            f"{where} has no 'timestamp'; its keys are {', '.join(sorted(row))}; expected {EXAMPLE}"
+            f"{where} has no 'timestamp'; its keys are {key_names(row)}; expected {EXAMPLE}"
         )
     start, end = _pair(row["timestamp"], f"{where}: 'timestamp'")
     # one window is ranked first whatever its score

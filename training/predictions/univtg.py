@@ -13,10 +13,11 @@ from pathlib import Path
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
+from data.foreign import key_names
 from training.predictions.base import FORMATS, Glance, json_rows, numbers
 from training.predictions.scores import EXPECTED
 from training.predictions.submission import text_field
-from training.task import Prediction
+from training.predictions.types import Prediction
 
 __all__ = ["UniVTGHighlights"]
 
@@ -39,7 +40,7 @@ class UniVTGHighlights:
             if not video_id or "pred" not in row:
                 raise UsageError(
                     f"{where} has no '{'pred' if video_id else 'vid'}'; its keys are "
-                    f"{', '.join(sorted(row))}"
+                    f"{key_names(row)}"
                 )
             if video_id in found:
                 raise UsageError(f"{where}: video '{video_id}' came before; every video comes once")

@@ -185,9 +185,9 @@ def test_saliency_without_moments_is_refused(tmp_path: Path) -> None:
 def test_files_without_rows_and_no_files_are_told_apart(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="hold no rows"):
         load_annotations("qvhighlights", _file(tmp_path, ""))
-    with pytest.raises(UsageError, match=r"none\.jsonl: No such file"):
+    with pytest.raises(UsageError, match=r"none\.jsonl': it does not exist"):
         load_annotations("qvhighlights", tmp_path / "none.jsonl")
-    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "binary.jsonl").write_bytes(b"\xff\xff\x00")
     with pytest.raises(UsageError, match=r"binary\.jsonl, line 1"):
         load_annotations("qvhighlights", tmp_path / "binary.jsonl")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import copy
+import gzip
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -126,7 +129,8 @@ def test_a_dataset_is_guessed_only_where_no_other_can_be_meant(
 
 def test_what_is_no_annotation_file_is_not_guessed(tmp_path: Path) -> None:
     for text, message in (
-        ("", "no annotation file that is known"),
+        ("", "hold no rows"),
+        ("\n \n", "hold no rows"),
         ("a,b,c\n1,2,3\n", "no annotation file that is known"),
         ('{"a": {"b": 1}}', r"no known dataset \(fields of its first query: b\)"),
         ("[1, 2]", "hold a list"),
@@ -135,6 +139,44 @@ def test_what_is_no_annotation_file_is_not_guessed(tmp_path: Path) -> None:
         (tmp_path / "file").write_text(text)
         with pytest.raises(UsageError, match=message):
             guess_dataset(tmp_path / "file")
+
+
+@every_file
+def test_a_byte_order_mark_changes_nothing_and_packed_files_are_named(
+    sample: FileSample, tmp_path: Path
+) -> None:
+    path = sample.write(tmp_path)
+    rows, content = load_annotations(sample.dataset, path), path.read_bytes()
+    path.write_bytes(codecs.BOM_UTF8 + content)
+    assert load_annotations(sample.dataset, path) == rows
+    assert guess_of(path) == sample.guessed
+    for packed, message in (
+        (gzip.compress(content), "packed by gzip; unpack"),
+        (content.decode().encode("utf-16"), "in UTF-16; save them as UTF-8"),
+    ):
+        path.write_bytes(packed)
+        for read in (lambda: load_annotations(sample.dataset, path), lambda: guess_dataset(path)):
+            with pytest.raises(UsageError, match=message):
+                read()
+
+
+def guess_of(path: Path) -> str | None:
+    try:
+        return guess_dataset(path)
+    except UsageError:
+        return None
+
+
+def test_rows_on_cuts_of_youtube_are_of_qvhighlights_without_ground_truth_too(
+    tmp_path: Path,
+) -> None:
+    """Otherwise `trainer lint train test` would not know that both cut the same recording."""
+    row = {"qid": 1, "query": "a", "duration": 150, "vid": "j7rJstUseKg_360.0_510.0"}
+    path = tmp_path / "test.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    assert guess_dataset(path) == "qvhighlights"
+    path.write_text(json.dumps(row | {"vid": "kitchen_1_2"}) + "\n")
+    assert guess_dataset(path) == "custom"
 
 
 @pytest.mark.parametrize(

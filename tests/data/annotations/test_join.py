@@ -64,4 +64,9 @@ def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"not one video of .*other\.json is in .*one\.json"):
         joined([one], [_file(tmp_path, "other.json", v_z=_video("z"))])
     with pytest.raises(UsageError, match="no video is left"):
-        joined([one], [one])
+        joined([one], [_file(tmp_path, "same.json", v_a=_video("one"))])
+    link = tmp_path / "link.json"
+    link.symlink_to(one)
+    for files, without in (([one, link], []), ([one], [link])):
+        with pytest.raises(UsageError, match=r"link\.json' is named twice"):
+            joined(files, without)

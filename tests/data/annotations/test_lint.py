@@ -223,6 +223,7 @@ def _shared(scored: list[Annotation], trained: list[Annotation], dataset: str) -
     [
         ("leak-row", {"qid": 7}),
         ("leak-row", {"query": "a RED ball rolls"}),
+        ("leak-row", {"query": "a red_ball — rolls…"}),
         ("leak-query", {"windows": ((2.0, 6.0),)}),
         ("leak-video", {"query": "A ball."}),
         ("leak-source", {"video_id": "yt_60.0_210.0"}),
@@ -236,6 +237,24 @@ def test_a_shared_row_is_told_under_the_strongest_kind(kind: str, changes: Any) 
     assert found.against == "train"
     assert found.spots[0].where == "test, row 2"
     assert found.spots[0].detail == "seen in train"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "kind"),
+    [
+        ("caf\u00e9", "CAFE\u0301!", "leak-row"),  # one sign or two: NFC, NFD
+        ("ﬁsh", "fish", "leak-row"),  # a ligature
+        ("Straße", "STRASSE", "leak-row"),
+        ("कि", "का", "leak-video"),  # vowel signs are no punctuation
+        ("?", "!", "leak-video"),
+    ],
+)
+def test_words_are_compared_however_their_letters_are_written(
+    one: str, other: str, kind: str
+) -> None:
+    rows = [replace(MOMENTS, query=query) for query in (one, other)]
+    [found] = _shared(rows[:1], rows[1:], "custom")
+    assert found.kind.name == kind
 
 
 def test_other_recordings_share_nothing() -> None:

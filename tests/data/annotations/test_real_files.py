@@ -77,8 +77,8 @@ def test_three_queries_of_charades_cd_begin_after_their_video(shared: Path) -> N
     for split in ("train", "val", "test_iid", "test_ood"):
         path = shared / f"annotations/charades_cd/charades_{split}.json"
         rows, report = mended(load_annotations("charades_cd", path))
-        assert len(rows) == report.queries - report.count("left out")
-        found += [change.qid for change in report.changes if change.what == "left out"]
+        assert len(rows) == report.queries - report.count("left_out")
+        found += [change.qid for change in report.changes if change.what == "left_out"]
     assert found == ["LEOL6_0", "AKKWU_0", "AKKWU_1"]
 
 
@@ -86,7 +86,7 @@ def test_empty_windows_of_nlq_are_dropped_and_counted(shared: Path) -> None:
     path = shared / "annotations/faulty/nlq_val_with_zero_length_windows.jsonl"
     rows, report = mended(load_annotations("custom", path))
     # specs/peers_formats_metrics.md §3.1: 341 of 3,874
-    assert report.count("dropped") == report.count("left out") == 341
+    assert report.count("dropped") == report.count("left_out") == 341
     assert len(rows) == 3874 - 341
 
 

@@ -8,6 +8,7 @@ import pytest
 from cqval_files import CONLLU, QUERIES, annotation_file, conllu_file, queries_of, sentence
 
 from data.errors import UsageError
+from data.foreign import LONGEST_LINE
 from training.cqval.conllu_source import Conllu, read_conllu
 from training.cqval.parses import Labelled
 
@@ -83,7 +84,23 @@ def test_a_query_without_a_parse_is_refused_and_one_too_many_is_told(tmp_path: P
     assert any("also has 1 queries" in each for each in found.remarks)
 
 
+@pytest.mark.parametrize("change", [("\n", "\r\n"), ("# qid", "\ufeff# qid")])
+def test_files_of_windows_are_read(tmp_path: Path, change: tuple[str, str]) -> None:
+    path = tmp_path / "p.conllu"
+    path.write_bytes(GOOD.replace(*change).encode())
+    (found,) = read_conllu(path)
+    assert found.comments == {"qid": "1"}
+    assert found.surface == ["a", "dog"]
+
+
+def test_a_chain_of_many_words_is_a_tree(tmp_path: Path) -> None:
+    words = ["w 0 root", *(f"w {place} dep" for place in range(1, 20_000))]
+    (tmp_path / "p.conllu").write_text(sentence(1, words))
+    assert len(next(read_conllu(tmp_path / "p.conllu")).tokens) == 20_000
+
+
 GOOD = sentence(1, ["a 2 det", "dog 0 root"])
+CIRCLE = sentence(1, ["a 2 det", "b 1 dep", "dog 0 root"])
 
 
 @pytest.mark.parametrize(
@@ -100,7 +117,13 @@ GOOD = sentence(1, ["a 2 det", "dog 0 root"])
         (GOOD.replace("\t2\tdet", "\t0\troot"), "line 1: the sentence has 2 roots"),
         (GOOD.replace("\t2\tdet", "\t" + "9" * 5000 + "\tdet"), "line 2: the word 'a' has HEAD"),
         (GOOD.replace("2\tdog", "3\tdog"), "line 3: expected word 2, found the id '3'"),
-        (GOOD.strip() + "\n" + GOOD, "line 5: expected word 3, found the id '1'"),
+        (GOOD.strip() + "\n" + GOOD, "line 4: a second qid in one sentence; are sentences not"),
+        (GOOD.strip() + GOOD[len("# qid = 1") :], "line 4: expected word 3, found the id '1'"),
+        (GOOD.replace("\t0\troot", "\t1\troot"), "line 1: the sentence has 0 roots"),
+        (CIRCLE, "line 1: the heads of word 1 go round in a circle"),
+        (CIRCLE.replace("\t2\tdet", "\t1\tdet"), "line 1: the heads of word 1 go round"),
+        (GOOD.replace("\t", "  "), "line 2: expected 10 columns between tabs (CoNLL-U), found 1"),
+        ("# x = " + "a" * LONGEST_LINE, "line 1 is longer than the 8,388,608 bytes that are read"),
         ("# qid = 1\n", "line 1: the sentence ends after 0 words"),
         ("# qid = 1\n3-4\tx" + "\t_" * 8 + "\n", "line 2: the range 3-4 does not stand before"),
     ],

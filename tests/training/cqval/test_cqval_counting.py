@@ -10,7 +10,13 @@ from hypothesis import strategies as st
 from data.errors import UsageError
 from training.cqval.build import sizes
 from training.cqval.clauses import CLAUSE_LABELS, Token, clearnlp, known_labels, label_counts
-from training.cqval.published import PUBLISHED_SIZES, TABLE_IV, THRESHOLDS, is_published_split
+from training.cqval.published import (
+    _VAL_LONG,
+    PUBLISHED_SIZES,
+    TABLE_IV,
+    THRESHOLDS,
+    is_published_split,
+)
 from training.cqval.words import WORD_RULES
 
 
@@ -18,6 +24,60 @@ def test_every_published_recall_is_a_whole_number_of_hits_of_its_published_size(
     for values in TABLE_IV["R1@0.7"].values():
         for size, percent in zip(PUBLISHED_SIZES, values, strict=True):
             assert any(abs(100 * hits / size - percent) <= 0.005 + 1e-9 for hits in range(size + 1))
+
+
+def test_the_published_sizes_are_the_only_ones_that_make_the_published_recalls() -> None:
+    """Whole hits, no more queries of a length than there are, and the ends 48 and 388."""
+    rows = list(zip(*TABLE_IV["R1@0.7"].values(), strict=True))
+    columns = [
+        [(size, hits) for size in range(48, 389) if all(hits := possible_hits(size, row))]
+        for row in rows
+    ]
+    one = chains(columns[:9])
+    found = [
+        (*(size for size, _ in first), *(size for size, _ in second))
+        for first in one
+        for second in chains(columns[9:])
+        if all(b <= a for (a, _), (b, _) in zip(first, second, strict=False))
+        and grows_no_faster(second, first)
+    ]
+    assert [each for each in found if (min(each), max(each)) == (48, 388)] == [PUBLISHED_SIZES]
+
+
+Column = tuple[int, list[list[int]]]
+
+
+def possible_hits(size: int, row: tuple[float, ...]) -> list[list[int]]:
+    """For each printed percentage, the hits of `size` queries that are written so."""
+    return [
+        [hits for hits in range(size + 1) if abs(round(100 * hits / size, 2) - percent) < 1e-9]
+        for percent in row
+    ]
+
+
+def chains(columns: list[list[Column]]) -> list[list[Column]]:
+    """Sizes for 8, 9, ... words that fit together."""
+    found = [[each] for each in columns[0]]
+    for words, column in enumerate(columns[1:], start=8):
+        found = [[*each, more] for each in found for more in column if fits(each[-1], more, words)]
+    return found
+
+
+def fits(longer: Column, shorter: Column, words: int) -> bool:
+    """Whether queries of exactly `words` words can be what is between two sizes."""
+    more = longer[0] - shorter[0]
+    return 0 <= more <= _VAL_LONG[words] - _VAL_LONG[words + 1] and all(
+        any(0 <= a - b <= more for a in many for b in few)
+        for many, few in zip(longer[1], shorter[1], strict=True)
+    )
+
+
+def grows_no_faster(inner: list[Column], outer: list[Column]) -> bool:
+    """Queries of one length with two clauses are among those with one."""
+    return all(
+        inner[i][0] - inner[i + 1][0] <= outer[i][0] - outer[i + 1][0]
+        for i in range(len(inner) - 1)
+    )
 
 
 def test_the_published_averages_are_the_means_of_the_published_columns() -> None:

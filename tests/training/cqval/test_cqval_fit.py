@@ -116,8 +116,32 @@ def test_too_many_or_no_candidates_are_refused(val: Queries) -> None:
 
 def test_a_fit_that_fits_nothing_says_so(val: Queries) -> None:
     found = fit(val, labelled(val.texts, [["acl"]] * 1550))
-    assert any("no rule fits" in each for each in found.remarks())
-    assert any("makes 0 of 12 sizes" in each for each in found.remarks())
+    assert found.plausible == ()
+    told = " ".join(found.remarks())
+    off = f"{found.best.relative:.1%}"
+    assert f"no rule fits: the best is off by {off} on average, and parsers differ by 4%" in told
+    assert "makes 0 of 12 sizes" in told
+    assert "rules are off by at most" not in told
+
+
+def test_labels_that_could_not_be_tried_are_told(found: Fit) -> None:
+    absent = ("ccomp", "csubj", "csubjpass", "conj-verb", "pcomp")
+    assert found.absent == absent
+    assert f"not in this parse, so not tried: {', '.join(absent)}" in found.remarks()
+
+
+def test_coordinated_verbs_are_not_counted_where_no_word_is_known_to_be_a_verb(
+    val: Queries,
+) -> None:
+    """Before, `--clause-labels acl,conj-verb` counted acl alone and said nothing."""
+    rows = [*planted()]
+    rows[-1] = [*rows[-1], "conj"]
+    parses = labelled(val.texts, rows)
+    assert "conj-verb" in fit(val, parses).absent
+    with pytest.raises(UsageError, match="1 tokens with the label 'conj' have no part of speech"):
+        build(val, parses, ["acl", "conj-verb"])
+    with pytest.raises(UsageError, match="have no part of speech"):
+        fit(val, parses, ["acl", "conj-verb"])
 
 
 def test_a_preset_is_built_with_and_says_what_it_was_fitted_with(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 from cqval_files import annotation_file, good, labelled, queries_of, refused
 
 from data.annotations import load_annotations
-from training.cqval.build import build, write_splits
+from training.cqval.build import build, read_splits, write_splits
 from training.metrics import METRICS
 from training.predictions import read_predictions
 
@@ -115,9 +116,11 @@ def test_splits_of_another_file_are_refused(tmp_path: Path, rows: Path, splits: 
 def test_splits_with_queries_that_are_not_there_are_refused(
     tmp_path: Path, rows: Path, splits: Path
 ) -> None:
-    splits.write_text(splits.read_text().replace('"qid": 4', '"qid": 5'))
-    told = refused("report", predictions(tmp_path), "--splits", splits, "--annotations", rows)
-    assert "not in it: qid 5" in told
+    for qids in ((1, 2, 3, 5), (2, 1, 3, 4), ("1", 2, 3, 4), (1, 2, 3, 4, 5)):
+        more = {"clauses": (1,) * len(qids), "words": (9,) * len(qids)}
+        write_splits(splits, replace(read_splits(splits), qids=qids, **more))
+        told = refused("report", predictions(tmp_path), "--splits", splits, "--annotations", rows)
+        assert "the splits hold other queries than rows.jsonl, or in another order" in told
 
 
 def test_predictions_for_a_part_are_refused(tmp_path: Path, rows: Path, splits: Path) -> None:

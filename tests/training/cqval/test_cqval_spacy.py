@@ -114,6 +114,50 @@ def test_a_parser_that_is_switched_off_is_refused(tmp_path: Path, pipeline: Path
         Spacy()(rows, str(tmp_path / "off"))
 
 
+@pytest.mark.parametrize("component", ["tagger", "parser"])
+def test_a_component_that_was_never_trained_is_refused(
+    tmp_path: Path, pipeline: Path, component: str
+) -> None:
+    """Before, a KeyError or ValueError of thinc ended the program."""
+    language = spacy.blank("en") if component == "parser" else spacy.load(pipeline)
+    language.add_pipe(component).add_label("acl")
+    language.to_disk(tmp_path / "raw")
+    rows = annotation_file(tmp_path / "rows.jsonl")
+    told = refused("build", rows, "--model", tmp_path / "raw", "--out", tmp_path / "s.json")
+    assert "cannot parse" in told
+    assert f"is each of its components trained: {', '.join(language.pipe_names)}?" in told
+    assert all(each in told for each in ROUTES)
+
+
+def test_a_component_that_is_called_parser_and_is_none_is_refused(
+    tmp_path: Path, pipeline: Path
+) -> None:
+    language = spacy.blank("en")
+    language.add_pipe("sentencizer", name="parser")
+    language.to_disk(tmp_path / "named")
+    rows = annotation_file(tmp_path / "rows.jsonl")
+    told = refused("build", rows, "--model", tmp_path / "named", "--out", tmp_path / "s.json")
+    assert "has no labels, it was never trained" in told
+
+
+def test_a_folder_may_be_named_from_where_one_is(
+    tmp_path: Path, pipeline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(pipeline.parent)
+    rows = annotation_file(tmp_path / "rows.jsonl")
+    for model in (pipeline.name, f"./{pipeline.name}"):
+        good("build", rows, "--model", model, "--out", tmp_path / "s.json")
+        assert read_splits(tmp_path / "s.json").clauses == (2, 1, 0)
+
+
+@pytest.mark.parametrize("model", ["numpy", "", "/dev/null", "no\nsuch"])
+def test_what_is_no_pipeline_is_refused(tmp_path: Path, model: str) -> None:
+    rows = annotation_file(tmp_path / "rows.jsonl")
+    told = refused("build", rows, "--model", model, "--out", tmp_path / "s.json")
+    assert "cannot be loaded" in told
+    assert "en_core_web_sm' cannot" not in told
+
+
 def test_a_pipeline_that_is_not_there_is_refused_by_its_name(tmp_path: Path) -> None:
     rows = annotation_file(tmp_path / "rows.jsonl")
     told = refused("build", rows, "--model", "en_no_such_model", "--out", tmp_path / "s.json")

@@ -21,7 +21,7 @@ from cqval_files import (
 )
 
 from data.errors import UsageError
-from data.identity import file_sha256
+from data.identity import digest, file_sha256
 from training.cqval.build import build, read_splits, write_splits
 from training.cqval.heuristic_source import participles
 from training.cqval.published import PUBLISHED_SIZES, THRESHOLDS, deltas
@@ -193,26 +193,55 @@ def test_a_rule_without_any_clause_is_refused(tmp_path: Path, rows: Path, parses
     assert "not one of 3 queries has a clause by this rule (csubj)" in told
 
 
+def signed(file: dict[str, Any]) -> str:
+    return json.dumps({**file, "sha256": digest({k: v for k, v in file.items() if k != "sha256"})})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"name": "C-QVal (reconstructed)"},
+        {"parser": {"source": "spacy", "name": "en_core_web_trf"}},
+        {"clause_labels": ["acl"]},
+        {"remarks": []},
+        {"splits": []},
+        {"more": 1},
+    ],
+    ids=str,
+)
 def test_a_file_that_was_changed_by_hand_is_refused(
-    tmp_path: Path, rows: Path, parses: Path
+    tmp_path: Path, rows: Path, change: dict[str, Any]
 ) -> None:
     out = tmp_path / "s.json"
-    good("build", rows, "--parser", "conllu", "--parses", parses, "--out", out)
-    file = json.loads(out.read_text())
-    file["splits"][0]["qids"] = [1]
-    out.write_text(json.dumps(file))
-    with pytest.raises(UsageError, match="it was changed"):
+    good("build", rows, "--parser", "heuristic", "--out", out)
+    assert read_splits(out).name == "C-QVal-approx"
+    out.write_text(json.dumps(json.loads(out.read_text()) | change))
+    with pytest.raises(UsageError, match="was changed after it was made"):
         read_splits(out)
-    file["queries"][0]["qid"] = [1]
-    out.write_text(json.dumps(file))
-    with pytest.raises(UsageError, match="a qid is a whole number or a string"):
-        read_splits(out)
-    del file["splits"]
-    out.write_text(json.dumps(file))
-    with pytest.raises(UsageError, match="no whole split file"):
-        read_splits(out)
-    out.write_text(json.dumps({"version": 7}))
-    with pytest.raises(UsageError, match="no split file of this version"):
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"splits": [{"clauses": 1}]}, "was changed after it was made"),
+        ({"queries": [{"qid": [1], "clauses": 1, "words": 9}]}, "a qid is a whole number or a"),
+        ({"queries": [{"qid": 1, "clauses": 1.5, "words": 9}]}, "whole numbers from 0 to 10000"),
+        ({"queries": [{"qid": 1, "clauses": 10**18, "words": 9}]}, "whole numbers from 0 to 10000"),
+        ({"queries": [3]}, "no whole split file"),
+        ({"name": "C-QVal"}, "no whole split file"),
+        ({"parser": [1]}, "no whole split file"),
+        ({"annotations": {}}, "no whole split file"),
+        ({"version": 7}, "no split file of this version"),
+    ],
+    ids=str,
+)
+def test_a_file_with_a_right_hash_and_wrong_content_is_refused(
+    tmp_path: Path, rows: Path, change: dict[str, Any], message: str
+) -> None:
+    out = tmp_path / "s.json"
+    good("build", rows, "--parser", "heuristic", "--out", out)
+    out.write_text(signed(json.loads(out.read_text()) | change))
+    with pytest.raises(UsageError, match=message):
         read_splits(out)
 
 

@@ -1,4 +1,4 @@
-"""Numbers that a metric can compare."""
+"""What a metric can compare: true moments, and numbers that are finite."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from data.annotations.types import Annotation
 from data.errors import UsageError
 from training.metrics.ragged import Ragged
-from training.task import Prediction
+from training.predictions import Prediction
 
-__all__ = ["check_finite"]
+__all__ = ["check_finite", "check_have_moments"]
 
 
 def check_finite(values: Ragged, predictions: Sequence[Prediction], what: str) -> None:
@@ -32,4 +33,15 @@ def check_finite(values: Ragged, predictions: Sequence[Prediction], what: str) -
         raise UsageError(
             f"the predicted {what} of {len(queries)} queries are not finite numbers (first: query "
             f"{predictions[queries[0]].qid}); nothing was scored"
+        )
+
+
+def check_have_moments(annotations: Sequence[Annotation]) -> None:
+    """UsageError unless every query has a true moment, and there is a query."""
+    blind = [each.qid for each in annotations if not each.windows]
+    if blind or not annotations:
+        raise UsageError(
+            f"{len(blind)} of {len(annotations)} queries have no ground-truth moment"
+            + (f" (first: {blind[0]})" if blind else "")
+            + "; evaluate on a split with ground truth"
         )
