@@ -24,7 +24,7 @@ LEAKS = tuple(
     KINDS.register(kind.name)(kind)
     for kind in (
         Kind("leak-row", "error", "rows of the same video, words and moments"),
-        Kind("leak-query", "error", "rows of the same video and words, with other moments"),
+        Kind("leak-query", "error", "rows of the same video and words, with other moments or none"),
         Kind("leak-video", "error", "rows of the same video, with other words"),
         Kind("leak-source", "error", "rows of another cut of the same recording"),
     )
