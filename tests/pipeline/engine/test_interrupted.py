@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -132,9 +133,11 @@ def test_a_local_ray_that_is_killed_is_started_again_and_a_sigterm_writes_what_i
 ) -> None:
     driver = working_on_ray(tmp_path)
     assert listening(driver.pid) == {"127.0.0.1"}
-    (raylet,) = [each for each in below(driver) if each.name() == "raylet"]
+    processes = below(driver)
+    (raylet,) = [each for each in processes if each.name() == "raylet"]
     raylet.kill()
-    raylet.wait(10)
+    # What its workers still begin is begun again later, not now.
+    psutil.wait_procs([raylet, *(each for each in processes if is_worker(each))], timeout=60)
     marks = tmp_path / "marks"
     wait_for(driver, marks, len(list(marks.glob("*"))) + 4)
     driver.send_signal(signal.SIGTERM)
@@ -145,6 +148,24 @@ def test_a_local_ray_that_is_killed_is_started_again_and_a_sigterm_writes_what_i
     assert "a process of the local Ray was killed; Ray is started again" in out
     after = {mark.name.split(".")[0] for mark in sorted(marks.glob("*"), key=begun)[-4:]}
     assert after <= set(Store.open(tmp_path / "store").reader("rows").ids())
+
+
+def has_started(driver: subprocess.Popen[str], name: str) -> bool:
+    """Whether a driver has a process of that name below it."""
+    for each in below(driver):
+        with suppress(psutil.NoSuchProcess):
+            if each.name() == name:
+                return True
+    return False
+
+
+def is_worker(process: psutil.Process) -> bool:
+    """Whether it is a worker of Ray, not one of the agents that outlive their raylet."""
+    try:
+        title = " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return False
+    return title.startswith("ray::") and not title.startswith(("ray::Dash", "ray::Runt"))
 
 
 def begun(mark: Path) -> int:
@@ -174,7 +195,8 @@ def test_sigterm_while_ray_starts_ends_with_the_hint(tmp_path: Path) -> None:
     write_config(tmp_path, engine={"executor": "ray", "workers": 1})
     driver = start(tmp_path)
     deadline = time.monotonic() + 60
-    while not below(driver):
+    # Before it, Python asks `uname` for the machine, and nobody listens to signals yet.
+    while not has_started(driver, "gcs_server"):
         assert time.monotonic() < deadline, driver.communicate()
         time.sleep(0.02)
     processes = below(driver)
