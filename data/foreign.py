@@ -20,10 +20,12 @@ from typing import Any, NoReturn
 from data.errors import UsageError, some
 
 __all__ = [
+    "LARGEST_NUMBER",
     "LONGEST_LINE",
     "MAX_DEPTH",
     "brief",
     "check_plain_file",
+    "json_kind",
     "json_object",
     "key_names",
     "kind_of_file",
@@ -40,6 +42,9 @@ MAX_LINES = 20_000_000
 
 MAX_DEPTH = 64
 """Nesting of JSON; rows of this field have 3."""
+
+LARGEST_NUMBER = 1e30
+"""Times and scores from outside are below it: their sums and products are finite."""
 
 _DIGITS = 19
 """Digits of a whole number: those of 64 bits."""
@@ -62,7 +67,8 @@ def strict_json(text: bytes | str) -> Any:
         value = (_CAREFUL if odd else _STRICT).decode(text)
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
-        raise ValueError(f"{error.msg} at character {error.colno}{line}") from None
+        fault = error.msg.removesuffix(" at")
+        raise ValueError(f"{fault} at character {error.colno}{line}") from None
     except RecursionError:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
     if text.count("[") + text.count("{") > MAX_DEPTH:
@@ -83,9 +89,11 @@ def json_object(text: bytes, where: str) -> dict[str, Any]:
     try:
         value = strict_json(text)
     except ValueError as error:
-        raise UsageError(f"{where} is not JSON that can be used: {error}") from None
+        raise UsageError(
+            f"{where} is not JSON that can be used: {error}; expected one whole JSON object"
+        ) from None
     if not isinstance(value, dict):
-        raise UsageError(f"{where}: expected a JSON object, found a {type(value).__name__}")
+        raise UsageError(f"{where}: expected a JSON object, found {json_kind(value)}")
     return value
 
 
@@ -177,6 +185,13 @@ def brief(value: Any, most: int = 120) -> str:
     except ValueError:  # a whole number that Python refuses to write out
         text = f"a {type(value).__name__} of thousands of digits"
     return text if len(text) <= most else text[:most] + "…"
+
+
+def json_kind(value: Any) -> str:
+    """What a JSON value is, for messages, in the words of JSON."""
+    names: dict[type, str] = {type(None): "null", bool: "true or false", int: "a number"}
+    names |= {float: "a number", str: "a string", dict: "an object"}
+    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def key_names(keys: Iterable[str], most: int = 10) -> str:

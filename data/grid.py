@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Grid"]
+__all__ = ["SHORTEST_CLIP_S", "Grid"]
+
+SHORTEST_CLIP_S = 1e-3
+"""Less than a frame: a number below is another unit, and grids of it would fill the memory."""
 
 
 @dataclass(frozen=True)

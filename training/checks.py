@@ -18,6 +18,7 @@ from data.store.files import size_of
 from data.store.place import Place, anchored, place_of, text_of
 
 __all__ = [
+    "clip_len_of",
     "faults_of_file",
     "faults_told",
     "lengths_in",
@@ -51,10 +52,19 @@ def faults_told(sheet: Sheet, command: str) -> str | None:
     return f"{sheet.name} has faults: {told}. All of them: {command}"
 
 
+def clip_len_of(file: Path, dataset: str) -> float:
+    """Seconds of a clip of an annotation file: those of the store whose split it is, else those of
+    its dataset there.
+    """
+    folder = file.absolute().parent
+    if folder.name == "annotations" and _is_store(folder.parent):
+        return open_store(str(folder.parent)).clip_len_s
+    return DATASETS.get(dataset).clip_len_at(file)
+
+
 def faults_of_file(rows: Sequence[Annotation], file: str, dataset: str) -> str | None:
     """One sentence about the errors in the rows of an annotation file, None if there are none."""
-    known = DATASETS.get(dataset)
-    sheet = sheet_of(rows, file, known, known.clip_len_at(Path(file)))
+    sheet = sheet_of(rows, file, DATASETS.get(dataset), clip_len_of(Path(file), dataset))
     return faults_told(sheet, f"trainer lint {shlex.quote(file)} --dataset {dataset}")
 
 

@@ -24,7 +24,7 @@ from data.errors import UsageError, some
 from training.metrics.base import Key, Measured, Scores
 from training.metrics.uncertainty import CELLS, Interval, Resampling, intervals, unit_index
 
-__all__ = ["Comparison", "Contrast", "PairedTest", "compare", "holm", "per_query", "sign_flip_p"]
+__all__ = ["Comparison", "Contrast", "PairedTest", "compare", "holm", "per_query"]
 
 Floats = NDArray[np.float64]
 
@@ -47,6 +47,17 @@ class PairedTest:
     def __post_init__(self) -> None:
         if self.permutations < 1:
             raise UsageError(f"at least 1 permutation is needed, got {self.permutations}")
+
+    def json(self) -> Scores:
+        """The same as plain values."""
+        how = self.resampling
+        return {
+            "level": how.level,
+            "samples": how.samples,
+            "unit": how.unit,
+            "permutations": self.permutations,
+            "seed": how.seed,
+        }
 
 
 @dataclass(frozen=True)

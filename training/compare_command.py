@@ -17,7 +17,7 @@ from training.evaluate_command import (
     CiUnitOption,
     GroundTruth,
     SeedOption,
-    digest,
+    named,
     tell_mending,
 )
 from training.metrics.uncertainty import Resampling
@@ -33,6 +33,7 @@ from training.options import (
     check_writable,
     console_beside,
     tell,
+    tell_written,
     write_json,
     write_rows,
 )
@@ -82,28 +83,16 @@ def compare_command(
     queries = len(one.annotations)
     mended = tell_mending(console, one)
     tell(console, f"A is {a}, B is {b}: {queries:,} queries, {truth.metrics}, {chosen} metrics")
-    console.print(_table(found, test, one.number.decimals))
-    tell(console, _explained(found, test))
     if per_query_path is not None:
         write_rows(per_query_path, per_query(one, other))
-        tell(console, f"the shares of each query are in {per_query_path}")
     if json_path is not None:
-        about = {
-            "mode": chosen,
-            "metrics": truth.metrics,
-            **truth.about,
-            "a": digest(a),
-            "b": digest(b),
-            "queries": queries,
-            **mended,
-            "level": ci_level,
-            "samples": ci_samples,
-            "unit": ci_unit,
-            "permutations": permutations,
-            "seed": seed,
-        }
+        about = {"mode": chosen, "metrics": truth.metrics, **truth.about}
+        about |= {"a": named(a), "b": named(b), "queries": queries, **mended, **test.json()}
         write_json(json_path, {**found.json(), **about})
-        tell(console, f"the comparison is in {json_path}")
+    console.print(_table(found, test, one.number.decimals))
+    tell(console, _explained(found, test))
+    tell_written(console, "the shares of each query are in", per_query_path)
+    tell_written(console, "the comparison is in", json_path)
 
 
 def _table(found: Comparison, test: PairedTest, decimals: int) -> Table:

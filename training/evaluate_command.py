@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,8 +15,9 @@ from rich.table import Table
 from data.annotations import DATASETS, load_annotations
 from data.annotations.types import Annotation
 from data.errors import UsageError
+from data.identity import file_sha256
 from data.terminal import new_table
-from training.checks import faults_of_file, refuse_trained_on
+from training.checks import clip_len_of, faults_of_file, refuse_trained_on
 from training.evaluate import Found, measure
 from training.metrics import Measured, Mode, Scores
 from training.metrics.uncertainty import Resampling, Unit, intervals_json
@@ -40,12 +40,13 @@ from training.options import (
     console_beside,
     settings,
     tell,
+    tell_written,
     write_json,
     write_rows,
 )
 from training.predictions import order_note, read_predictions
 
-__all__ = ["GroundTruth", "digest", "evaluate_commands", "tell_mending"]
+__all__ = ["GroundTruth", "evaluate_commands", "named", "tell_mending"]
 
 evaluate_commands = typer.Typer()
 
@@ -93,8 +94,9 @@ class GroundTruth:
         """
         known = DATASETS.get(dataset)
         rows = load_annotations(dataset, path)
-        about = {"dataset": dataset, "annotations": digest(path)}
-        return cls(rows, dataset, metrics or known.metrics[0], known.clip_len_at(path), about)
+        about = {"dataset": dataset, "annotations": named(path)}
+        clips = clip_len_of(path, dataset)
+        return cls(rows, dataset, metrics or known.metrics[0], clips, about)
 
     def measure(self, predictions: Path, mode: Mode, format: str | None = None) -> Measured:
         """Measure a file of predictions, of the format of that name or as it looks."""
@@ -171,6 +173,8 @@ def evaluate_command(
         for note in (leak, faults_of_file(truth.rows, str(annotations), truth.dataset)):
             if note:
                 tell(console, note)
+        if leak:
+            found.about["overlap"] = leak
     else:
         from training.jobs import evaluate_model  # torch takes seconds to import
 
@@ -188,12 +192,9 @@ def evaluate_command(
     _report(console, found, resampling, json_path, per_query)
 
 
-def digest(path: Path) -> dict[str, str]:
-    """Name and SHA-256 of a file, so that a reader of a score can tell which one was used."""
-    if not path.is_file():
-        return {"file": path.name}
-    with path.open("rb") as file:
-        return {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def named(path: Path) -> dict[str, str]:
+    """Name and sha256 of a file, so that a reader of a score can tell which one was used."""
+    return {"file": path.name, "sha256": file_sha256(path)}
 
 
 def _chosen(metrics: str | None, mode: Mode | None) -> list[str]:
@@ -235,7 +236,7 @@ def _truth(annotations: Path | None, dataset: str | None, metrics: str | None) -
 def _of_file(truth: GroundTruth, predictions: Path, mode: Mode, format: str | None) -> Found:
     measured = truth.measure(predictions, mode, format)
     about = {"mode": mode, "metrics": truth.metrics, **truth.about}
-    about |= {"predictions": digest(predictions)}
+    about |= {"predictions": named(predictions)}
     return Found(str(predictions), measured, about, measured.aliases)
 
 
@@ -259,14 +260,16 @@ def _report(
         console,
         f"{found.title}: {about['queries']:,} queries, {about['metrics']}, {about['mode']} metrics",
     )
-    console.print(_table(scores["brief"], about.get("ci"), measured.number.decimals))
+    table = _table(scores["brief"], about.get("ci"), measured.number.decimals)
     if per_query is not None:
         write_rows(per_query, measured.per_query())
-        tell(console, f"the shares of each query are in {per_query}")
     if json_path is not None:
-        scores["brief"] |= {also: scores["brief"][name] for also, name in found.aliases.items()}
+        for brief in (scores["brief"], *([about["ci"]["brief"]] if "ci" in about else ())):
+            brief |= {also: brief[name] for also, name in found.aliases.items()}
         write_json(json_path, {**scores, **about})
-        tell(console, f"all scores are in {json_path}")
+    console.print(table)  # after the files, which are whole even if nobody reads this to its end
+    tell_written(console, "the shares of each query are in", per_query)
+    tell_written(console, "all scores are in", json_path)
 
 
 def _table(brief: Scores, ci: Scores | None, decimals: int) -> Table:

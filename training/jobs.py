@@ -21,19 +21,14 @@ from data.terminal import plain_console
 from training.config import TrainerConfig, shipped_or_file
 from training.distributed import World, joined
 from training.evaluate import Found
+from training.fit import fit
 from training.loop import Progress, Reporter, Silent
 from training.options import tell
 from training.predictions import Prediction, write_predictions
 from training.progress import Everyone, LiveReporter, Scalars, scores_table
 from training.run import Run, Which
-from training.session import (
-    Session,
-    Split,
-    fit,
-    predict_blind,
-    predict_run,
-    predict_untrained,
-)
+from training.session import Session, predict_blind, predict_run, predict_untrained
+from training.split import Split
 from training.stopping import StoppedError, stop_on_signals
 
 __all__ = ["evaluate_model", "fit_model", "predict_split"]
@@ -42,7 +37,7 @@ __all__ = ["evaluate_model", "fit_model", "predict_split"]
 def fit_model(
     config: Path | None, chosen: Sequence[str], out: Path, *, resume: bool, allow_overlap: bool
 ) -> None:
-    """Train; `training.session.fit` with a console.
+    """Train; `training.fit.fit` with a console.
 
     Args:
         config: the file; None: that of the run in `out`.
@@ -104,15 +99,20 @@ def evaluate_model(
     """Measure a run, or a baseline of a configuration; arguments as the options of `trainer
     evaluate`.
     """
+    if run is None and untrained == blind:
+        raise UsageError("evaluate --config needs one of --untrained and --blind")
     opened = Run.open(run, chosen) if run else None
     loaded = opened.config if opened else _configuration(config, chosen, None)
     session = Session(loaded, tell)
     part = session.split(split or loaded.eval.split)
-    session.check_disjoint(part, allow=allow_overlap, run=opened)
+    overlap = session.check_disjoint(part, allow=allow_overlap, run=opened)
     session.tell_faults(part)
     if opened:
-        return _of_run(session, opened, part, which)
-    return _of_baseline(session, part, untrained=untrained, blind=blind)
+        found = _of_run(session, opened, part, which)
+    else:
+        found = _of_baseline(session, part, blind=blind)
+    found.about.update({"overlap": overlap} if overlap else {})
+    return found
 
 
 def _configuration(
@@ -137,9 +137,7 @@ def _of_run(session: Session, run: Run, split: Split, which: Which) -> Found:
     return Found(title, session.measure(split, predictions), about)
 
 
-def _of_baseline(session: Session, split: Split, *, untrained: bool, blind: bool) -> Found:
-    if untrained == blind:
-        raise UsageError("evaluate --config needs one of --untrained and --blind")
+def _of_baseline(session: Session, split: Split, *, blind: bool) -> Found:
     title, predictions = _baseline(session, split, blind=blind)
     measured = session.measure(split, predictions)
     return Found(f"{title}, split '{split.name}'", measured, _about(session, split))

@@ -18,6 +18,7 @@ from data.annotations.findings import Finding, Sheet, Spot
 from data.annotations.lint import lint_together
 from data.commands import EXIT_FAILED
 from data.errors import UsageError
+from data.grid import SHORTEST_CLIP_S
 from data.store.place import place_of
 from data.terminal import new_table
 from training.checks import lengths_in, open_sheet, open_store
@@ -98,8 +99,11 @@ def _check(
     twice = [name for i, name in enumerate([*annotations, *against]) if real[i] in real[:i]]
     if twice:
         raise UsageError(f"'{twice[0]}' is named twice; a file shares all rows with itself")
-    if clip_len is not None and not 0 < clip_len < float("inf"):
-        raise UsageError(f"--clip-len must be a number of seconds above 0, got {clip_len}")
+    if clip_len is not None and not SHORTEST_CLIP_S <= clip_len < float("inf"):
+        raise UsageError(
+            "--clip-len must be a number of seconds above 0, at least "
+            f"{SHORTEST_CLIP_S:g}, got {clip_len}"
+        )
     check_writable("--json", json_path)
 
 

@@ -14,6 +14,7 @@ from data.commands import EXIT_INTERRUPTED, reported
 from data.errors import UsageError
 from data.store.files import atomic_write
 from data.terminal import plain_console, say
+from training.metrics import Mode
 from training.predictions import FORMATS
 from training.stopping import StoppedError
 
@@ -37,6 +38,7 @@ __all__ = [
     "console_beside",
     "settings",
     "tell",
+    "tell_written",
     "write_json",
     "write_rows",
 ]
@@ -83,8 +85,10 @@ AnnotationsOption = Annotated[
     Path | None, typer.Option("--annotations", help="Ground truth of the same queries.")
 ]
 ModeOption = Annotated[
-    Literal["official", "strict"] | None,
-    typer.Option("--mode", help="As the published evaluator, or with its quirks mended."),
+    Mode | None,
+    typer.Option(
+        "--mode", help="official: as the published evaluator; strict: with its quirks mended."
+    ),
 ]
 MetricsOption = Annotated[
     str | None,
@@ -103,6 +107,12 @@ def settings(overrides: Sequence[str] | None, require: str | None) -> list[str]:
 def tell(console: Console, sentence: str) -> None:
     """Print a sentence; the terminal breaks it, not rich."""
     console.print(sentence, soft_wrap=True)
+
+
+def tell_written(console: Console, what: str, path: Path | None) -> None:
+    """Say where something was written, unless that is nowhere or standard output."""
+    if path is not None and path != STDOUT:
+        tell(console, f"{what} {path}")
 
 
 def console_beside(json_path: Path | None, **options: Any) -> Console:

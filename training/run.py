@@ -4,7 +4,7 @@
     environment.json            versions, device, processes, recipe ids of the features, and how
                                 many queries of each split were left out for lack of features;
                                 `selected_by`: the metric that chooses the best epoch; `moments`:
-                                whether the training split has any
+                                whether the training split has any; `mended`: what was done to them
     trained_on.json             the videos, recordings and queries of the training split
                                 (`training.trained_on`)
     left_out.json               which videos and queries those are, by split and stage, where
@@ -27,7 +27,8 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -172,6 +173,26 @@ class Run:
     def shows_moments(self) -> bool:
         """Whether the model was shown moments; runs of before there was a question were."""
         return bool(self.about.get("moments", True))
+
+    def changed_features(self, now: Mapping[str, str]) -> str:
+        """Which stages have other recipes now than those trained on, in words; "" if none."""
+        before = self.about["features"]
+        return "; ".join(
+            f"{stage} had recipe {before.get(stage)} and has {now.get(stage)}"
+            for stage in sorted(before.keys() | now.keys())
+            if before.get(stage) != now.get(stage)
+        )
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        """Turn what torch raises about a checkpoint that does not fit into a sentence."""
+        try:
+            yield
+        except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise UsageError(
+                f"a checkpoint of {self.path} does not fit the model of its configuration and "
+                f"these features: {' '.join(str(error).split())[:300]}; is it from another run?"
+            ) from None
 
     @property
     def predictions_path(self) -> Path:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from functools import cached_property, partial
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,44 +15,28 @@ from data.annotations.lint import sheet_of
 from data.annotations.types import Annotation
 from data.errors import StoreError, UsageError
 from data.store import Store
-from data.store.place import anchored, text_of
+from data.store.place import text_of
 from training.baselines import BlindBaseline
 from training.checks import faults_told, lengths_in, refuse_overlap
 from training.config import TrainerConfig
 from training.data import Order, Queries, hold
 from training.distributed import ALONE, World, device_of
 from training.evaluate import measure
-from training.loop import Loop, Progress, Reporter
 from training.metrics import Measured, Scores
 from training.predictions import Prediction, rounded
-from training.rehearsal import rehearse
 from training.retrieval_task import RetrievalTask, build_model, decoding_of
-from training.run import Run, Which, environment
-from training.schedule import make_schedule
+from training.run import Run, Which
 from training.selection import rows_of
 from training.split import Split, Tell
-from training.stopping import Stop
-from training.trained_on import TrainedOn, recall, remember
-from training.validate import Validator, predict
+from training.trained_on import TrainedOn, recall
+from training.validate import predict
 
 __all__ = [
     "Session",
-    "Split",
-    "fit",
     "predict_blind",
     "predict_run",
     "predict_untrained",
 ]
-
-MAY_CHANGE = {
-    "data.store",
-    "data.cache",
-    "data.workers",
-    "loop.device",
-    "loop.epochs",
-    "loop.save_every",
-}
-"""Options with which a run may be resumed differently: where and how long, not what."""
 
 
 class Session:
@@ -77,7 +59,8 @@ class Session:
             tell(
                 f"dataset '{self.store.dataset}' has no scoring of its own here "
                 f"({', '.join(DATASETS)} have): predictions are not rounded, and the metrics are "
-                "those of QVHighlights, unless eval.round_to_clip and eval.metrics say otherwise"
+                f"{self.dataset.metrics[0]}, unless eval.round_to_clip and eval.metrics say "
+                "otherwise"
             )
         usual_s, clip_len_s = self.dataset.clip_len_s, self.store.clip_len_s
         if usual_s not in (None, clip_len_s):
@@ -173,13 +156,16 @@ class Session:
         """Scores of predictions for a split."""
         return self.measure(split, predictions).scores()
 
-    def check_disjoint(self, split: Split, *, allow: bool, run: Run | None = None) -> None:
+    def check_disjoint(self, split: Split, *, allow: bool, run: Run | None = None) -> str | None:
         """Refuse a split that shares videos, or recordings, with what was trained on.
 
         Args:
             split: what is to be scored.
             allow: only say so.
             run: whose training, wherever it was; None: the configured training split.
+
+        Returns:
+            What is shared and was allowed, as it was told; None if nothing is.
         """
         note = refuse_overlap(
             split.annotations,
@@ -190,6 +176,7 @@ class Session:
         )
         if note:
             self.tell(note)
+        return note
 
     @cached_property
     def trained_on(self) -> TrainedOn:
@@ -211,6 +198,7 @@ class Session:
                 f"{unknown}, and {self.store.path} has no split '{train}' to take for it; check "
                 "yourself that no video is shared and pass --allow-overlap, or train again"
             )
+        self.tell(f"{unknown}; whether videos are shared was not checked")
         return Seen()
 
     def tell_faults(self, split: Split) -> None:
@@ -227,97 +215,6 @@ class Session:
         told = faults_told(sheet, f"trainer lint {shlex.quote(path)}")
         if told:
             self.tell(told)
-
-
-def fit(
-    config: TrainerConfig,
-    out: Path,
-    *,
-    resume: bool,
-    allow_overlap: bool,
-    tell: Tell,
-    report: Callable[[Progress, str], AbstractContextManager[Reporter]],
-    stop: Stop,
-    world: World = ALONE,
-) -> tuple[Run, Progress]:
-    """Train, or continue to train, and keep everything in a run directory.
-
-    Args:
-        config: what to train.
-        out: the run directory.
-        resume: whether to continue what is there.
-        allow_overlap: whether the evaluation split may share videos with the training split.
-        tell: says a sentence to the user.
-        report: gives the reporter of a run that stands at some progress and is selected by some
-            metric, while it goes on.
-        stop: asked after each step.
-        world: processes that train together.
-
-    Raises:
-        UsageError: before anything is written, if the configuration, the features and the
-            annotations do not fit together.
-        StoppedError: asked to stop.
-    """
-    if world.leads and not resume:
-        Run.refuse_taken(out)
-    store = anchored(config.data.store)
-    config = config.model_copy(update={"data": config.data.model_copy(update={"store": store})})
-    if resume and Run.is_at(out):
-        _check_same(Run.open(out).config, config, out)
-    session = Session(config, tell, world)
-    split = session.split(config.eval.split)
-    session.check_disjoint(split, allow=allow_overlap)
-    for each in (session.train, split):
-        session.tell_faults(each)
-    task = session.task(session.train, moments=session.shows_moments)
-    measure_split, ratings = partial(session.measure, split), session.dataset.ratings
-    selected_by = rehearse(session.train, split, measure_split, config.eval.select, ratings)
-    queries = session.hold(session.train)
-    validator = Validator(
-        task, session.hold(split), session.order(split), partial(session.score, split)
-    )
-
-    about = environment(session.device, world.size, session.train.samples.recipes)
-    about |= {"selected_by": selected_by, "moments": session.shows_moments}
-    about["mended"] = session.train.mending
-    about["queries_left_out"] = {
-        each.name: each.samples.report.dropped_queries for each in (session.train, split)
-    }
-    run = _open_run(out, config, about, resume=resume, world=world)
-    _remember(session, run)
-    if world.leads:
-        run.keep_left_out({each.name: each.samples.missing for each in (session.train, split)})
-    loop = _loop(session, task, queries, validator, run, stop)
-    progress = Progress()
-    if resume and run.has_checkpoint:
-        progress = _resumed(run, loop)
-        tell(f"continuing after epoch {progress.epoch} and {progress.batch} batches")
-    elif resume:
-        tell("nothing was saved yet; starting from the beginning")
-    if resume and world.leads:
-        run.keep_config()
-    with report(progress, run.selected_by) as loop.report:
-        return run, loop.fit(progress)
-
-
-def _remember(session: Session, run: Run) -> None:
-    """Keep what is trained on; a run can only be continued on the same."""
-    now, world = session.trained_on, session.world
-    known = recall(run.path) if world.leads and run.has_checkpoint else None
-    before = world.share(known and (known.split, known.queries, known.sha256))
-    if before and before[2] != now.sha256:
-        raise UsageError(
-            f"'{run.path}' was trained on other annotations: split '{before[0]}' had {before[1]:,} "
-            f"queries, '{now.split}' has {now.queries:,}, and they are not the same. Put the old "
-            "ones back, or start a new run with --out"
-        )
-    if world.leads and not before:
-        if run.has_checkpoint:
-            session.tell(
-                f"'{run.path}' did not write down what it was trained on until now; taking it for "
-                f"split '{now.split}'"
-            )
-        remember(run.path, now)
 
 
 def predict_run(session: Session, run: Run, split: Split, which: Which) -> list[Prediction]:
@@ -340,124 +237,12 @@ def predict_blind(session: Session, split: Split) -> list[Prediction]:
 
 
 def _trained(session: Session, run: Run, split: Split, which: Which) -> RetrievalTask:
-    changed = _changed(run.about["features"], split.samples.recipes)
+    changed = run.changed_features(split.samples.recipes)
     if changed:
         session.tell(f"the features are not those of the training: {changed}")
     if not run.shows_moments and any(row.windows is not None for row in split.annotations):
         session.tell(f"'{run.path}' was trained on ratings of clips alone: it predicts no moments")
     task = session.task(split, moments=run.shows_moments)
-    with _explained(run):
+    with run.explained():
         task.model.load_state_dict(run.checkpoint(which, session.device)["model"])
     return task
-
-
-def _resumed(run: Run, loop: Loop) -> Progress:
-    with _explained(run):
-        return loop.restore(run.checkpoint("last", loop.device))
-
-
-@contextmanager
-def _explained(run: Run) -> Iterator[None]:
-    """Turn what torch raises about a checkpoint that does not fit into a sentence."""
-    try:
-        yield
-    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UsageError(
-            f"a checkpoint of {run.path} does not fit the model of its configuration and these "
-            f"features: {' '.join(str(error).split())[:300]}; is it from another run?"
-        ) from None
-
-
-def _loop(
-    session: Session,
-    task: RetrievalTask,
-    queries: Queries,
-    validator: Validator,
-    run: Run,
-    stop: Stop,
-) -> Loop:
-    config, world = session.config, session.world
-    optim, loop = config.optim, config.loop
-    schedule = make_schedule(optim.schedule)
-    torch.manual_seed(loop.seed + 1 + world.rank)
-
-    def rate(epoch: int, step: int) -> float:
-        warm = min(1.0, (step + 1) / max(optim.warmup_steps, 1))
-        return optim.lr * warm * schedule.factor(epoch, loop.epochs)
-
-    trainable = [each for each in task.model.parameters() if each.requires_grad]
-    return Loop(
-        task=task,
-        queries=queries,
-        order=Order(
-            len(session.train.samples),
-            loop.batch_size,
-            loop.seed,
-            rank=world.rank,
-            world=world.size,
-        ),
-        validate=validator,
-        optimizer=torch.optim.AdamW(trainable, lr=optim.lr, weight_decay=optim.weight_decay),
-        rate=rate,
-        epochs=loop.epochs,
-        select=run.selected_by,
-        keeper=run,
-        device=session.device,
-        eval_every=config.eval.every,
-        save_every=loop.save_every,
-        clip_grad=optim.clip_grad,
-        seed=loop.seed,
-        max_windows=config.data.max_windows,
-        scaler=torch.amp.GradScaler(session.device.type, enabled=loop.precision == "float16"),
-        world=world,
-        stop=stop,
-    )
-
-
-def _open_run(
-    out: Path, config: TrainerConfig, about: Mapping[str, object], *, resume: bool, world: World
-) -> Run:
-    if not (resume and world.share(Run.is_at(out))):
-        return Run.create(out, config, about) if world.leads else Run(out, config, about)
-    run = Run.open(out)
-    changed = _changed(run.about["features"], about["features"])
-    if changed:
-        raise UsageError(
-            f"'{out}' was trained on other features: {changed}. Make those current again, or "
-            "start a new run with --out"
-        )
-    return Run(out, config, run.about)
-
-
-def _check_same(before: TrainerConfig, now: TrainerConfig, out: Path) -> None:
-    old, new = _flat(before.model_dump()), _flat(now.model_dump())
-    differing = [
-        f"{key} was {old.get(key)} and is {new.get(key)}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key) and key not in MAY_CHANGE
-    ]
-    if differing:
-        raise UsageError(
-            f"'{out}' was started with another configuration: {'; '.join(differing)}. Resume "
-            "without --config to continue it as it was, or start a new run with --out"
-        )
-
-
-def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _changed(before: object, now: object) -> str:
-    assert isinstance(before, Mapping)
-    assert isinstance(now, Mapping)
-    return "; ".join(
-        f"{stage} had recipe {before.get(stage)} and has {now.get(stage)}"
-        for stage in sorted(before.keys() | now.keys())
-        if before.get(stage) != now.get(stage)
-    )

@@ -84,18 +84,7 @@ class Split:
             UsageError: a stream, narratives or events that the store does not have.
             StoreError: rows are missing and `data.require` is "all".
         """
-        stages = store.stages()
-        for stream in config.streams:
-            if stream not in stages:
-                raise UsageError(
-                    f"data.streams: '{stream}' is not in {store.path}; {nearest(stream, stages)}"
-                )
-        for side, asked in (("narratives", config.narratives), ("events", config.events)):
-            if asked and side not in stages:
-                raise UsageError(
-                    f"data.{side}=true, but {store.path} holds no {side}; make them with "
-                    f"`pipeline run --stage {side}`"
-                )
+        _check_features(store, config)
         samples = MomentDataset(
             store,
             name,
@@ -127,3 +116,19 @@ class Split:
         """What a prediction must carry, for every query; reads no features."""
         rows = self.samples.annotations
         return [query_info(each, self.samples.grid(each.video_id)) for each in rows]
+
+
+def _check_features(store: Store, config: DataGroup) -> None:
+    """UsageError where the store lacks what the configuration asks for."""
+    stages = store.stages()
+    for stream in config.streams:
+        if stream not in stages:
+            raise UsageError(
+                f"data.streams: '{stream}' is not in {store.path}; {nearest(stream, stages)}"
+            )
+    for side, asked in (("narratives", config.narratives), ("events", config.events)):
+        if asked and side not in stages:
+            raise UsageError(
+                f"data.{side}=true, but {store.path} holds no {side}; make them with "
+                f"`pipeline run --stage {side}`"
+            )

@@ -17,7 +17,7 @@ from data.annotations.formats import DATASETS, PostProcessing, Record, Sample
 from data.annotations.published import Published, Row, has_rows, read_rows
 from data.annotations.videos import Sentence, read_sentences
 
-__all__ = ["CharadesCG", "Novel"]
+__all__ = ["CharadesCG"]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,9 @@ docs/lint.md has the table of the kinds of faults and why each has its level.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from statistics import median
 from typing import TypeVar
 
@@ -64,6 +65,7 @@ _WAS_COUNT = _kind("duration-was-clips", "warning", "rows with a number of clips
 _DURATION_UNITS = _kind("duration-units", "warning", "rows whose duration may not be in seconds")
 _DIFFERS = _kind("duration-differs", "error", "rows whose video has another duration elsewhere")
 _OFF_GRID = _kind("duration-off-grid", "warning", "rows with scored clips and part of a clip")
+_ON = _kind("duration-past-clips", "warning", "rows whose video goes on after its scored clips")
 _MEASURED = _kind("duration-measured", "error", "rows whose duration is not that of their video")
 
 
@@ -71,9 +73,9 @@ _MEASURED = _kind("duration-measured", "error", "rows whose duration is not that
 
 
 def empty_queries(sheet: Sheet) -> Iterator[Fault]:
-    """Sentences of blanks."""
+    """Sentences without any letter or digit."""
     for row in sheet.rows:
-        if not row.annotation.query.strip():
+        if not any(map(str.isalnum, row.annotation.query)):
             yield Fault(_EMPTY_QUERY, row, f"the query is {brief(row.annotation.query)}")
 
 
@@ -232,14 +234,22 @@ def clips_outside(sheet: Sheet) -> Iterator[Fault]:
 
 
 def clips_disagree(sheet: Sheet) -> Iterator[Fault]:
-    """Scored clips and moments must tell the same: in QVHighlights one is made of the other."""
+    """Scored clips and moments must tell the same: in QVHighlights one is made of the other. Rows
+    whose moments or clips are wrong in themselves are told elsewhere.
+    """
+    told_elsewhere = {
+        fault.row.where for check in (moments, clips_outside) for fault in check(sheet)
+    }
     for row in sheet.rows:
-        lacking, astray = _disagreeing(row.annotation, sheet.clip_len_s)
-        if lacking or astray:
-            told = [f"{len(lacking)} clips of its moments have no score"] * bool(lacking)
-            told += [f"{len(astray)} clips with a score are in no moment"] * bool(astray)
-            first = min(lacking | astray)
-            yield Fault(_DISAGREE, row, f"{' and '.join(told)}; the first is {first}")
+        if row.where in told_elsewhere:
+            continue
+        lacking, first, astray = _disagreeing(row.annotation, sheet.clip_len_s)
+        told = [f"{lacking} clips of its moments have no score"] * (lacking > 0)
+        told += [f"{len(astray)} clips with a score are in no moment"] * bool(astray)
+        if told:
+            yield Fault(
+                _DISAGREE, row, f"{' and '.join(told)}; the first is {min([*first, *astray])}"
+            )
 
 
 def _widths(row: Annotation) -> set[int]:
@@ -257,17 +267,37 @@ def _outside(row: Annotation, clip_len_s: float) -> list[int]:
     return [clip for clip, (a, b) in spans if not 0 <= a < min(b, row.duration_s)]
 
 
-def _disagreeing(row: Annotation, clip_len_s: float) -> tuple[set[int], set[int]]:
-    """Clips inside moments that have no score; clips with a score above 0 that touch none."""
+def _disagreeing(row: Annotation, clip_len_s: float) -> tuple[int, list[int], list[int]]:
+    """How many clips inside moments have no score, and the first of them if there is one; clips
+    with a score above 0 that touch no moment.
+    """
     if not row.windows or not row.clip_ids or not row.saliency or row.clip_spans_s is not None:
-        return set(), set()
-    inside, touched = set[int](), set[int]()
-    for start, end in row.windows:
-        inside |= set(range(math.ceil(start / clip_len_s), math.floor(end / clip_len_s)))
-        touched |= set(range(math.floor(start / clip_len_s), math.ceil(end / clip_len_s)))
+        return 0, [], []
+    edges = [(start / clip_len_s, end / clip_len_s) for start, end in row.windows]
+    inside = _merged((math.ceil(start), math.floor(end)) for start, end in edges)
+    touched = _merged((math.floor(start), math.ceil(end)) for start, end in edges)
+    rated = set(row.clip_ids)
+    first = next(([clip] for each in inside for clip in each if clip not in rated), [])
+    count = sum(each.stop - each.start for each in inside) - sum(_in(c, inside) for c in rated)
     scored = zip(row.clip_ids, row.saliency, strict=False)
-    astray = {clip for clip, scores in scored if any(score > 0 for score in scores)} - touched
-    return inside - set(row.clip_ids), astray
+    positive = [clip for clip, scores in scored if any(score > 0 for score in scores)]
+    return count, first, [clip for clip in positive if not _in(clip, touched)]
+
+
+def _merged(spans: Iterable[tuple[int, int]]) -> list[range]:
+    """The same whole numbers in order, none twice; a moment in a wrong unit has billions of them,
+    so they are never written out."""
+    found: list[range] = []
+    for start, stop in sorted(spans):
+        part = range(max(start, found[-1].stop) if found else start, stop)
+        if part:
+            found.append(part)
+    return found
+
+
+def _in(number: int, spans: Sequence[range]) -> bool:
+    place = bisect_right(spans, number, key=lambda each: each.start)
+    return place > 0 and number in spans[place - 1]
 
 
 # --- durations
@@ -317,6 +347,20 @@ def uneven_durations(sheet: Sheet) -> Iterator[Fault]:
             yield Fault(_OFF_GRID, row, told)
 
 
+def longer_durations(sheet: Sheet) -> Iterator[Fault]:
+    """Where highlights are all there is, every clip has a score: from the first on without a gap
+    and not to the end, the duration or the scores are wrong.
+    """
+    for row in sheet.rows:
+        each = row.annotation
+        if each.duration_s is None or not each.clip_ids or each.windows or each.clip_spans_s:
+            continue
+        scored, clips = len(each.clip_ids), Grid(each.duration_s, sheet.clip_len_s).n
+        if scored < clips - 1 and max(each.clip_ids) == scored - 1:
+            told = f"{scored} scored clips, but {each.duration_s:.10g} s have {clips}"
+            yield Fault(_ON, row, told)
+
+
 def measured_durations(sheet: Sheet) -> Iterator[Fault]:
     """Durations over a clip away from what the pipeline measured."""
     for row in sheet.rows:
@@ -344,6 +388,7 @@ CHECKS: tuple[Check, ...] = (
     duration_units,
     several_durations,
     uneven_durations,
+    longer_durations,
     measured_durations,
 )
 """All checks of one file."""

@@ -9,10 +9,10 @@ from typing import Any, ClassVar, NoReturn
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
-from data.foreign import brief, key_names
+from data.foreign import LARGEST_NUMBER, brief, key_names
 from data.identity import check_id
 
-__all__ = ["KNOWN", "Fields"]
+__all__ = ["Fields"]
 
 _MAX_QUERY = 10_000
 """Characters; the longest of the public datasets has a few hundred."""
@@ -22,7 +22,7 @@ _MAX_DURATION_S = 1e7
 Pairs = tuple[tuple[float, float], ...]
 Scores = tuple[tuple[float, ...], ...]
 
-KNOWN = frozenset(
+_KNOWN = frozenset(
     {
         "qid",
         "query",
@@ -88,7 +88,7 @@ class Fields(ABC):
             clip_ids=clip_ids,
             saliency=saliency,
             clip_spans_s=self._clip_spans(clip_ids),
-            extra={name: value for name, value in self.row.items() if name not in KNOWN},
+            extra={name: value for name, value in self.row.items() if name not in _KNOWN},
         )
 
     def qid(self) -> int | str:
@@ -181,15 +181,16 @@ class Fields(ABC):
         return value
 
     def number(self, value: Any, name: str) -> float:
-        """A finite number."""
+        """A finite number below `LARGEST_NUMBER`."""
         if isinstance(value, bool) or not isinstance(value, int | float):
             self.refuse(f"'{self._name(name)}' must hold numbers, got {brief(value)}")
         try:
             number = float(value)
         except OverflowError:
             number = math.inf
-        if not math.isfinite(number):
-            self.refuse(f"'{self._name(name)}' must hold finite numbers, got {brief(value)}")
+        if not abs(number) < LARGEST_NUMBER:  # NaN is not, either
+            told = f"finite numbers below {LARGEST_NUMBER:g}, got {brief(value)}"
+            self.refuse(f"'{self._name(name)}' must hold {told}")
         return number
 
     def _name(self, field: str) -> str:

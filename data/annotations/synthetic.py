@@ -11,6 +11,7 @@ from data.annotations.published import read_rows
 from data.annotations.qvhighlights import RatedRow
 from data.errors import UsageError
 from data.foreign import read_limited, strict_json
+from data.grid import SHORTEST_CLIP_S
 
 __all__ = ["Synthetic"]
 
@@ -43,15 +44,19 @@ class Synthetic:
         found = [place for place in places if place.is_file()]
         if not found:
             raise UsageError(
-                f"no dataset.json at {path} or beside it; a synthetic corpus is rendered with one"
+                f"no dataset.json at {path} or beside it, and a synthetic corpus is rendered with "
+                "one; name the folder of one, or the dataset `custom` for videos of your own"
             )
         try:
             stated = strict_json(read_limited(found[0], _MAX_BYTES, "the corpus"))
             clip_len_s = float(stated["clip_len_s"])
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{found[0]} has no usable 'clip_len_s': {error!r}") from None
-        if not (math.isfinite(clip_len_s) and clip_len_s > 0):
-            raise UsageError(f"{found[0]}: 'clip_len_s' must be above 0, got {clip_len_s}")
+        if not SHORTEST_CLIP_S <= clip_len_s < math.inf:
+            raise UsageError(
+                f"{found[0]}: 'clip_len_s' must be seconds, at least {SHORTEST_CLIP_S:g}, "
+                f"got {clip_len_s}"
+            )
         return clip_len_s
 
     def source_of(self, video_id: str) -> str:

@@ -270,6 +270,11 @@ def test_a_line_of_100_megabytes_is_not_read_whole(
         ),
         (
             "tsg",
+            {"results": {"video_1": [{"sentence": "a", "timestamps": [[0, 1]], "scores": [1, 2]}]}},
+            "entry 1: 'scores' has 2 numbers for 1 windows",
+        ),
+        (
+            "tsg",
             {"results": {"video_1": [{"sentence": "a", "timestamp": [0, 1]}]}},
             "1 answer no query of the annotations that is not answered already (first: video",
         ),

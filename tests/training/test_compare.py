@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from one_number import measured
 from scipy import stats
 
 from data.annotations import load_annotations
@@ -15,20 +16,8 @@ from data.errors import UsageError
 from training.compare import PairedTest, compare, holm, per_query
 from training.evaluate import measure
 from training.metrics import METRICS, Measured
-from training.metrics.base import Columns
 from training.metrics.uncertainty import Resampling
 from training.predictions import Prediction, read_predictions
-
-
-def measured(
-    shares: list[float], videos: list[int] | None = None, counted: list[bool] | None = None
-) -> Measured:
-    """One number, "score", that each query has its own share of."""
-    videos = videos if videos is not None else list(range(len(shares)))
-    rows = [Annotation(qid, "q", f"v{video}", 10.0) for qid, video in enumerate(videos)]
-    inside = np.ones(len(shares), bool) if counted is None else np.asarray(counted)
-    columns = Columns((("score",),), np.asarray(shares, float)[:, None], inside)
-    return Measured(rows, (columns,), (), {"score": ("score",)}, "score")
 
 
 def few(permutations: int = 10_000, seed: int = 0) -> PairedTest:
@@ -109,13 +98,13 @@ def test_the_difference_is_that_of_the_shares_before_they_are_rounded() -> None:
 
 
 def test_queries_that_do_not_count_are_neither_better_nor_worse() -> None:
-    counted = [True, True, True, False]
+    counted = [True, True, True, True, False]
     found = compare(
-        measured([0.5, 0.5, 0.5, 0], counted=counted),
-        measured([0.6, 0.4, 0.5, 1], counted=counted),
+        measured([0.5, 0.5, 0.5, 0.5, 0], counted=counted),
+        measured([0.6, 0.7, 0.4, 0.5, 1], counted=counted),
         few(),
     ).contrasts["score"]
-    assert (found.better, found.worse, found.equal) == (1, 1, 1)
+    assert (found.better, found.worse, found.equal) == (2, 1, 1)
 
 
 def test_files_that_count_other_queries_are_not_compared() -> None:

@@ -10,16 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from trainer_calls import call
+from typer.testing import Result
 
-from training.cli import app
+from data.store import Store
 
 Rows = list[dict[str, Any]]
 VAL = ("annotations", "qvhighlights", "highlight_val_release.jsonl")
-
-
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
 def write(path: Path, rows: Rows) -> Path:
@@ -127,6 +124,7 @@ def test_scores_may_go_to_standard_output_alone(files: dict[str, Path], command:
     assert result.exit_code == 0, result.output
     assert "MR-full-mAP" in json.loads(result.stdout)["brief"]
     assert "MR-full-mAP" in result.stderr
+    assert "are in -" not in result.stderr
 
 
 def test_another_evaluator_and_the_strict_mode_are_chosen_and_named(
@@ -282,6 +280,46 @@ def test_intervals_are_shown_and_written_beside_the_scores(files: dict[str, Path
     assert low < 66.67 < high
     assert found["ci"]["full"]["MR-R1"]["0.5"] == [low, high]
     assert found["ci"]["brief"]["MR-long-mAP"] is None
+    assert set(found["ci"]["brief"]) == set(found["brief"])  # the names of UniVTG, too
+
+
+@pytest.mark.parametrize("command", ["evaluate", "compare"])
+def test_results_are_written_even_if_nobody_reads_on_to_the_table(
+    files: dict[str, Path], command: str
+) -> None:
+    whose = ["--dataset", "qvhighlights", "--annotations", files["truth"], "--json", files["json"]]
+    which = {
+        "evaluate": ["--predictions", files["good"]],
+        "compare": [files["poor"], files["good"]],
+    }
+    main = [sys.executable, "-c", "from training.cli import main; main()"]
+    arguments = map(str, [*main, command, *which[command], *whose, "--per-query", files["rows"]])
+    running = subprocess.Popen(list(arguments), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert running.stdout is not None
+    running.stdout.readline()
+    running.stdout.close()
+    running.wait()
+    assert read(files["json"])["queries"] == len(files["rows"].read_text().splitlines()) == 12
+
+
+def test_a_split_of_a_store_is_scored_on_the_clips_of_the_store(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    Store.create(tmp_path / "store", dataset="mine", clip_len_s=1.0)
+    split = tmp_path / "store" / "annotations" / "val.jsonl"
+    split.parent.mkdir()
+    labels = {"relevant_clip_ids": list(range(10, 30)), "saliency_scores": [[4, 4, 4]] * 20}
+    write(split, [row | labels for row in truth()])
+    best = [1.0 if 10 <= clip < 30 else 0.0 for clip in range(150)]
+    rated = write(files["good"], [row | {"pred_saliency_scores": best} for row in answers(truth())])
+    result = call(
+        *("evaluate", "--dataset", "custom", "--annotations", split),
+        *("--predictions", rated, "--json", files["json"]),
+    )
+    assert result.exit_code == 0, result.output
+    assert "has faults" not in result.output
+    # with clips of 2 s the moments would be clips 5 to 14
+    assert read(files["json"])["HL-min-VeryGood"] == {"HL-mAP": 100.0, "HL-Hit1": 100.0}
 
 
 def test_one_row_per_query_adds_up_to_the_score(files: dict[str, Path]) -> None:

@@ -8,28 +8,22 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from small_store import Annotations, small_values
-from typer.testing import CliRunner, Result
+from trainer_calls import call
 
 from data.annotations import Annotation, save_jsonl
 from data.store import CatalogueEntry, Store
 from data.store.place import text_of
 from data.video.types import VideoFacts
-from training.cli import app
 
 WriteConfig = Callable[..., Path]
 
 ROW = Annotation(
     qid=1, query="A red ball rolls.", video_id="v", duration_s=24.0, windows=((2.0, 6.0),)
 )
-
-
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(app, [str(each) for each in arguments])
 
 
 def saved(path: Path, *rows: Annotation) -> Path:
@@ -63,7 +57,9 @@ def test_an_error_ends_with_exit_code_1_and_its_place(tmp_path: Path) -> None:
 
 def test_the_json_has_every_place(tmp_path: Path) -> None:
     train = saved(tmp_path / "train.jsonl", ROW)
-    file = saved(tmp_path / "val.jsonl", ROW, replace(ROW, qid="x", query="?", windows=((3, 3),)))
+    file = saved(
+        tmp_path / "val.jsonl", ROW, replace(ROW, qid="x", query="who?", windows=((3, 3),))
+    )
     with file.open("a") as more:
         more.write('{"qid": 3, ')
     out = tmp_path / "out" / "lint.json"
@@ -132,6 +128,7 @@ def test_files_that_are_given_together_are_compared(tmp_path: Path) -> None:
         (["val.jsonl", "link.jsonl"], "'link.jsonl' is named twice"),
         (["val.jsonl", "--clip-len", "0"], "--clip-len must be a number of seconds above 0"),
         (["val.jsonl", "--clip-len", "nan"], "--clip-len must be a number of seconds above 0"),
+        (["val.jsonl", "--clip-len", "1e-300"], "at least 0.001, got 1e-300"),
         (["val.jsonl", "--json", "."], "--json: '.' is a folder"),
         (["memory://nowhere/val.jsonl"], "is no annotation file of a store"),
         (["empty.jsonl"], "empty.jsonl"),
@@ -313,7 +310,9 @@ def test_a_run_without_a_memory_takes_the_training_split_of_the_store_and_says_s
     result = call("evaluate", "--run", run, *there)
     assert result.exit_code == 2
     assert "has no split 'train' to take for it" in result.stderr
-    assert call("evaluate", "--run", run, *there, "--allow-overlap").exit_code == 0
+    allowed = call("evaluate", "--run", run, *there, "--allow-overlap")
+    assert allowed.exit_code == 0, allowed.output
+    assert "whether videos are shared was not checked" in allowed.output
 
 
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"split": 1}'])
@@ -368,9 +367,11 @@ def test_other_cuts_of_a_recording_are_refused(
         "yt_0.0_24.0; 1 queries)"
     )
     assert message in result.stderr
-    allowed = call(*known, "--allow-overlap")
+    scores = tmp_path / "scores.json"
+    allowed = call(*known, "--allow-overlap", "--json", scores)
     assert allowed.exit_code == 0
     assert message in allowed.output
+    assert message in json.loads(scores.read_text())["overlap"]
 
 
 def test_a_file_of_a_training_must_be_read_whole(tmp_path: Path) -> None:
@@ -389,6 +390,21 @@ def test_a_file_of_a_training_must_be_read_whole(tmp_path: Path) -> None:
     told = " ".join(call(*command).output.split())
     assert "has faults: 1 × moments that end over a clip after their video" in told
     assert f"trainer lint {truth} --dataset custom" in told
+
+
+def test_a_file_of_a_training_that_may_be_of_several_datasets_is_read_as_the_scored_one(
+    tmp_path: Path,
+) -> None:
+    # captions of a video called "v_…" may be of three datasets
+    captions = {"duration": 24.0, "timestamps": [[2.0, 6.0]], "sentences": ["A red ball rolls."]}
+    truth, train, predictions = (tmp_path / name for name in ("val.json", "train.json", "p.jsonl"))
+    truth.write_text(json.dumps({"v_a": captions}))
+    train.write_text(json.dumps({"v_a": captions, "v_b": captions}))
+    predictions.write_text(json.dumps({"qid": "v_a_0", "pred_relevant_windows": [[2, 6, 1.0]]}))
+    command = ["evaluate", "--predictions", predictions, "--annotations", truth]
+    result = call(*command, "--dataset", "activitynet_cg", "--trained-on", train)
+    assert result.exit_code == 2
+    assert "1 videos of the annotations are in the training split too (first: v_a" in result.stderr
 
 
 def test_faults_of_the_annotations_are_told_and_work_goes_on(

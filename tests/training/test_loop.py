@@ -17,6 +17,7 @@ from data.errors import UsageError
 from training.checkpoint import save_checkpoint
 from training.config import TrainerConfig
 from training.data import Order
+from training.fit import fit
 from training.loop import (
     DivergedError,
     Loop,
@@ -25,7 +26,7 @@ from training.loop import (
     Silent,
 )
 from training.run import Run
-from training.session import Session, fit, predict_untrained
+from training.session import Session, predict_untrained
 from training.stopping import Stop, StoppedError, stop_on_signals
 from training.validate import Evaluation
 

@@ -80,8 +80,10 @@ def test_area_under_the_curve_is_by_trapezoids() -> None:
 
 
 def test_only_the_first_five_and_their_own_positives_count_in_tvsum() -> None:
-    row = video([[5]] + [[1]] * 5 + [[5]] * 2)
+    row = video([[5]] + [[1]] * 4 + [[5]] * 3)
     assert one("tvsum_top5", row, answer(8, 7, 6, 5, 4, 3, 2, 1)) == 1.0
+    # the only hit is at place 5: (0 + 1/5)/2
+    assert one("tvsum_top5", video([[1]] * 4 + [[5]]), answer(5, 4, 3, 2, 1)) == 0.1
     assert (
         one("youtube_map", video([[1]] + [[0]] * 5 + [[1]] * 2), answer(8, 7, 6, 5, 4, 3, 2, 1)) < 1
     )
@@ -114,9 +116,16 @@ def test_annotators_count_alike_and_so_do_the_videos_of_a_domain_and_the_domains
     }
 
 
+def test_the_share_of_a_video_is_the_mean_of_its_annotators() -> None:
+    row, given = video([[5, 1], [1, 5]]), answer(2, 1)
+    [own] = METRICS.get("tvsum_top5")([row], [given], clip_len_s=2.0).per_query()
+    assert own["mAP"] == 0.625  # (1 + 0.25)/2, as above
+
+
 def test_without_domains_there_is_one_number() -> None:
-    found = score("youtube_map", (video([[1], [0]], None), answer(2, 1)))
-    assert found == {"brief": {"mAP": 1.0}, "AVG": {"mAP": 1.0}}
+    # five decimals; places 1 and 3 are right, as above
+    found = score("youtube_map", (video([[1], [0], [1], [0]], None), answer(4, 3, 2, 1)))
+    assert found == {"brief": {"mAP": 0.79167}, "AVG": {"mAP": 0.79167}}
 
 
 def test_clips_without_a_score_do_not_exist_officially_and_rank_last_in_strict() -> None:
@@ -149,10 +158,24 @@ def test_where_nothing_is_positive_official_counts_0_and_strict_does_not_count()
         assert score(metric, pairs[0], mode="strict")["brief"] == {"mAP": None, "a-mAP": None}
 
 
+def test_the_mean_of_the_domains_is_no_number_if_one_of_them_has_none() -> None:
+    nothing, something = video([[0], [0]], "a", "a"), video([[1], [0]], "b", "b")
+    pairs = ((nothing, answer(2, 1, qid="a")), (something, answer(2, 1, qid="b")))
+    for metric in ("youtube_map", "tvsum_top5"):
+        brief = score(metric, *pairs, mode="strict")["brief"]
+        assert brief == {"mAP": None, "a-mAP": None, "b-mAP": 1.0}
+
+
 def test_in_strict_an_annotator_who_rated_all_clips_alike_is_not_heard() -> None:
     row = video([[3, 5], [3, 1]])
     assert one("tvsum_top5", row, answer(2, 1)) == 0.5
     assert one("tvsum_top5", row, answer(2, 1), "strict") == 1.0
+
+
+def test_in_strict_places_after_the_end_of_a_shorter_video_are_no_ratings() -> None:
+    alike, longer = video([[3], [3]], "a", "a"), video([[1], [5], [1]], "a", "b")
+    pairs = ((alike, answer(2, 1, qid="a")), (longer, answer(1, 3, 2, qid="b")))
+    assert score("tvsum_top5", *pairs, mode="strict")["brief"] == {"mAP": 1.0, "a-mAP": 1.0}
 
 
 @pytest.mark.parametrize("metric", ["tvsum_top5", "youtube_map"])

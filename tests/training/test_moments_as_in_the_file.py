@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import yaml
 from small_store import CLIPS, small_values, write_store
-from typer.testing import CliRunner, Result
+from trainer_calls import call, good
 
 from data.annotations import load_annotations
 from data.annotations.mend import mended
 from data.annotations.types import Annotation
-from training.cli import app
 from training.config import TrainerConfig
 from training.session import Session
+from training.trained_on import TrainedOn, remember
 
 LENGTH_S = float(CLIPS)
 """Of every video: Charades has clips of 1 s."""
@@ -60,16 +60,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         *("predict", "--run", path / "run"), "--split", "test_ood", "--out", path / "answers.jsonl"
     )
     return path
-
-
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(app, [str(each) for each in arguments])
-
-
-def good(*arguments: Any) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 def both_ways(folder: Path, out: Path, *options: str) -> tuple[dict[str, Any], dict[str, Any], str]:
@@ -208,3 +198,17 @@ def test_targets_of_training_are_the_mended_moments(folder: Path) -> None:
     # to be scored, the same split has its rows as in the file
     scored = {row.qid: row.windows for row in session.split("train").annotations}
     assert (len(scored), scored["train2_0"]) == (12, ((9.0, 2.0),))
+
+
+def test_a_run_remembers_moments_as_in_the_file_so_that_the_same_rows_are_found() -> None:
+    row = Annotation("q", "a ball", "v", LENGTH_S, ((9.0, 2.0),))
+    leak = TrainedOn.of([row], "train", "custom", str).seen.leak(row, str)
+    assert leak is not None
+    assert leak[0].name == "leak-row"
+
+
+def test_the_file_of_a_run_keeps_rows_and_queries_apart(tmp_path: Path) -> None:
+    rows = [Annotation(i, "a ball", "v", LENGTH_S, ((i, i + 2.0),)) for i in range(3)]
+    remember(tmp_path, TrainedOn.of(rows, "train", "custom", str))
+    known = json.loads((tmp_path / "trained_on.json").read_text())
+    assert (len(known["rows_seen"]), len(known["queries_seen"])) == (3, 1)

@@ -45,6 +45,8 @@ def test_saliency_is_left_out_of_the_line_of_a_model_without_it(tmp_path: Path) 
         ("[" * 100_000, r"line 2 is not JSON that can be used: it is nested deeper"),
         (line(pred_relevant_windows=[[0, 10**400, 1]]), r"line 2 .* has more than 19 digits"),
         ("[]", r"line 2: expected a JSON object, found a list"),
+        ("null", r"line 2: expected a JSON object, found null"),
+        ('{"qid": "', r"Unterminated string starting at character 9; expected one whole object"),
         ('{"qid": 3}', r"line 2 has no 'pred_relevant_windows'; its keys are qid"),
         (line(qid=1.5), r"line 2: 'qid' must be a whole number or a string, got 1\.5"),
         (line(pred_relevant_windows=[[0, 1]]), r"must be a list of \[start_s, end_s, score\], got"),
@@ -102,3 +104,9 @@ def test_predictions_come_in_the_order_of_the_annotations() -> None:
 def test_a_part_of_the_queries_is_never_scored(answers: list[Prediction], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         in_order([Annotation(1, "q", "v"), Annotation(2, "q", "v")], answers)
+
+
+def test_beside_the_right_video_a_sentence_in_other_spelling_is_no_other_query() -> None:
+    row = Annotation(1, "A dog runs.", "v", 10.0)
+    answer = Prediction(1, "the dog is running", "v", ((0.0, 2.0, 1.0),))
+    assert in_order([row], [answer]) == [answer]

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from every_dataset import CORPORA, small_dataset
 from small_store import write_store
-from typer.testing import CliRunner, Result
+from trainer_calls import good
+from typer.testing import CliRunner
 
 from data.annotations import DATASETS
 from data.config import load_config
@@ -41,12 +42,6 @@ def stores(tmp_path_factory: pytest.TempPathFactory, store: Store) -> Callable[[
     return of
 
 
-def call(*arguments: Any) -> Result:
-    result = CliRunner().invoke(app, [str(each) for each in arguments])
-    assert result.exit_code == 0, result.output
-    return result
-
-
 def settings(path: Path, store: Store, **more: object) -> list[str]:
     """`--config` of a shipped file, made small."""
     values = {f"model.options.{name}": value for name, value in SMALL.items()}
@@ -73,13 +68,13 @@ def test_a_shipped_configuration_trains_scores_and_predicts(
 ) -> None:
     store, out = stores(path.stem), tmp_path / "run"
     split = load_config(TrainerConfig, path).eval.split
-    call("fit", *settings(path, store), "--out", out)
+    good("fit", *settings(path, store), "--out", out)
     metrics = json.loads((out / "metrics.json").read_text())
     assert metrics["best"]["brief"][metrics["selected_by"]] is not None
 
     test = [name for name in store.splits() if name != "train"][-1]
-    call("evaluate", "--run", out, "--split", test, "--json", tmp_path / "scores.json")
-    call("predict", "--run", out, "--split", test, "--out", tmp_path / "found.jsonl")
+    good("evaluate", "--run", out, "--split", test, "--json", tmp_path / "scores.json")
+    good("predict", "--run", out, "--split", test, "--out", tmp_path / "found.jsonl")
     found, truth = rows_of(tmp_path / "found.jsonl"), store.annotations(test)
     assert [row["qid"] for row in found] == [row.qid for row in truth]
     for row, annotation in zip(found, truth, strict=True):
@@ -91,7 +86,7 @@ def test_a_shipped_configuration_trains_scores_and_predicts(
 
     baseline = ["evaluate", *settings(path, store), "--split", split]
     for name in ("--blind", "--untrained"):
-        call(*baseline, name, "--json", tmp_path / f"{name}.json")
+        good(*baseline, name, "--json", tmp_path / f"{name}.json")
         scores = json.loads((tmp_path / f"{name}.json").read_text())
         assert scores["brief"].keys() == metrics["best"]["brief"].keys()
 
@@ -102,11 +97,11 @@ def test_highlights_are_learned_from_ratings_alone(dataset: str, tmp_path: Path)
     store, out = small_dataset(tmp_path, dataset, times=2), tmp_path / "run"
     more = {"optim.lr": 4e-3, "loop.epochs": 10, "model.options.input_dropout": 0.0}
     config = settings(CONFIGS / "qd_detr" / f"{dataset}.yaml", store, **more)
-    call("fit", *config, "--out", out)
+    good("fit", *config, "--out", out)
     metrics = json.loads((out / "metrics.json").read_text())
     without = []
     for name in ("--blind", "--untrained"):
-        call("evaluate", *config, name, "--json", tmp_path / "scores.json")
+        good("evaluate", *config, name, "--json", tmp_path / "scores.json")
         without.append(json.loads((tmp_path / "scores.json").read_text())["brief"]["mAP"])
     # measured: 0.98 and 1.00; blind 0.54 and 0.76, untrained 0.27 and 0.26
     assert metrics["selected_by"] == "mAP"
@@ -119,14 +114,14 @@ def test_one_domain_is_trained_and_scored_by_data_where(
 ) -> None:
     store, out = stores("tvsum"), tmp_path / "run"
     config = settings(CONFIGS / "qd_detr" / "tvsum.yaml", store)
-    call("fit", *config, "--set", "data.where={domain: VU}", "--out", out)
+    good("fit", *config, "--set", "data.where={domain: VU}", "--out", out)
     domains = {row.video_id: row.extra["domain"] for row in store.annotations("val")}
     found = rows_of(out / "predictions" / "val-best.jsonl")
     assert {domains[row["vid"]] for row in found} == {"VU"}
     assert len(found) == 2
 
     other = ["evaluate", "--run", out, "--set"]
-    assert "BK" in call(*other, "eval.where={domain: BK}").output
+    assert "BK" in good(*other, "eval.where={domain: BK}").output
     result = CliRunner().invoke(app, [*map(str, other), "data.where={domain: BK}"])
     assert result.exit_code == 2
     assert "data.where was {'domain': 'VU'} and is {'domain': 'BK'}" in " ".join(
@@ -142,12 +137,12 @@ def test_subsets_of_new_words_are_scored_by_eval_where(
 ) -> None:
     store, out = stores("charades_cg"), tmp_path / "run"
     config = settings(CONFIGS / "qd_detr" / "charades_cg.yaml", store)
-    call("fit", *config, "--out", out)
+    good("fit", *config, "--out", out)
     place = tmp_path / "scores.json"
     evaluate = ["evaluate", "--run", out, "--split", "novel_word", "--json", place]
-    call(*evaluate)
+    good(*evaluate)
     whole = json.loads(place.read_text())
-    call(*evaluate, "--set", "eval.where={news: VERB}")
+    good(*evaluate, "--set", "eval.where={news: VERB}")
     part = json.loads(place.read_text())
     assert part["brief"].keys() == whole["brief"].keys()
     assert part["eval.where"] == {"news": "VERB"}
@@ -162,9 +157,9 @@ def test_a_resumed_run_on_ratings_is_the_same_to_the_last_bit(
     store = stores("youtube_highlights")
     more = {"data.cache": cache, "eval.every": 1}
     config = settings(CONFIGS / "qd_detr" / "youtube_highlights.yaml", store, **more)
-    call("fit", *config, "--out", tmp_path / "whole", "--set", "loop.epochs=3")
-    call("fit", *config, "--out", tmp_path / "parts", "--set", "loop.epochs=1")
-    call("fit", *config, "--out", tmp_path / "parts", "--resume", "--set", "loop.epochs=3")
+    good("fit", *config, "--out", tmp_path / "whole", "--set", "loop.epochs=3")
+    good("fit", *config, "--out", tmp_path / "parts", "--set", "loop.epochs=1")
+    good("fit", *config, "--out", tmp_path / "parts", "--resume", "--set", "loop.epochs=3")
     histories = [
         [{**each, "seconds": 0} for each in rows_of(tmp_path / name / "history.jsonl")]
         for name in ("whole", "parts")

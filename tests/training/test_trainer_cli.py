@@ -12,28 +12,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from small_store import Annotations
-from typer.testing import CliRunner, Result
+from trainer_calls import call, good
 
 from data.annotations import save_jsonl
 from data.store import Store
-from training.cli import app
 
 WriteConfig = Callable[..., Path]
 TRAINER = [sys.executable, "-c", "from training.cli import main; main()"]
-
-
-def call(*arguments: Any) -> Result:
-    return CliRunner().invoke(app, [str(each) for each in arguments])
-
-
-def good(*arguments: Any) -> Result:
-    result = call(*arguments)
-    assert result.exit_code == 0, result.output
-    return result
 
 
 @pytest.fixture

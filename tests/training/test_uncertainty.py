@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from one_number import measured
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
@@ -18,17 +19,6 @@ from training.metrics.uncertainty import (
     weight_blocks,
 )
 from training.predictions import Prediction
-
-
-def measured(
-    shares: list[float], videos: list[int] | None = None, counted: list[bool] | None = None
-) -> Measured:
-    """One number, "score", that each query has its own share of."""
-    videos = videos if videos is not None else list(range(len(shares)))
-    rows = [Annotation(qid, "q", f"v{video}", 10.0) for qid, video in enumerate(videos)]
-    inside = np.ones(len(shares), bool) if counted is None else np.asarray(counted)
-    columns = Columns((("score",),), np.asarray(shares, float)[:, None], inside)
-    return Measured(rows, (columns,), (), {"score": ("score",)}, "score")
 
 
 def interval(each: Measured, how: Resampling) -> tuple[float, float]:

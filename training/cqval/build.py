@@ -32,7 +32,7 @@ from training.cqval.published import (
 )
 from training.cqval.words import WORD_RULES
 
-__all__ = ["Queries", "Splits", "build", "count_words", "read_splits", "sizes", "write_splits"]
+__all__ = ["Queries", "Splits", "build", "read_splits", "sizes", "write_splits"]
 
 _FORMAT, _VERSION = "storyline-cqval", 1
 _LIMIT = 256 * 2**20

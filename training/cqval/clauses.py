@@ -18,7 +18,6 @@ from data.errors import UsageError, nearest
 __all__ = [
     "CANDIDATES",
     "CLAUSE_LABELS",
-    "CLEARNLP",
     "CONJ_VERB",
     "Token",
     "clearnlp",

@@ -6,18 +6,18 @@ Exit codes: 0 done; 2 wrong usage, no parser, or files that do not belong togeth
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from data.annotations import DATASETS
 from data.commands import program
 from data.errors import UsageError
 from data.terminal import new_table, plain_console
 
 # the sources register themselves; none of them imports a parser before it is asked to
+from training.checks import clip_len_of
 from training.cqval import (  # noqa: F401
     conllu_source,
     heuristic_source,
@@ -27,10 +27,18 @@ from training.cqval import (  # noqa: F401
 from training.cqval.build import Queries, Splits, build, read_splits, write_splits
 from training.cqval.fit import Fit, fit, read_preset, write_preset
 from training.cqval.parses import PARSERS, Parses
-from training.cqval.published import PUBLISHED_SIZES, TABLE_IV, THRESHOLDS
+from training.cqval.published import DATASET, PUBLISHED_SIZES, TABLE_IV, THRESHOLDS
 from training.cqval.report import HITS, Report, report
 from training.metrics.uncertainty import Resampling
-from training.options import answered, check_writable, console_beside, tell, write_json
+from training.options import (
+    ModeOption,
+    answered,
+    check_writable,
+    console_beside,
+    tell,
+    tell_written,
+    write_json,
+)
 from training.predictions import read_predictions
 
 __all__ = ["cqval_commands"]
@@ -80,7 +88,7 @@ def build_command(
     preset: Annotated[
         Path | None, typer.Option("--preset", help="Labels and words as `fit --out` wrote them.")
     ] = None,
-    dataset: DatasetOption = "qvhighlights",
+    dataset: DatasetOption = DATASET,
 ) -> None:
     """Make the twelve splits and write them to a file."""
     check_writable("--out", out)
@@ -117,7 +125,7 @@ def fit_command(
     out: Annotated[
         Path | None, typer.Option("--out", help="Write the best rule here, for build --preset.")
     ] = None,
-    dataset: DatasetOption = "qvhighlights",
+    dataset: DatasetOption = DATASET,
 ) -> None:
     """Rank all label sets and word rules by the sizes that LMR published."""
     check_writable("--out", out)
@@ -141,10 +149,7 @@ def report_command(
     annotations: Annotated[
         Path, typer.Option("--annotations", help="The file that the splits were made of.")
     ],
-    mode: Annotated[
-        Literal["official", "strict"],
-        typer.Option("--mode", help="As the published evaluator, or with its quirks mended."),
-    ] = "official",
+    mode: ModeOption = None,
     ci: Annotated[
         bool, typer.Option("--ci", help="95 % intervals: videos are drawn again 2,000 times.")
     ] = False,
@@ -164,16 +169,16 @@ def report_command(
         loaded,
         queries,
         read_predictions(predictions, queries.annotations),
-        clip_len_s=DATASETS.get(loaded.dataset).clip_len_at(annotations),
-        mode=mode,
+        clip_len_s=clip_len_of(annotations, loaded.dataset),
+        mode=mode or "official",
         metrics=[each.strip() for each in show.split(",")],
         resampling=Resampling() if ci else None,
     )
     console = console_beside(json_path)
-    _show_report(console, found, str(predictions))
     if json_path is not None:
         write_json(json_path, {"predictions": predictions.name, **found.to_json()})
-        tell(console, f"all scores are in {json_path}")
+    _show_report(console, found, str(predictions))
+    tell_written(console, "all scores are in", json_path)
 
 
 def _parsed(

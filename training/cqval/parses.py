@@ -50,22 +50,22 @@ Counts = NDArray[np.int64]
 
 
 class Parses(Protocol):
-    """What a source found out about the queries of an annotation file, in their order.
-
-    Attributes:
-        name: what a split made of it may be called.
-        about: source, name and version of the parser, hashes; goes into the split file.
-        remarks: what a person should know before trusting it.
-    """
+    """What a source found out about the queries of an annotation file, in their order."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102
+    def name(self) -> str:
+        """What a split made of it may be called."""
+        ...
 
     @property
-    def about(self) -> Mapping[str, Any]: ...  # noqa: D102
+    def about(self) -> Mapping[str, Any]:
+        """Source, name and version of the parser, hashes; goes into the split file."""
+        ...
 
     @property
-    def remarks(self) -> Sequence[str]: ...  # noqa: D102
+    def remarks(self) -> Sequence[str]:
+        """What a person should know before trusting it."""
+        ...
 
     @property
     def sentences(self) -> Sequence[Sequence[Token]] | None:

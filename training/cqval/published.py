@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 __all__ = [
+    "DATASET",
     "PUBLISHED_SIZES",
     "TABLE_IV",
     "THRESHOLDS",
@@ -17,6 +18,10 @@ __all__ = [
     "deltas",
     "is_published_split",
 ]
+
+
+DATASET = "qvhighlights"
+"""Whose val split C-QVal is made of."""
 
 
 class Threshold(NamedTuple):

@@ -17,7 +17,7 @@ from training.cqval.published import PUBLISHED_SIZES, TABLE_IV, THRESHOLDS, Thre
 from training.evaluate import measure
 from training.metrics import Measured, Mode
 from training.metrics.base import Key, Number
-from training.metrics.uncertainty import Resampling, intervals
+from training.metrics.uncertainty import Interval, Resampling, intervals
 from training.predictions import Prediction, in_order
 
 __all__ = ["Report", "Row", "report"]
@@ -27,8 +27,6 @@ EVALUATOR = "mr_hd"
 
 HITS = "R1@0.7"
 """Whose hits are counted: a share of n queries that everybody can check."""
-
-Interval = tuple[float, float] | None
 
 _PERCENT = Number()
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from data.registry import Registry
 from training.cqval.clauses import Token
 
-__all__ = ["WORD_RULES", "WordRule", "is_punctuation"]
+__all__ = ["WORD_RULES", "WordRule"]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from training.metrics.ragged import Ragged
 
-__all__ = ["Mode", "Ranked", "average_precision", "cross_iou", "listed_iou", "ranked"]
+__all__ = ["Mode", "Ranked", "average_precision", "listed_iou", "ranked"]
 
 Mode = Literal["official", "strict"]
 

@@ -129,7 +129,7 @@ class MomentsAndHighlights:
         annotations: Sequence[Annotation],
         predictions: Sequence[Prediction],
         *,
-        clip_len_s: float = 2.0,
+        clip_len_s: float,
         mode: Mode = "official",
     ) -> Measured:
         """See `Metric`. Keys of highlights are absent where one side has no saliency scores; those

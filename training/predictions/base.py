@@ -13,7 +13,15 @@ import numpy as np
 
 from data.annotations.types import Annotation
 from data.errors import UsageError
-from data.foreign import LONGEST_LINE, brief, check_plain_file, strict_json, text_lines
+from data.foreign import (
+    LARGEST_NUMBER,
+    LONGEST_LINE,
+    brief,
+    check_plain_file,
+    json_kind,
+    strict_json,
+    text_lines,
+)
 from data.registry import Registry
 from training.predictions.types import Prediction
 
@@ -57,9 +65,6 @@ _HEAD = 4096
 
 _BLANK_LINES = 1000
 """At the beginning of a file, before nobody looks further for what it is."""
-
-_LARGEST = 1e30
-"""Sums and products of scores and times below it are finite."""
 
 
 @dataclass(frozen=True)
@@ -199,8 +204,7 @@ def json_rows(path: Path, example: str) -> Iterator[tuple[str, dict[str, Any]]]:
             ) from None
         if not isinstance(row, dict):
             raise UsageError(
-                f"{where}: expected a JSON object, found a {type(row).__name__}; a line is "
-                f"{example}"
+                f"{where}: expected a JSON object, found {json_kind(row)}; a line is {example}"
             )
         yield where, row
     if not found:
@@ -231,8 +235,10 @@ def numbers(value: Any, width: int | None, where: str, expected: str) -> list[An
         raise UsageError(f"{where} must be {expected}, found something else: {brief(value)}")
     if array.ndim != (1 if width is None else 2) or (width and array.shape[1] != width):
         raise UsageError(f"{where} must be {expected}, got shape {array.shape}")
-    if not (np.abs(array) < _LARGEST).all():
-        raise UsageError(f"{where} must be {expected}, found {_LARGEST:g} or more, or no number")
+    if not (np.abs(array) < LARGEST_NUMBER).all():
+        raise UsageError(
+            f"{where} must be {expected}, found {LARGEST_NUMBER:g} or more, or no number"
+        )
     values: list[Any] = array.astype(np.float64).tolist()
     return values
 

@@ -33,43 +33,46 @@ def in_order(
     """
     by_qid = {each.qid: each for each in predictions}
     wanted = {each.qid: each for each in annotations}
-    twice = [qid for qid, count in Counter(each.qid for each in predictions).items() if count > 1]
-    faults = {
-        "are missing from the predictions": [qid for qid in wanted if qid not in by_qid],
-        "are in the predictions but not in the annotations": [q for q in by_qid if q not in wanted],
-        "are answered more than once": twice,
+    found = [
+        f"{len(qids)} {text} ({some([f'qid {qid}' for qid in qids], 3)})"
+        for text, qids in _faults(wanted, by_qid, predictions).items()
+        if qids
+    ]
+    if found:
+        hint = (
+            _of_other_type(wanted, by_qid)
+            or _of_other_split(wanted, by_qid)
+            or "Give the predictions and the annotations of the same split"
+        )
+        raise UsageError(
+            f"{where} and the annotations do not match: of {len(wanted)} queries, "
+            f"{'; '.join(found)}. {hint}"
+        )
+    return [by_qid[each.qid] for each in annotations]
+
+
+def _faults(
+    wanted: Mapping[Qid, Annotation],
+    given: Mapping[Qid, Prediction],
+    predictions: Sequence[Prediction],
+) -> dict[str, list[Qid]]:
+    """Queries by what is wrong with their answers."""
+    both = [(qid, each, wanted[qid]) for qid, each in given.items() if qid in wanted]
+    counts = Counter(each.qid for each in predictions)
+    return {
+        "are missing from the predictions": [qid for qid in wanted if qid not in given],
+        "are in the predictions but not in the annotations": [q for q in given if q not in wanted],
+        "are answered more than once": [qid for qid, count in counts.items() if count > 1],
         "are about another video than in the annotations": [
-            qid
-            for qid, each in by_qid.items()
-            if qid in wanted and each.video_id and each.video_id != wanted[qid].video_id
+            qid for qid, each, query in both if each.video_id and each.video_id != query.video_id
         ],
         # beside a video id, a sentence in other spelling is no other query
         "ask another sentence than in the annotations": [
             qid
-            for qid, each in by_qid.items()
-            if qid in wanted
-            and not each.video_id
-            and each.query
-            and letters(each.query) != letters(wanted[qid].query)
+            for qid, each, query in both
+            if not each.video_id and each.query and letters(each.query) != letters(query.query)
         ],
     }
-    found = [
-        f"{len(qids)} {text} ({some([f'qid {qid}' for qid in qids], 3)})"
-        for text, qids in faults.items()
-        if qids
-    ]
-    if found:
-        raise UsageError(
-            f"{where} and the annotations do not match: of {len(wanted)} queries, "
-            + "; ".join(found)
-            + ". "
-            + (
-                _of_other_type(wanted, by_qid)
-                or _of_other_split(wanted, by_qid)
-                or "Give the predictions and the annotations of the same split"
-            )
-        )
-    return [by_qid[each.qid] for each in annotations]
 
 
 def retyped(

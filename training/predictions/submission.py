@@ -91,7 +91,10 @@ class Submission:
             raise UsageError(f"{where}: 'qid' must be a whole number or a string, got {brief(qid)}")
         scores = row.get(SALIENCY)
         if scores == []:
-            raise UsageError(f"{where}: '{SALIENCY}' is empty; leave it out if there are none")
+            raise UsageError(
+                f"{where}: '{SALIENCY}' is empty; leave it out of all rows, or give one score per "
+                "clip"
+            )
         expected = "a list of finite numbers"
         return Prediction(
             qid=qid,

@@ -109,12 +109,13 @@ def test_moments_without_saliency_are_enough(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (json.dumps(ROW)[:-20], "not JSON that can be used"),
+        (json.dumps(ROW)[:-20], "not JSON that can be used.*; expected one whole JSON object"),
         ("[1, 2]", "expected a JSON object, found a list"),
         ("[" * 100_000, "not JSON that can be used"),
         (json.dumps(ROW).replace("[0, 4]", "[NaN, 4]"), "NaN is not a number"),
         (json.dumps(ROW).replace("[0, 4]", "[0, Infinity]"), "Infinity is not a number"),
         (json.dumps(ROW).replace("[0, 4]", "[0, 1e999]"), "is not a number that can be used"),
+        (json.dumps(ROW).replace("[0, 4]", "[-1e30, 4]"), "must hold finite numbers below 1e.30"),
         (_without("qid"), "lacks 'qid'"),
         (_without("query", "vid"), "lacks 'query', 'vid'"),
         (_without("duration"), "lacks 'duration'"),
@@ -238,7 +239,8 @@ def test_the_clip_length_of_a_synthetic_corpus_stands_beside_its_annotations(
     for asked in (path, path.parent, tmp_path):
         assert dataset.clip_len_at(asked) == 1.5
     assert dataset.clip_len_s is None
-    for wrong in ("{", "{}", '{"clip_len_s": -1}', '{"clip_len_s": null}', "[]"):
+    numbers = [f'{{"clip_len_s": {each}}}' for each in ("-1", "0", "1e-9", "null")]
+    for wrong in ("{", "{}", "[]", *numbers):
         place.write_text(wrong)
         with pytest.raises(UsageError, match=r"dataset\.json.*'clip_len_s'"):
             dataset.clip_len_at(path)

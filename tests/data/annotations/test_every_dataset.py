@@ -215,3 +215,13 @@ def _with_a_nan(text: str) -> str:
     """The same text with its last number replaced."""
     found = list(re.finditer(r"\b[0-9]+(\.[0-9]+)?\b(?=[\]},#])", text))[-1]
     return text[: found.start()] + "NaN" + text[found.end() :]
+
+
+def test_only_matches_above_0_are_highlights_of_youtube(tmp_path: Path) -> None:
+    # UMT, datasets/youtube.py: `match` is 1, 0 or -1, and positive are those above 0
+    row = {"qid": "v", "query": "dog", "vid": "v", "duration": 12.5, "fps": 20.0}
+    clips = [[0.0, 100.0], [50.0, 150.0], [100.0, 200.0]]
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(row | {"clip": clips, "match": [-1, 0, 1]}) + "\n")
+    [found] = load_annotations("youtube_highlights", path)
+    assert found.saliency == ((0.0,), (0.0,), (1.0,))

@@ -55,7 +55,7 @@ def _scored(clips: int, **changes: Any) -> Annotation:
 
 # kind of fault: rows that have it, and how many faults that makes
 FAULTY: dict[str, tuple[list[Annotation], int]] = {
-    "query-empty": ([CLEAN, replace(CLEAN, query=" ")], 1),
+    "query-empty": ([CLEAN, *[replace(CLEAN, query=q) for q in (" ", "\u200b", "-.", "犬")]], 3),
     "qid-twice": (
         [replace(CLEAN, video_id="a"), replace(CLEAN, video_id="b"), replace(CLEAN, qid="1")],
         1,
@@ -92,6 +92,7 @@ FAULTY: dict[str, tuple[list[Annotation], int]] = {
         1,
     ),
     "duration-off-grid": ([replace(CLEAN, duration_s=25.0)], 1),
+    "duration-past-clips": ([_scored(12), _scored(11), _scored(10)], 1),
     "duration-measured": ([CLEAN, replace(CLEAN, duration_s=30.0)], 1),
 }
 MEASURED = {"duration-measured": {"v0": 23.9, "v1": 24.0}}
@@ -116,6 +117,61 @@ def test_a_clean_file_has_no_finding() -> None:
     assert lint(sheet_of([], "empty", DATASETS.get("custom"), 2.0)) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "kind"),
+    [
+        ({"windows": ((6.0, 2.0),)}, "window-reversed"),
+        ({"windows": ((4.0, 4.0),)}, "window-empty"),
+        ({"windows": ((-4.0, 6.0),)}, "window-negative"),
+        ({"windows": ((2.0, 60.0),)}, "window-past-end"),
+        ({"windows": ((40.0, 60.0),)}, "window-outside"),
+        ({"clip_ids": (1, 2, 90)}, "clips-outside"),
+    ],
+)
+def test_a_wrong_moment_or_clip_is_told_once_although_the_other_disagrees(
+    changes: dict[str, Any], kind: str
+) -> None:
+    assert [each.kind.name for each in _found(CLEAN, replace(CLEAN, **changes))] == [kind]
+
+
+def test_moments_of_billions_of_clips_are_counted_without_writing_them_out() -> None:
+    windows = ((2.0, 2e29), (1e10, 2e12), (4.0, 6.0))
+    huge = replace(CLEAN, windows=windows, duration_s=None)
+    [found] = [each for each in _found(huge) if each.kind.name == "clips-disagree"]
+    # clips 1 to 1e29 - 1, of which 1, 2 and 5 are scored
+    assert found.spots[0].detail.startswith(f"{int(1e29) - 4} clips of its moments have no score")
+    assert found.spots[0].detail.endswith("the first is 3")
+
+
+_SPAN = st.tuples(st.integers(0, 18), st.integers(1, 8)).map(lambda it: (it[0], it[0] + it[1]))
+_SPANS = st.lists(_SPAN, min_size=1, max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(_SPANS, st.lists(st.integers(0, 12), unique=True, min_size=1))
+def test_scored_clips_and_moments_are_compared_clip_by_clip(
+    windows: list[tuple[int, int]], clips: list[int]
+) -> None:
+    row = replace(
+        CLEAN,
+        duration_s=None,
+        windows=tuple((float(start), float(end)) for start, end in windows),
+        clip_ids=tuple(clips),
+        saliency=tuple((float(clip % 3),) for clip in clips),
+    )
+    inside = {c for a, b in windows for c in range(-4, 20) if a <= 2 * c and 2 * c + 2 <= b}
+    touched = {c for a, b in windows for c in range(-4, 20) if a < 2 * c + 2 and 2 * c < b}
+    lacking = inside - set(clips)
+    astray = {clip for clip in clips if clip % 3} - touched
+    found = [each for each in _found(row) if each.kind.name == "clips-disagree"]
+    assert bool(found) == bool(lacking | astray)
+    if found:
+        detail = found[0].spots[0].detail
+        assert (f"{len(lacking)} clips of its moments have no score" in detail) == bool(lacking)
+        assert (f"{len(astray)} clips with a score are in no moment" in detail) == bool(astray)
+        assert detail.endswith(f"the first is {min(lacking | astray)}")
+
+
 def test_an_end_a_hundredth_of_a_second_late_is_rounding() -> None:
     # five rows of ActivityNet Captions val_1 end 0.01 s after their video
     assert _found(_moment((20.0, 24.01))) == []
@@ -131,8 +187,17 @@ def test_the_unit_of_strange_moments_is_named() -> None:
     assert "fractions of the video?" in fractions[0].spots[0].detail
 
 
-def test_two_rows_with_short_moments_are_no_fractions() -> None:
-    assert _found(_moment((0.0, 1.0)), _moment((0.25, 0.75))) == []
+def test_nine_rows_with_short_moments_are_no_fractions() -> None:
+    assert _found(*[_moment((0.0, 1.0 - i / 10)) for i in range(9)]) == []
+
+
+def test_early_moments_of_ten_videos_of_a_few_seconds_are_no_fractions() -> None:
+    rows = [_moment((0.25, 0.5 + i / 100), duration_s=4.0) for i in range(10)]
+    assert _found(*rows) == []
+
+
+def test_a_stated_duration_that_is_the_one_read_is_no_fault() -> None:
+    assert _found(_scored(12, extra={"stated_duration": 24.0})) == []
 
 
 def test_one_row_far_outside_among_good_ones_is_no_other_unit() -> None:
@@ -270,6 +335,13 @@ def test_files_are_compared_with_those_before_them_and_with_the_others() -> None
     sheets = [sheet_of([replace(MOMENTS, qid=name)], name, custom, 2.0) for name in "abc"]
     found = lint_together(sheets[:2], sheets[2:])
     assert [(each.file, each.against) for each in found] == [("a", "c"), ("b", "c"), ("b", "a")]
+
+
+def test_a_row_that_was_seen_twice_is_told_with_its_first_place() -> None:
+    source_of = DATASETS.get("custom").source_of
+    leak = Seen.of([("line 1", MOMENTS), ("line 2", MOMENTS)], source_of).leak(MOMENTS, source_of)
+    assert leak is not None
+    assert (leak[0].name, leak[1]) == ("leak-row", "line 1")
 
 
 def test_what_was_seen_survives_json() -> None:

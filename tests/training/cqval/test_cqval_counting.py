@@ -136,6 +136,8 @@ def test_the_main_clause_is_no_clause_and_a_coordinated_verb_only_if_asked() -> 
     assert "ROOT" not in CLAUSE_LABELS
     assert label_counts([tokens], CLAUSE_LABELS).sum() == 0
     assert label_counts([tokens], ["conj", "conj-verb", "ROOT"]).tolist() == [[2, 1, 1]]
+    # "is" in "She cooks and is happy" has the part of speech AUX in Universal Dependencies
+    assert label_counts([[Token("is", "conj", "AUX")]], ["conj-verb"]).tolist() == [[1]]
 
 
 @pytest.mark.parametrize(

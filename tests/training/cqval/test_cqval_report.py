@@ -13,6 +13,7 @@ from cqval_files import annotation_file, good, labelled, queries_of, refused
 
 from data.annotations import load_annotations
 from training.cqval.build import build, read_splits, write_splits
+from training.cqval.report import report
 from training.metrics import METRICS
 from training.predictions import read_predictions
 
@@ -69,6 +70,16 @@ def test_each_split_is_scored_on_its_own_queries(tmp_path: Path, rows: Path, spl
     assert first["percent"] == {"R1@0.7": 50.0, "mAP@0.7": 50.0}
     assert first["scores"]["full"]["MR-R1"]["0.5"] == 100.0
     assert none["percent"] == {"R1@0.7": None, "mAP@0.7": None}
+
+
+def test_predictions_may_stand_in_any_order(tmp_path: Path, rows: Path, splits: Path) -> None:
+    made, queries = read_splits(splits), queries_of(rows)
+    answers = read_predictions(predictions(tmp_path), queries.annotations)
+    usual, turned = (
+        report(made, queries, each, clip_len_s=2.0) for each in (answers, answers[::-1])
+    )
+    assert turned == usual
+    assert usual.rows[0].hits == 1
 
 
 def test_there_is_no_mean_where_a_split_is_empty(tmp_path: Path, rows: Path, splits: Path) -> None:

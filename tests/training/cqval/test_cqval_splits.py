@@ -226,6 +226,8 @@ def test_a_file_that_was_changed_by_hand_is_refused(
         ({"splits": [{"clauses": 1}]}, "was changed after it was made"),
         ({"queries": [{"qid": [1], "clauses": 1, "words": 9}]}, "a qid is a whole number or a"),
         ({"queries": [{"qid": 1, "clauses": 1.5, "words": 9}]}, "whole numbers from 0 to 10000"),
+        ({"queries": [{"qid": 1, "clauses": True, "words": 9}]}, "whole numbers from 0 to 10000"),
+        ({"queries": [{"qid": 1, "clauses": 1, "words": -1}]}, "whole numbers from 0 to 10000"),
         ({"queries": [{"qid": 1, "clauses": 10**18, "words": 9}]}, "whole numbers from 0 to 10000"),
         ({"queries": [3]}, "no whole split file"),
         ({"name": "C-QVal"}, "no whole split file"),
