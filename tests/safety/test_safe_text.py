@@ -162,7 +162,7 @@ ROW = {"qid": 1, "query": "a dog", "duration": 10, "vid": "v", "relevant_windows
         (json.dumps(ROW | {"vid": "../../etc/passwd"}), "video id '../../etc/passwd' is not all"),
         (json.dumps(ROW | {"vid": "v\u0000"}), "is not allowed"),
         (json.dumps(ROW | {"query": "x" * 10_001}), "'query' has 10,001 characters"),
-        (json.dumps(ROW | {"duration": 1e300}), "'duration' must be above 0 seconds and below"),
+        (json.dumps(ROW | {"duration": 1e29}), "'duration' must be above 0 seconds and below"),
         (json.dumps(ROW | {"x": [[[]]] * 9}).replace("[]", "[" * 70 + "]" * 70), "deeper than 64"),
     ],
 )
