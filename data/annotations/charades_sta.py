@@ -2,7 +2,7 @@
 
 `charades_sta_{train,test}.txt`: 12,408 / 3,720 queries on 5,338 / 1,334 videos, one per line:
 
-    AO8RW 0.0 6.9##a person is putting a book on a shelf.
+    AO8RW 0.0 6.9##a person sits.
 
 They say no durations. These are taken from the first of these that lies beside the file (all three
 agree on all 9,848 videos); without one, queries have no duration:
