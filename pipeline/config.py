@@ -79,6 +79,9 @@ class Decode(Group):
     damaged: Literal["keep", "quarantine"] = Field(
         "keep", description="Videos with undecodable packets: keep what decodes, or refuse them."
     )
+    mode: Literal["exact", "fast"] = Field(
+        "exact", description="Pixels as ffmpeg makes them, or cheaper ones (docs/features.md)."
+    )
     timeout_s: float = Field(300.0, gt=0, description="Longest time without a decoded frame.")
     limits: DecodeLimits = DecodeLimits()
 
@@ -173,6 +176,7 @@ class PipelineConfig(Group):
             decoder=self.decode.backend,
             fallbacks=self.decode.fallbacks,
             damaged=self.decode.damaged,
+            decode_mode=self.decode.mode,
             device=_device(self.device),
             decode_timeout_s=self.decode.timeout_s,
             limits=VideoLimits(**self.decode.limits.model_dump()),

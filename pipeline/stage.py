@@ -12,7 +12,15 @@ from typing import Any, ClassVar, Literal, Protocol
 from data.registry import Registry
 from data.store.types import ItemKey, Recipe, Row, Schema
 from data.video.limits import DEFAULT_LIMITS, VideoLimits
-from data.video.types import FrameRequest, Video, VideoFacts, Window
+from data.video.types import (
+    FrameRequest,
+    Mode,
+    SoundRequest,
+    SoundWindow,
+    Video,
+    VideoFacts,
+    Window,
+)
 
 __all__ = [
     "STAGES",
@@ -21,6 +29,7 @@ __all__ = [
     "Item",
     "Resources",
     "RowStage",
+    "SoundStage",
     "Stage",
     "StageContext",
     "StageSet",
@@ -47,6 +56,7 @@ class StageContext:
         clip_len_s: clip length of the grid.
         decoder: name of the video decoder; `fallbacks` are tried in order when it fails.
         damaged: "keep" makes a video with undecodable packets partial, "quarantine" refuses it.
+        decode_mode: how pixels are made; "fast" ones are other features, so the recipe says it.
         device: torch device of networks, e.g. "cpu" or "cuda".
         decode_timeout_s: longest time without a decoded frame.
         limits: what a video may declare, and the memory of its decoder.
@@ -56,6 +66,7 @@ class StageContext:
     decoder: str = "pyav"
     fallbacks: tuple[str, ...] = ("decord",)
     damaged: Literal["keep", "quarantine"] = "keep"
+    decode_mode: Mode = "exact"
     device: str = "cpu"
     decode_timeout_s: float = 300.0
     limits: VideoLimits = DEFAULT_LIMITS
@@ -181,6 +192,34 @@ class FrameStage(Stage):
     @abstractmethod
     def finish(self, item: Item, results: Sequence[Any]) -> Row:
         """The results of all windows, in unit order, to the row of the item."""
+
+
+class SoundStage(Stage):
+    """A stage over the sound of a video.
+
+    The engine asks for the `request`, reads the sound in the decoder's child process, calls `encode`
+    on batches of windows as they arrive, and `finish` at the end. A video without sound is no
+    error: `finish` gets no results then.
+    """
+
+    reads: ClassVar[tuple[str, ...]] = ("probe",)
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """Windows per call of `encode`."""
+
+    @abstractmethod
+    def request(self, item: Item) -> SoundRequest:
+        """Which sound this stage wants of `item.video`; `item.facts` holds its duration."""
+
+    @abstractmethod
+    def encode(self, item: Item, windows: Sequence[SoundWindow]) -> Sequence[Any]:
+        """At most `batch_size` windows to one result each."""
+
+    @abstractmethod
+    def finish(self, item: Item, results: Sequence[Any]) -> Row:
+        """The results of all windows, in order, to the row of the item; [] if there is no sound."""
 
 
 @dataclass(frozen=True)

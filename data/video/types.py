@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,20 @@ from numpy.typing import NDArray
 from data.grid import Grid
 from data.video.limits import VideoLimits
 
-__all__ = ["Decoder", "FrameRequest", "Video", "VideoFacts", "View", "Window"]
+__all__ = [
+    "Decoder",
+    "FrameRequest",
+    "Mode",
+    "SoundRequest",
+    "SoundWindow",
+    "Video",
+    "VideoFacts",
+    "View",
+    "Window",
+]
+
+Mode = Literal["exact", "fast"]
+"""How pixels are made: as the ffmpeg command line makes them, or cheaper (docs/features.md)."""
 
 
 @dataclass(frozen=True)
@@ -91,10 +104,14 @@ class View:
     """How a frame becomes pixels: upright, short side scaled to `short_side` (long side
     `int(long * short_side / short)`, bicubic, as ffmpeg's swscale does it), then a centre square
     crop if `crop`. Two requests with equal views share the conversion of a frame.
+
+    `mode` "exact" gives the bytes of the ffmpeg command line; "fast" gives the same picture by a
+    cheaper filter, which frames are used does not change.
     """
 
     short_side: int
     crop: bool = True
+    mode: Mode = "exact"
 
 
 @dataclass(frozen=True)
@@ -135,6 +152,43 @@ class Window:
     unit: int
     frames: NDArray[np.uint8]
     times_s: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SoundRequest:
+    """The sound that one consumer wants: `u` windows of equal length, mono.
+
+    Args:
+        name: who asks; windows carry it.
+        starts_s: starts of the windows in seconds from the start of the (part of the) video,
+            increasing, shape (u,). The time is that of the pictures: a sound track that begins
+            before or after the first frame is shifted accordingly.
+        length_s: length of a window in seconds.
+        rate_hz: samples per second that the sound is resampled to.
+    """
+
+    name: str
+    starts_s: NDArray[np.float64]
+    length_s: float
+    rate_hz: int
+
+
+@dataclass(frozen=True)
+class SoundWindow:
+    """The sound of one window of a request.
+
+    Args:
+        request: name of the request.
+        unit: index of the window, 0..u-1.
+        samples: float32 mono in [-1, 1], shape (round(length_s * rate_hz),), zeros where the file
+            has no sound.
+        heard: share of the samples that the file has sound for, 0..1.
+    """
+
+    request: str
+    unit: int
+    samples: NDArray[np.float32]
+    heard: float
 
 
 class Decoder(Protocol):

@@ -65,6 +65,7 @@ class Job:
                 "shape": list(array.shape),
                 "short_side": each.view.short_side,
                 "crop": each.view.crop,
+                "mode": each.view.mode,
                 "inclusive": each.inclusive,
             }
             for each, array in zip(self.requests, times, strict=True)
@@ -88,7 +89,7 @@ class Job:
         for each in header["requests"]:
             size = int(np.prod(each["shape"]))
             array = times[used : used + size].reshape(each["shape"])
-            view = View(each["short_side"], each["crop"])
+            view = View(each["short_side"], each["crop"], each["mode"])
             requests.append(FrameRequest(each["name"], array, view, each["inclusive"]))
             used += size
         video_id, path, start_s, end_s = header["video"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -46,6 +46,8 @@ class Backbone(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    takes: ClassVar[Literal["frames", "sound"]] = "frames"
+    """What `encode` is given: pictures, or float32 sound (B, samples)."""
     PRESETS: ClassVar[dict[str, dict[str, Any]]]
     """Named sets of constructor options; `full` is the published architecture."""
 

@@ -27,6 +27,7 @@ from pipeline.stages.common import (
     built,
     facts_of,
     grid_of,
+    pixels_params,
     weights_params,
 )
 
@@ -92,7 +93,8 @@ class CaptionsStage(Configured, FrameStage):
             else {"kind": "none"}
         )
         prompt = load_prompt(self.options.prompt)
-        return options | {"weights": weights, "instructions": list(prompt.instructions)}
+        words = {"weights": weights, "instructions": list(prompt.instructions)}
+        return options | words | pixels_params(self.context)
 
     @property
     def batch_size(self) -> int:
@@ -128,7 +130,7 @@ class CaptionsStage(Configured, FrameStage):
             offsets = (frame + 0.5) * (self.context.clip_len_s / captioner.frames)
         else:
             offsets = (frame - frame[-1]) * self.options.frame_gap_s
-        view = View(captioner.short_side, captioner.crop)
+        view = View(captioner.short_side, captioner.crop, self.context.decode_mode)
         return FrameRequest(self.name, starts[:, None] + offsets, view, inclusive=True)
 
     def encode(self, item: Item, windows: Sequence[Window]) -> Sequence[CaptionResult]:

@@ -22,6 +22,7 @@ __all__ = [
     "built",
     "facts_of",
     "grid_of",
+    "pixels_params",
     "video_of",
     "weights_params",
 ]
@@ -106,6 +107,11 @@ def facts_of(item: Item) -> VideoFacts:
 def grid_of(item: Item, context: StageContext) -> Grid:
     """The canonical clips of the video of an item."""
     return facts_of(item).grid(context.clip_len_s)
+
+
+def pixels_params(context: StageContext) -> dict[str, str]:
+    """What a recipe says about the way from decoded frames to pixels; nothing for the exact one."""
+    return {} if context.decode_mode == "exact" else {"pixels": context.decode_mode}
 
 
 def weights_params(checkpoint: Path | None, seed: int) -> dict[str, Any]:

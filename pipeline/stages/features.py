@@ -17,7 +17,14 @@ from pydantic import Field
 from data.store.types import Row, Schema, StreamSpec
 from data.video.types import FrameRequest, View, Window
 from pipeline.stage import STAGES, FrameStage, Item
-from pipeline.stages.common import Configured, NetworkOptions, built, facts_of, grid_of
+from pipeline.stages.common import (
+    Configured,
+    NetworkOptions,
+    built,
+    facts_of,
+    grid_of,
+    pixels_params,
+)
 
 if TYPE_CHECKING:
     from models.backbones import Backbone
@@ -55,8 +62,8 @@ class BackboneStage(Configured, FrameStage):
         return Schema({self.stream: StreamSpec((self._dim(),), "float16", "clip")})
 
     def params(self) -> Mapping[str, Any]:
-        """Architecture and weights."""
-        return self.options.params
+        """Architecture, weights, and how pixels were made where that is not the exact way."""
+        return {**self.options.params, **pixels_params(self.context)}
 
     @property
     def batch_size(self) -> int:
@@ -83,7 +90,8 @@ class BackboneStage(Configured, FrameStage):
             native_fps=facts.fps,
             duration_s=facts.duration_s,
         )
-        return FrameRequest(self.name, times, View(backbone.short_side))
+        view = View(backbone.short_side, mode=self.context.decode_mode)
+        return FrameRequest(self.name, times, view)
 
     def encode(self, item: Item, windows: Sequence[Window]) -> Sequence[NDArray[np.float32]]:
         """One vector (D,) per window."""
