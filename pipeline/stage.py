@@ -197,9 +197,9 @@ class FrameStage(Stage):
 class SoundStage(Stage):
     """A stage over the sound of a video.
 
-    The engine asks for the `request`, reads the sound in the decoder's child process, calls `encode`
-    on batches of windows as they arrive, and `finish` at the end. A video without sound is no
-    error: `finish` gets no results then.
+    The engine asks for the `request`, reads the sound in the decoder's child process, calls
+    `encode` on batches of windows as they arrive, and `finish` at the end. A video without sound
+    is no error: `finish` gets no results then.
     """
 
     reads: ClassVar[tuple[str, ...]] = ("probe",)
