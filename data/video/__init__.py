@@ -30,6 +30,7 @@ from data.video.decord import DecordDecoder
 from data.video.isolated import IsolatedDecoder
 from data.video.listing import VideoList, list_videos
 from data.video.pyav import PyAVDecoder
+from data.video.torchcodec import TorchCodecDecoder
 from data.video.types import Decoder, FrameRequest, Video, VideoFacts, View, Window
 
 __all__ = [
@@ -51,6 +52,7 @@ DECODERS: Registry[type[Decoder]] = Registry("video decoder")
 
 DECODERS.register("pyav")(PyAVDecoder)
 DECODERS.register("decord")(DecordDecoder)
+DECODERS.register("torchcodec")(TorchCodecDecoder)
 
 
 def open_decoder(name: str) -> Decoder:

@@ -9,19 +9,28 @@ from types import ModuleType
 
 from data.errors import InputError, UsageError, how_to_install
 from data.foreign import kind_of_file
+from data.video.signatures import is_container
 from data.video.types import Video
 
-__all__ = ["check_file", "no_frames_in_part", "require", "unheard"]
+__all__ = ["check_container", "check_file", "no_frames_in_part", "require", "unheard"]
 
 
-def require(module: str) -> ModuleType:
-    """Import the library behind a decoder; UsageError with the command that installs it."""
+def require(module: str, *, extra: str = "pipeline", also: str = "") -> ModuleType:
+    """Import the library behind a decoder; UsageError with the command that installs it.
+
+    Args:
+        module: its import name.
+        extra: the extra of this project that installs it.
+        also: what it needs that pip does not install.
+    """
     try:
         return importlib.import_module(module)
-    except ImportError as error:
+    except (ImportError, OSError, RuntimeError) as error:  # torchcodec: RuntimeError, no FFmpeg
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise UsageError(
-            f"the video decoder needs the Python package '{module}', which cannot be imported "
-            f"({error}); install it: {how_to_install('pipeline')}"
+            f"the video decoder needs the Python package '{module.partition('.')[0]}', which "
+            f"cannot be imported ({said}); install it: {how_to_install(extra)}"
+            + (f"; {also}" if also else "")
         ) from error
 
 
@@ -43,6 +52,20 @@ def check_file(path: Path) -> int:
     if size == 0:
         raise InputError("empty", f"{path} has 0 bytes; copy or download it again")
     return size
+
+
+def check_container(path: Path, decoder: str) -> None:
+    """Refuse what does not begin as a media file: a playlist would name other files.
+
+    For decoders that cannot be told which demuxers to use.
+    """
+    if not is_container(path):
+        raise InputError(
+            "not-media",
+            f"{path} does not begin as a media file that {decoder} may open (MP4, Matroska, "
+            "AVI, MPEG, FLV, ASF, Ogg, MXF): it is a playlist, text, or a bare stream of pictures; "
+            "use decoder 'pyav' or leave it out",
+        )
 
 
 def no_frames_in_part(video: Video) -> InputError:

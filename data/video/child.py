@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import signal
@@ -13,7 +14,10 @@ from typing import BinaryIO
 
 from data.errors import InputError, UsageError
 from data.video import open_decoder, wire
+from data.video.arena import ArenaWriter
 from data.video.confine import confine
+from data.video.sound import SoundReader
+from data.video.types import SoundRequest
 
 __all__ = ["main"]
 
@@ -25,10 +29,11 @@ _LONGEST = 100_000
 def main() -> None:
     """Answer jobs from standard input until it closes.
 
-    Arguments: MiB of private memory that this process may have (0: no limit), and the process that
-    it should die with (0: none).
+    Arguments: MiB of private memory that this process may have (0: no limit), the process that it
+    should die with (0: none), descriptor and bytes of the arena (0 bytes: none), and the decoder
+    that is imported before the first job asks for it.
     """
-    memory_mb, parent = (int(each) for each in sys.argv[1:] or ("0", "0"))
+    memory_mb, parent, fd, arena_bytes = (int(each) for each in sys.argv[1:5] or "0000")
     confine(memory_mb=memory_mb, parent=parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
@@ -36,9 +41,13 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     jobs: queue.Queue[wire.Job] = queue.Queue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    arena = ArenaWriter(fd, arena_bytes, _Full(answers)) if arena_bytes else None
+    for name in sys.argv[5:]:
+        with contextlib.suppress(Exception):  # the job that wants it says what is wrong
+            open_decoder(name)
     while True:
         try:
-            _answer(jobs.get(), answers)
+            _answer(jobs.get(), answers, arena)
         except BrokenPipeError:
             os._exit(0)
 
@@ -50,9 +59,9 @@ def _listen(jobs: queue.Queue[wire.Job]) -> None:
     os._exit(0)
 
 
-def _answer(job: wire.Job, answers: BinaryIO) -> None:
+def _answer(job: wire.Job, answers: BinaryIO, arena: ArenaWriter | None) -> None:
     try:
-        _work(job, answers)
+        _work(job, answers, arena)
     except BrokenPipeError:
         raise
     except InputError as error:
@@ -71,6 +80,16 @@ def _answer(job: wire.Job, answers: BinaryIO) -> None:
         wire.write(answers, {"kind": "failure", "message": traceback.format_exc()[-_LONGEST:]})
 
 
+class _Full:
+    """Tells the parent that a window waits for room in the arena."""
+
+    def __init__(self, answers: BinaryIO) -> None:
+        self._answers = answers
+
+    def __call__(self, ticket: int) -> None:
+        wire.write(self._answers, {"kind": "full", "ticket": ticket})
+
+
 class _Heartbeat:
     """Tells the parent now and then that frames still come, however long an answer takes."""
 
@@ -85,16 +104,31 @@ class _Heartbeat:
             wire.write(self._answers, {"kind": "alive"})
 
 
-def _work(job: wire.Job, answers: BinaryIO) -> None:
+def _work(job: wire.Job, answers: BinaryIO, arena: ArenaWriter | None) -> None:
+    if job.sound is not None:
+        _hear(job, job.sound, answers)
+        return
     decoder = open_decoder(job.decoder)
     decoder.progress = _Heartbeat(answers)
     decoder.limits = job.limits
     if job.task == "probe":
         wire.write(answers, {"kind": "facts", "facts": decoder.probe(job.video).to_json()})
         return
+    if arena is not None:
+        decoder.allocate = arena.allocate
     for window in decoder.windows(job.video, job.requests):
-        wire.write(answers, *wire.pack_window(window))
+        offset = arena.hand_over(window.frames) if arena is not None else None
+        wire.write(answers, *wire.pack_window(window, offset))
     wire.write(answers, {"kind": "done", "damaged": getattr(decoder, "damaged", 0)})
+
+
+def _hear(job: wire.Job, request: SoundRequest, answers: BinaryIO) -> None:
+    reader = SoundReader()
+    reader.progress = _Heartbeat(answers)
+    reader.limits = job.limits
+    for window in reader.windows(job.video, request):
+        wire.write(answers, *wire.pack_sound(window))
+    wire.write(answers, {"kind": "done", "damaged": reader.damaged})
 
 
 if __name__ == "__main__":

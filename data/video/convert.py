@@ -3,10 +3,16 @@
 A graph `buffer -> [turn] -> scale -> format=rgb24 -> crop` gives exactly the bytes of
 `ffmpeg -vf scale=W:H,crop=S:S:x:y -pix_fmt rgb24`, the decode path of the public CLIP and
 SlowFast features; `frame.reformat`, PIL and torch do not (specs/feature_extractors.md §2.0).
+
+Mode "fast" gives the same picture in about a third of the time: only the part of the frame that the
+crop keeps is scaled, by averaging areas, and colours are computed by the routine for BGR, which has
+vector instructions where that for RGB has none; swapping the channels back costs next to nothing.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +22,7 @@ from numpy.typing import NDArray
 
 from data.video.checks import require
 from data.video.select import Picture
-from data.video.types import View
+from data.video.types import Mode, View
 
 __all__ = ["Converter", "Geometry", "quarter_turns", "upright_size"]
 
@@ -35,11 +41,15 @@ _MAX_GRAPHS = 16
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of one conversion: scaled to `width` x `height`, then the square at (x, y) if any."""
+    """Sizes of one conversion: scaled to `width` x `height`, then the square at (x, y) if any.
+
+    `region`, if any, is cut out before scaling: (width, height, x, y) of the upright frame.
+    """
 
     width: int
     height: int
     crop: tuple[int, int, int] | None
+    region: tuple[int, int, int, int] | None = None
 
     @classmethod
     def of(cls, width: int, height: int, view: View) -> Geometry:
@@ -50,7 +60,69 @@ class Geometry:
         else:
             scaled = int(width * short / height), short
         offsets = int((scaled[0] - short) / 2), int((scaled[1] - short) / 2)
-        return cls(*scaled, (short, *offsets) if view.crop else None)
+        whole = cls(*scaled, (short, *offsets) if view.crop else None)
+        return whole._cut(width, height) if view.mode == "fast" else whole
+
+    def _cut(self, width: int, height: int) -> Geometry:
+        """The same pixels from the smallest region that scales as the whole frame does."""
+        if self.crop is None:
+            return self
+        side, x, y = self.crop
+        if x > 0:
+            start, length, begin, extent = _aligned(width, self.width, x, side)
+            region = length, height, start, 0
+            return Geometry(extent, self.height, (side, x - begin, y), region)
+        if y > 0:
+            start, length, begin, extent = _aligned(height, self.height, y, side)
+            region = width, length, 0, start
+            return Geometry(self.width, extent, (side, x, y - begin), region)
+        return self
+
+
+_MARGIN = 24
+"""Pixels of the scaled picture that a region may exceed the crop by, on each side."""
+
+_REACH = 2
+"""Pixels that the filter needs beyond the crop."""
+
+_CLOSE = 0.06
+"""Pixels of the frame that make no difference between two regions; half a grey level of noise."""
+
+
+def _aligned(source: int, scaled: int, offset: int, side: int) -> tuple[int, int, int, int]:
+    """The region that is cut out along the long side before scaling.
+
+    Colours have half the resolution, in the frame and in what is scaled, so all four numbers are
+    even (but for the ends of the frame). Such a region seldom begins and ends exactly where pixels
+    of the scaled picture do; the one that is closest, then smallest, is taken.
+
+    Args:
+        source: length of the frame.
+        scaled: length of the whole frame after scaling.
+        offset: where the crop begins in the scaled frame.
+        side: length of the crop.
+
+    Returns:
+        start and length in the frame, start and length in the scaled frame.
+    """
+    scale = source / scaled
+
+    def even(at: int) -> int:
+        return source if at == scaled else min(2 * round(at * scale / 2), source)
+
+    def miss(at: int) -> int:
+        return math.ceil(abs(even(at) - at * scale) / _CLOSE)
+
+    begins = range(offset % 2 + offset - _MARGIN, offset - _REACH + 1, 2)
+    last = offset + side
+    ends = range(last % 2 + last + _REACH, last + _MARGIN + 1, 2)
+    candidates = [
+        (max(miss(begin), miss(end)), end - begin, begin, end)
+        for begin in sorted({max(0, each) for each in begins})
+        for end in sorted({min(scaled, each) for each in ends})
+    ]
+    _, extent, begin, end = min(candidates)
+    return even(begin), even(end) - even(begin), begin, extent
 
 
 def quarter_turns(rotation: int) -> int:
@@ -106,7 +178,8 @@ class Converter:
             if len(self._graphs) >= _MAX_GRAPHS:
                 self._graphs.clear()
             size = upright_size(frame.width, frame.height, frame.rotation)
-            self._graphs[key] = self._build(source, turns, self._geometry(*size, view))
+            geometry = self._geometry(*size, view)
+            self._graphs[key] = self._build(source, _steps(turns, geometry, view.mode))
         return self._graphs[key]
 
     def _geometry(self, width: int, height: int, view: View) -> Geometry:
@@ -115,18 +188,32 @@ class Converter:
             return geometry
         return self._geometries.setdefault(view, geometry)
 
-    def _build(self, source: str, turns: int, geometry: Geometry) -> Any:
+    def _build(self, source: str, steps: Sequence[tuple[str, str]]) -> Any:
         # Only the graph is returned: PyAV 18 crashes when a filter context outlives its graph.
         graph = self._av.filter.Graph()
-        steps = [("buffer", source), *_TURNS[turns]]
-        steps += [
-            ("scale", f"{geometry.width}:{geometry.height}:flags=bicubic"),
-            ("format", "rgb24"),
+        nodes = [
+            graph.add(name, args or None)
+            for name, args in [("buffer", source), *steps, ("buffersink", "")]
         ]
-        if geometry.crop is not None:
-            side, x, y = geometry.crop
-            steps.append(("crop", f"{side}:{side}:{x}:{y}"))
-        steps.append(("buffersink", ""))
-        nodes = [graph.add(name, args or None) for name, args in steps]
         graph.link_nodes(*nodes).configure()
         return graph
+
+
+def _steps(turns: int, geometry: Geometry, mode: Mode) -> list[tuple[str, str]]:
+    """The filters from a frame to the pixels of a view."""
+    steps = list(_TURNS[turns])
+    if geometry.region is not None:
+        steps.append(("crop", ":".join(str(each) for each in (*geometry.region, "exact=1"))))
+    scaler, colours = _SCALERS[mode]
+    steps.append(("scale", f"{geometry.width}:{geometry.height}:flags={scaler}"))
+    steps.append(("format", colours))
+    if geometry.crop is not None:
+        side, x, y = geometry.crop
+        steps.append(("crop", f"{side}:{side}:{x}:{y}"))
+    if colours != "rgb24":
+        steps += [("scale", ""), ("format", "rgb24")]
+    return steps
+
+
+_SCALERS: dict[Mode, tuple[str, str]] = {"exact": ("bicubic", "rgb24"), "fast": ("area", "bgr24")}
+"""Filter of swscale and the pixel format that it writes."""

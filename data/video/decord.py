@@ -9,11 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import InputError
-from data.video.checks import check_file, no_frames_in_part, require, unheard
+from data.video.checks import check_container, check_file, no_frames_in_part, require, unheard
 from data.video.convert import Converter
 from data.video.limits import DEFAULT_LIMITS, VideoLimits
-from data.video.select import TOLERANCE_S, Picture, serve
-from data.video.signatures import is_container
+from data.video.select import TOLERANCE_S, Allocate, Picture, new_array, serve
 from data.video.types import FrameRequest, Video, VideoFacts, Window
 
 __all__ = ["DecordDecoder", "checked_spans"]
@@ -37,6 +36,7 @@ class DecordDecoder:
         require("decord")
         self.progress: Callable[[], None] = unheard
         self.limits = DEFAULT_LIMITS
+        self.allocate: Allocate = new_array
 
     def probe(self, video: Video) -> VideoFacts:
         """Decode everything, convert nothing."""
@@ -64,7 +64,7 @@ class DecordDecoder:
         """Serve all requests from one sequential pass, which ends when the last one is served."""
         check_file(video.path)
         reader, spans_s = _opened(video, self.limits)
-        yield from serve(self._pictures(video, reader, spans_s), requests)
+        yield from serve(self._pictures(video, reader, spans_s), requests, self.allocate)
 
     def _pictures(
         self, video: Video, reader: Any, spans_s: NDArray[np.float64]
@@ -79,7 +79,7 @@ class DecordDecoder:
 def _opened(video: Video, limits: VideoLimits) -> tuple[Any, NDArray[np.float64]]:
     """The reader and `[start, end)` of every frame in seconds, shape (frames, 2)."""
     decord = require("decord")
-    _refuse_others(video)
+    check_container(video.path, "decord")
     try:
         # An absolute path is never read as a protocol, as `concat:a|b` would be.
         reader = decord.VideoReader(str(video.path.absolute()), num_threads=1)
@@ -94,17 +94,6 @@ def _opened(video: Video, limits: VideoLimits) -> tuple[Any, NDArray[np.float64]
     checked = checked_spans(video, spans)
     limits.check_time(video.path, float(checked[-1, 1]))
     return reader, checked
-
-
-def _refuse_others(video: Video) -> None:
-    """decord cannot be told which demuxers to use, and a playlist would name other files."""
-    if not is_container(video.path):
-        raise InputError(
-            "not-media",
-            f"{video.path} does not begin as a media file that decord may open (MP4, Matroska, "
-            "AVI, MPEG, FLV, ASF, Ogg, MXF): it is a playlist, text, or a bare stream of pictures; "
-            "use decoder 'pyav' or leave it out",
-        )
 
 
 def checked_spans(video: Video, spans_s: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,7 +8,14 @@ from typing import Literal
 from data.errors import InputError, UsageError
 from data.video import wire
 from data.video.limits import DEFAULT_LIMITS, VideoLimits
-from data.video.types import FrameRequest, Video, VideoFacts, Window
+from data.video.types import (
+    FrameRequest,
+    SoundRequest,
+    SoundWindow,
+    Video,
+    VideoFacts,
+    Window,
+)
 from data.video.worker import Child, Work
 
 __all__ = ["IsolatedDecoder"]
@@ -16,12 +23,17 @@ __all__ = ["IsolatedDecoder"]
 _FALL_BACK_ON = {"undecodable", "decoder-crashed", "decoder-timeout"}
 """Failures that another decoder may not have. A missing file is missing for all of them."""
 
+_SOUND_DECODER = "pyav"
+
 _JOBS_PER_CHILD = 200
 """A child is replaced after this many videos, so that leaks of a decoder stay small."""
 
 
 class IsolatedDecoder:
     """A `Decoder` whose work is done in child processes, with fallbacks and prefetch.
+
+    The frames of windows are read-only views of memory that is shared with the child. They stay
+    as they are as long as anybody refers to them, also after `close`; copy what is to be kept.
 
     Use it as a context manager or `close` it. One thread at a time; one iteration of `windows`
     at a time. After each `probe` or first window, `used` is the name of the decoder that served.
@@ -36,7 +48,10 @@ class IsolatedDecoder:
         damaged: "quarantine" raises InputError(`damaged`) when packets were refused: after `probe`,
             and at the end of `windows`.
         timeout_s: longest silence of a child, in seconds, while the next answer is waited for.
-        buffer_bytes: decoded windows that may wait, per video (current and prefetched).
+        buffer_bytes: memory shared with a child, which bounds the windows that exist, waiting or
+            held by the consumer, per video (current and prefetched). When the consumer holds all of
+            it and asks for more, or one window is larger, windows come through a pipe instead,
+            slower, one at a time.
         limits: what a video may declare, and the memory of a child.
     """
 
@@ -82,6 +97,24 @@ class IsolatedDecoder:
             else:
                 self._judge(video, message.header.get("damaged", 0))
 
+    def sounds(self, video: Video, request: SoundRequest) -> Iterator[SoundWindow]:
+        """The windows of sound in order; none if the file has no sound (`data.video.sound`).
+
+        Sound is always read by PyAV, whatever decodes the pictures; there is no fallback.
+        """
+        job = wire.Job("sounds", _SOUND_DECODER, video, limits=self._limits, sound=request)
+        for message in self._answers(job):
+            if message.header["kind"] == "sound":
+                yield self._heard(video, message, request)
+            else:
+                self._judge(video, message.header.get("damaged", 0))
+
+    def _heard(self, video: Video, message: wire.Message, request: SoundRequest) -> SoundWindow:
+        try:
+            return wire.unpack_sound(message, request)
+        except ValueError as error:
+            raise _senseless(video, error) from error
+
     def _believed(self, video: Video, message: wire.Message) -> VideoFacts:
         """Facts that a child gave; a crafted video may have taken it over."""
         try:
@@ -107,6 +140,11 @@ class IsolatedDecoder:
             return
         self._drop_prefetched()
         self._prefetched = self._start(job)
+
+    def warm(self) -> None:
+        """Start a child that gets ready while the caller does something else, if there is none."""
+        if not (self._idle or self._running):
+            self._idle.append(self._new_child())
 
     def close(self) -> None:
         """End all children; open iterations end with InputError(`decoder-crashed`)."""
@@ -188,10 +226,13 @@ class IsolatedDecoder:
     def _start(self, job: wire.Job) -> Work:
         while self._idle and not self._idle[-1].alive:
             self._idle.pop().close()
-        child = self._idle.pop() if self._idle else Child(self._limits.memory_mb)
+        child = self._idle.pop() if self._idle else self._new_child()
         work = Work(child, job, self._buffer_bytes)
         self._running.append(work)
         return work
+
+    def _new_child(self) -> Child:
+        return Child(self._limits.memory_mb, self._buffer_bytes, self.name)
 
     def _release(self, work: Work) -> None:
         """Keep the child of a finished job for the next one; end any other."""
@@ -200,8 +241,10 @@ class IsolatedDecoder:
         if work.finished and work.child.jobs < _JOBS_PER_CHILD:
             self._running.remove(work)
             self._idle.append(work.child)
-        else:
-            self._abandon(work)
+            return
+        self._abandon(work)
+        if work.finished:  # its successor gets ready while the next video is decoded elsewhere
+            self._idle.insert(0, self._new_child())
 
     def _abandon(self, work: Work) -> str:
         if work in self._running:

@@ -27,6 +27,8 @@ class VideoLimits:
         max_frames: frames of a file, by its header and as they are decoded.
         max_fps: frames per second of its header.
         max_streams: streams of a file.
+        max_channels: channels of its sound.
+        max_rate_hz: samples per second of its sound.
         memory_mb: MiB of private memory of a decoding child process (Linux); 0: no limit.
     """
 
@@ -36,6 +38,8 @@ class VideoLimits:
     max_frames: int = 20_000_000
     max_fps: float = 1_000.0
     max_streams: int = 64
+    max_channels: int = 64
+    max_rate_hz: int = 768_000
     memory_mb: int = 8_192
 
     @property
@@ -71,6 +75,17 @@ class VideoLimits:
         if fps > self.max_fps:
             raise self._error(
                 path, f"{fps:g} frames a second", f"{self.max_fps:g} a second", "max_fps"
+            )
+
+    def check_sound(self, path: Path, channels: int, rate_hz: int) -> None:
+        """Refuse sound of too many channels or an absurd rate."""
+        if channels > self.max_channels:
+            raise self._error(
+                path, f"sound of {channels} channels", f"{self.max_channels}", "max_channels"
+            )
+        if rate_hz > self.max_rate_hz:
+            raise self._error(
+                path, f"sound of {rate_hz:,} Hz", f"{self.max_rate_hz:,} Hz", "max_rate_hz"
             )
 
     def check_frames(self, path: Path, frames: int) -> None:

@@ -11,13 +11,23 @@ from numpy.typing import NDArray
 
 from data.video.types import FrameRequest, View, Window
 
-__all__ = ["TOLERANCE_S", "Picture", "Selection", "serve"]
+__all__ = ["TOLERANCE_S", "Allocate", "Picture", "Selection", "new_array", "serve"]
 
 TOLERANCE_S = 1e-6
 """Timestamps closer than this are the same; time bases of media files are 11 µs and coarser."""
 
 Picture = Callable[[View], NDArray[np.uint8]]
-"""A decoded frame that becomes pixels, shape (H, W, 3), when a view of it is asked for."""
+"""A decoded frame that becomes pixels, shape (H, W, 3), when a view of it is asked for. They are
+copied to their place at once, so they may lie in the decoder's own memory, with any strides."""
+
+Allocate = Callable[[tuple[int, ...]], NDArray[np.uint8]]
+"""Memory for the frames of one window, shape (k, H, W, 3); its contents do not matter. It is asked
+for when the first frame of a unit is there, and becomes `Window.frames`."""
+
+
+def new_array(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """The `Allocate` of a caller that has no memory of its own: a new numpy array."""
+    return np.empty(shape, np.uint8)
 
 
 class Selection:
@@ -31,13 +41,14 @@ class Selection:
 
     Args:
         requests: what is wanted; names must differ.
+        allocate: where the frames of a window are written, once.
     """
 
-    def __init__(self, requests: Sequence[FrameRequest]) -> None:
+    def __init__(self, requests: Sequence[FrameRequest], allocate: Allocate = new_array) -> None:
         names = [request.name for request in requests]
         if len(set(names)) < len(names):
             raise ValueError(f"requests of one pass must have different names, got {names}")
-        self._queues = [_Queue(request) for request in requests]
+        self._queues = [_Queue(request, allocate) for request in requests]
         self._held: _Shown | None = None
 
     @property
@@ -59,6 +70,17 @@ class Selection:
         """Yield the windows that the last frame completes; none if there was no frame."""
         yield from self._pass_to(math.inf)
 
+    def serve(self, frames: Iterable[tuple[float, Picture]]) -> Iterator[Window]:
+        """Yield the windows that remain from a pass over `frames`, which stops when all are served.
+
+        A second pass may begin again at the first frame: what is served stays as it is.
+        """
+        for time_s, picture in frames:
+            yield from self.offer(time_s, picture)
+            if self.done:
+                return
+        yield from self.finish()
+
     def _pass_to(self, time_s: float) -> Iterator[Window]:
         if self._held is not None:
             for queue in self._queues:
@@ -66,15 +88,12 @@ class Selection:
 
 
 def serve(
-    frames: Iterable[tuple[float, Picture]], requests: Sequence[FrameRequest]
+    frames: Iterable[tuple[float, Picture]],
+    requests: Sequence[FrameRequest],
+    allocate: Allocate = new_array,
 ) -> Iterator[Window]:
     """All windows of `requests` from one pass over `frames`, which stops when all are served."""
-    selection = Selection(requests)
-    for time_s, picture in frames:
-        yield from selection.offer(time_s, picture)
-        if selection.done:
-            return
-    yield from selection.finish()
+    yield from Selection(requests, allocate).serve(frames)
 
 
 class _Shown:
@@ -94,16 +113,16 @@ class _Shown:
 class _Unit:
     """The slots of one unit as they fill."""
 
-    def __init__(self, k: int) -> None:
-        self.frames: list[NDArray[np.uint8] | None] = [None] * k
-        self.times_s = np.empty(k, dtype=np.float64)
-        self.missing = k
+    def __init__(self, frames: NDArray[np.uint8]) -> None:
+        self.frames = frames
+        self.times_s = np.empty(len(frames), dtype=np.float64)
+        self.missing = len(frames)
 
 
 class _Queue:
     """The open slots of one request, by time."""
 
-    def __init__(self, request: FrameRequest) -> None:
+    def __init__(self, request: FrameRequest, allocate: Allocate) -> None:
         times = np.asarray(request.times_s, dtype=np.float64)
         if times.ndim != 2 or times.shape[1] == 0 or not np.isfinite(times).all():
             raise ValueError(
@@ -112,6 +131,7 @@ class _Queue:
             )
         flat = times.ravel()
         self._request = request
+        self._allocate = allocate
         self._units, self._k = times.shape
         self._slots: list[int] = np.argsort(flat, kind="stable").tolist()
         sign = 1.0 if request.inclusive else -1.0
@@ -134,15 +154,17 @@ class _Queue:
         yield from self._complete()
 
     def _fill(self, slot: int, shown: _Shown) -> None:
-        unit_index, place = divmod(slot, self._k)
-        unit = self._open.setdefault(unit_index, _Unit(self._k))
-        unit.frames[place] = shown.pixels(self._request.view)
+        index, place = divmod(slot, self._k)
+        pixels = shown.pixels(self._request.view)
+        if index not in self._open:
+            self._open[index] = _Unit(self._allocate((self._k, *pixels.shape)))
+        unit = self._open[index]
+        unit.frames[place] = pixels
         unit.times_s[place] = shown.time_s
         unit.missing -= 1
 
     def _complete(self) -> Iterator[Window]:
         while self._next_unit in self._open and self._open[self._next_unit].missing == 0:
             unit = self._open.pop(self._next_unit)
-            frames = np.stack([frame for frame in unit.frames if frame is not None])
-            yield Window(self._request.name, self._next_unit, frames, unit.times_s)
+            yield Window(self._request.name, self._next_unit, unit.frames, unit.times_s)
             self._next_unit += 1

@@ -203,6 +203,8 @@ class Decoder(Protocol):
     """What a video may declare; beyond it is the InputError `too-large`."""
     progress: Callable[[], None]
     """Called after every decoded frame, so that a slow decoder can be told from one that hangs."""
+    allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]]
+    """`data.video.select.Allocate`: the memory that the frames of windows are written into."""
 
     def probe(self, video: Video) -> VideoFacts:
         """Decode the whole (part of the) video without keeping pictures."""

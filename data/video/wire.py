@@ -2,7 +2,8 @@
 
 A message is a little-endian `<header bytes: u32><payload bytes: u64>`, the header as JSON, and
 the payload as raw bytes. Nothing is pickled, so a child that was taken over by a crafted video
-can hand back wrong pixels but no code.
+can hand back wrong pixels but no code. The pixels of a window lie in shared memory
+(`data.video.arena`), where the header says; only those that found no place there are payload.
 """
 
 from __future__ import annotations
@@ -18,10 +19,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.foreign import brief, strict_json
+from data.video.arena import Arena
 from data.video.limits import DEFAULT_LIMITS, VideoLimits
-from data.video.types import FrameRequest, Video, View, Window
+from data.video.types import FrameRequest, SoundRequest, SoundWindow, Video, View, Window
 
-__all__ = ["Job", "Message", "pack_window", "read", "unpack_window", "write"]
+__all__ = [
+    "Job",
+    "Message",
+    "pack_sound",
+    "pack_window",
+    "read",
+    "unpack_sound",
+    "unpack_window",
+    "write",
+]
 
 _PREFIX = struct.Struct("<IQ")
 
@@ -32,10 +43,17 @@ _MAX_PAYLOAD_BYTES = 4 << 30
 
 @dataclass(frozen=True)
 class Message:
-    """A header and its payload."""
+    """A header and its payload.
+
+    Args:
+        arena: the memory that the header may point into.
+        nbytes: size as it came over the pipe.
+    """
 
     header: dict[str, Any]
     payload: NDArray[np.uint8]
+    arena: Arena | None = None
+    nbytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -43,11 +61,12 @@ class Job:
     """One task for a child.
 
     Args:
-        task: "probe" or "windows".
+        task: "probe", "windows" or "sounds".
         decoder: name for `open_decoder`.
         video: the part to decode.
         requests: for "windows".
         limits: what the video may declare.
+        sound: for "sounds".
     """
 
     task: str
@@ -55,6 +74,7 @@ class Job:
     video: Video
     requests: tuple[FrameRequest, ...] = ()
     limits: VideoLimits = DEFAULT_LIMITS
+    sound: SoundRequest | None = None
 
     def pack(self) -> tuple[dict[str, Any], bytes]:
         """Header and payload; equal jobs give equal ones."""
@@ -70,12 +90,18 @@ class Job:
             }
             for each, array in zip(self.requests, times, strict=True)
         ]
+        sound = None
+        if self.sound is not None:
+            starts = np.ascontiguousarray(self.sound.starts_s, dtype="<f8")
+            times.append(starts)
+            sound = [self.sound.name, len(starts), self.sound.length_s, self.sound.rate_hz]
         video = self.video
         header = {
             "task": self.task,
             "decoder": self.decoder,
             "video": [video.id, str(video.path), video.start_s, video.end_s],
             "requests": requests,
+            "sound": sound,
             "limits": self.limits.to_json(),
         }
         return header, b"".join(array.tobytes() for array in times)
@@ -92,10 +118,14 @@ class Job:
             view = View(each["short_side"], each["crop"], each["mode"])
             requests.append(FrameRequest(each["name"], array, view, each["inclusive"]))
             used += size
+        sound = None
+        if header["sound"] is not None:
+            name, size, length_s, rate_hz = header["sound"]
+            sound = SoundRequest(name, times[used : used + size], length_s, rate_hz)
         video_id, path, start_s, end_s = header["video"]
         video = Video(video_id, Path(path), start_s, end_s)
         limits = VideoLimits(**header["limits"])
-        return cls(header["task"], header["decoder"], video, tuple(requests), limits)
+        return cls(header["task"], header["decoder"], video, tuple(requests), limits, sound)
 
 
 def write(file: BinaryIO, header: dict[str, Any], *payload: bytes | memoryview) -> None:
@@ -107,7 +137,7 @@ def write(file: BinaryIO, header: dict[str, Any], *payload: bytes | memoryview) 
     file.flush()
 
 
-def read(file: BinaryIO) -> Message | None:
+def read(file: BinaryIO, arena: Arena | None = None) -> Message | None:
     """Receive one message; None when the other side is gone, ValueError for no message."""
     prefix = _exactly(file, _PREFIX.size)
     if prefix is None:
@@ -122,24 +152,32 @@ def read(file: BinaryIO) -> Message | None:
     value = strict_json(header.tobytes())
     if not isinstance(value, dict):
         raise ValueError("the header of a message is not a JSON object")
-    return Message(value, payload)
+    return Message(value, payload, arena, header_size + payload_size)
 
 
-def pack_window(window: Window) -> tuple[dict[str, Any], memoryview, memoryview]:
-    """A window as message: header, pixels, times."""
-    header = {
+def pack_window(
+    window: Window, offset: int | None = None
+) -> tuple[dict[str, Any], memoryview, memoryview]:
+    """A window as message: header, pixels, times.
+
+    Args:
+        window: what is sent.
+        offset: where its pixels lie in the arena; None sends them along.
+    """
+    header: dict[str, Any] = {
         "kind": "window",
         "request": window.request,
         "unit": window.unit,
         "shape": list(window.frames.shape),
     }
-    frames = np.ascontiguousarray(window.frames).reshape(-1)
     times = np.ascontiguousarray(window.times_s, dtype="<f8").view(np.uint8)
-    return header, frames.data, times.data
+    if offset is not None:
+        return {**header, "offset": offset}, memoryview(b""), times.data
+    return header, np.ascontiguousarray(window.frames).reshape(-1).data, times.data
 
 
 def unpack_window(message: Message) -> Window:
-    """The inverse of `pack_window`; the pixels are a view of the payload.
+    """The inverse of `pack_window`; the pixels are read-only, a view of the arena or the payload.
 
     Raises:
         ValueError: it is not the message of a window.
@@ -148,12 +186,58 @@ def unpack_window(message: Message) -> Window:
     sizes = shape if isinstance(shape, list) else []
     if len(sizes) != 4 or not all(type(each) is int and each >= 0 for each in (*sizes, unit)):
         raise ValueError(f"a window cannot have shape {brief(shape)} and unit {brief(unit)}")
-    size = math.prod(sizes)
+    shared = "offset" in message.header
+    size = 0 if shared else math.prod(sizes)
     if size + 8 * sizes[0] != message.payload.nbytes or not isinstance(request, str):
         raise ValueError(f"a window of shape {sizes} came with {message.payload.nbytes} bytes")
     times = np.frombuffer(message.payload[size:].tobytes(), dtype="<f8")
-    frames = message.payload[:size].reshape(sizes)
+    frames = _shared(message, sizes) if shared else message.payload[:size].reshape(sizes)
+    frames.flags.writeable = False
     return Window(request, int(unit or 0), frames, times)
+
+
+def pack_sound(window: SoundWindow) -> tuple[dict[str, Any], memoryview]:
+    """The sound of a window as message: header, samples. It is small and goes through the pipe."""
+    header = {
+        "kind": "sound",
+        "request": window.request,
+        "unit": window.unit,
+        "heard": window.heard,
+    }
+    samples = np.ascontiguousarray(window.samples, dtype="<f4")
+    return header, samples.view(np.uint8).data
+
+
+def unpack_sound(message: Message, request: SoundRequest) -> SoundWindow:
+    """The inverse of `pack_sound`.
+
+    Raises:
+        ValueError: it is not the sound of a window of `request`.
+    """
+    unit, heard = message.header.get("unit"), message.header.get("heard")
+    size = math.floor(request.length_s * request.rate_hz + 0.5)
+    if (
+        message.header.get("request") != request.name
+        or type(unit) is not int
+        or not 0 <= unit < len(request.starts_s)
+        or not isinstance(heard, int | float)
+        or not 0 <= heard <= 1
+        or message.payload.nbytes != 4 * size
+    ):
+        raise ValueError(
+            f"the sound of window {brief(unit)}, heard {brief(heard)}, came with "
+            f"{message.payload.nbytes} bytes; a window of it has {4 * size}"
+        )
+    samples = message.payload.view("<f4")
+    if not np.isfinite(samples).all():
+        raise ValueError(f"the sound of window {unit} is not finite")
+    return SoundWindow(request.name, unit, samples, float(heard))
+
+
+def _shared(message: Message, sizes: list[int]) -> NDArray[np.uint8]:
+    if message.arena is None:
+        raise ValueError("a window cannot lie in shared memory where there is none")
+    return message.arena.view(message.header["offset"], tuple(sizes))
 
 
 def _exactly(file: BinaryIO, size: int) -> NDArray[np.uint8] | None:

@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 
 import data
 from data.video import wire
+from data.video.arena import GRAIN, Arena
 
 __all__ = ["Child", "Work"]
 
@@ -28,14 +29,21 @@ _PIPE_BYTES = 1 << 20
 _LAST = {"facts", "done", "input-error", "usage-error", "failure"}
 """Kinds of messages that end a job."""
 
+_SIGNS = {"alive", "full"}
+"""Kinds of messages that are no answer: a frame was decoded, a window waits for room."""
 
-def _parent() -> str:
+_GRANT_AFTER_S = 0.01
+"""How long a consumer waits for a window of a child that waits for room before it grants memory:
+time for the child to see what was freed just now."""
+
+
+def _parent() -> int:
     """Process that the child should die with: ours, if the kernel can tell that it is gone.
 
     Linux watches the thread that started the child, which may end earlier unless it is the main
-    one; then "0", and the child finds out by its closed pipe.
+    one; then 0, and the child finds out by its closed pipe.
     """
-    return str(os.getpid()) if threading.current_thread() is threading.main_thread() else "0"
+    return os.getpid() if threading.current_thread() is threading.main_thread() else 0
 
 
 class Child:
@@ -43,23 +51,42 @@ class Child:
 
     Args:
         memory_mb: MiB of its private memory; 0: no limit.
+        arena_bytes: memory shared with it, for windows; 0: they come through the pipe.
+        decoder: what it imports before the first job asks for it; "" for nothing.
     """
 
-    def __init__(self, memory_mb: int = 0) -> None:
+    def __init__(self, memory_mb: int = 0, arena_bytes: int = 0, decoder: str = "") -> None:
+        self._arena = Arena(arena_bytes) if arena_bytes >= GRAIN else None
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the child
-        # The child finds this very `data` and then what this process finds; `-P` keeps a folder
-        # `data` that happens to lie in the current one out of the way.
-        entries = [str(_ROOT), *(entry or str(Path.cwd()) for entry in sys.path)]
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "data.video.child", str(memory_mb), _parent()],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._stderr,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(entries)},
-        )
+        fds = () if self._arena is None else (self._arena.fd,)
+        shared = (0, 0) if self._arena is None else (self._arena.fd, self._arena.capacity)
+        arguments = [*map(str, (memory_mb, _parent(), *shared)), *([decoder] if decoder else [])]
+        try:
+            self._process = self._started(arguments, fds)
+        finally:
+            if self._arena is not None:
+                self._arena.close_fd()
         self.jobs = 0
         with contextlib.suppress(AttributeError, OSError):  # Linux only, and may be limited
             fcntl.fcntl(self._answers, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+
+    def _started(self, arguments: list[str], fds: tuple[int, ...]) -> subprocess.Popen[bytes]:
+        # The child finds this very `data` and then what this process finds; `-P` keeps a folder
+        # `data` that happens to lie in the current one out of the way.
+        entries = [str(_ROOT), *(entry or str(Path.cwd()) for entry in sys.path)]
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "data.video.child", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            pass_fds=fds,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(entries)},
+        )
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     @property
     def alive(self) -> bool:
@@ -80,13 +107,18 @@ class Child:
     def receive(self) -> wire.Message | None:
         """Its next message; None when it is dead."""
         try:
-            message = wire.read(self._answers)
+            message = wire.read(self._answers, self._arena)
         # torn message of a child that wrote where it should not, or more than there is memory
         except (ValueError, MemoryError):
             return None
         if message is not None and not isinstance(message.header.get("kind"), str):
             return None
         return message
+
+    def grant(self, ticket: int) -> None:
+        """Let the window that waits with this ticket be made outside the arena."""
+        if self._arena is not None:
+            self._arena.grant(ticket)
 
     def stop(self) -> None:
         """End it and free its pipes."""
@@ -110,12 +142,15 @@ class Child:
 
 
 class Work:
-    """One job in a child. A thread reads the answers ahead, at most `buffer_bytes` of them.
+    """One job in a child. A thread reads the answers ahead.
+
+    Windows that wait here are bounded by the arena of the child, and those that are not in it by
+    `buffer_bytes`.
 
     Args:
         child: an idle child; it belongs to this job until `finished`.
         job: what to do.
-        buffer_bytes: answers that may wait here; one larger than this waits alone.
+        buffer_bytes: what may wait here outside the arena; an answer larger than this waits alone.
     """
 
     def __init__(self, child: Child, job: wire.Job, buffer_bytes: int) -> None:
@@ -125,6 +160,7 @@ class Work:
         self._waiting: deque[wire.Message | None] = deque()
         self._bytes = 0
         self._stopped = False
+        self._full: int | None = None
         self._heard_s = time.monotonic()
         self._changed = threading.Condition()
         self.finished = False
@@ -135,6 +171,9 @@ class Work:
     def take(self, timeout_s: float) -> wire.Message | None:
         """The next answer; None if the child died. TimeoutError after `timeout_s` of silence, in
         which the child did not even say that it lives.
+
+        Who takes and gets nothing because the child waits for room holds too much to free some by
+        waiting, so the child is granted memory.
         """
         with self._changed:
             self._heard_s = time.monotonic()
@@ -142,7 +181,11 @@ class Work:
                 left_s = self._heard_s + timeout_s - time.monotonic()
                 if left_s <= 0:
                     raise TimeoutError
-                self._changed.wait(left_s)
+                ticket, self._full = self._full, None
+                if ticket is None:
+                    self._changed.wait(left_s)
+                elif not self._changed.wait_for(self._has_news, min(left_s, _GRANT_AFTER_S)):
+                    self.child.grant(ticket)
             if self._stopped:
                 return None
             message = self._waiting.popleft()
@@ -169,7 +212,8 @@ class Work:
             message = self.child.receive()
             with self._changed:
                 self._heard_s = time.monotonic()
-                if message is not None and message.header["kind"] == "alive":
+                if message is not None and message.header["kind"] in _SIGNS:
+                    self._full = _ticket(message) or self._full
                     self._changed.notify_all()
                     continue
                 while not self._has_room(_size(message)):
@@ -182,9 +226,17 @@ class Work:
             if message is None or message.header["kind"] in _LAST:
                 return
 
+    def _has_news(self) -> bool:
+        return bool(self._waiting) or self._stopped
+
     def _has_room(self, size: int) -> bool:
         return self._stopped or not self._waiting or self._bytes + size <= self._buffer_bytes
 
 
 def _size(message: wire.Message | None) -> int:
-    return 0 if message is None else message.payload.nbytes
+    return 0 if message is None else message.nbytes
+
+
+def _ticket(message: wire.Message) -> int | None:
+    ticket = message.header.get("ticket")
+    return ticket if type(ticket) is int and 0 < ticket < 1 << 63 else None

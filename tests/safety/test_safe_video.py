@@ -20,6 +20,7 @@ from short_film import film
 
 from data.errors import InputError
 from data.video import IsolatedDecoder, Video, VideoFacts, open_decoder, wire
+from data.video.arena import Arena
 from data.video.limits import VideoLimits
 
 
@@ -272,6 +273,7 @@ def test_a_message_that_is_none_is_an_error_before_memory_is_taken(message: byte
         {"shape": [1 << 40, 1 << 40, 1 << 40, 3], "unit": 0, "request": "r"},
         {"shape": "x", "unit": 0, "request": "r"},
         {"shape": [0, 1, 1, 3], "unit": None, "request": "r"},
+        {"shape": [0, 1, 1, 3], "unit": 0, "request": "r", "offset": 0},  # 3 bytes too many
         {},
     ],
 )
@@ -279,6 +281,16 @@ def test_a_window_that_is_none_is_an_error(change: dict[str, object]) -> None:
     message = wire.Message({"kind": "window", **change}, np.zeros(3, np.uint8))
     with pytest.raises(ValueError, match="window"):
         wire.unpack_window(message)
+
+
+@pytest.mark.parametrize("offset", [None, -4096, 1, 1 << 70, 4096, "0", 0.0, True])
+def test_a_window_at_a_place_that_is_none_is_an_error(offset: object) -> None:
+    """24 pixels, said to lie in an arena of 4096 bytes, and in none."""
+    header = {"kind": "window", "request": "r", "unit": 0, "shape": [1, 2, 4, 3], "offset": offset}
+    for arena in (Arena(4096), None):
+        message = wire.Message(header, np.zeros(8, np.uint8), arena)
+        with pytest.raises(ValueError, match="window"):
+            wire.unpack_window(message)
 
 
 @pytest.mark.parametrize(

@@ -100,9 +100,11 @@ def test_missing_and_empty_files_have_the_same_reasons_for_all_decoders(
 
 
 def test_an_unknown_decoder_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UsageError, match=r"did you mean 'decord'.*allowed: decord, pyav"):
+    with pytest.raises(
+        UsageError, match=r"did you mean 'decord'.*allowed: decord, pyav, torchcodec"
+    ):
         open_decoder("decode")
-    assert DECODERS.names() == ["decord", "pyav"]
+    assert DECODERS.names() == ["decord", "pyav", "torchcodec"]
 
 
 def test_a_decoder_of_ones_own_is_opened_by_its_import_path() -> None:

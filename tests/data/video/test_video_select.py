@@ -121,3 +121,28 @@ def test_two_requests_of_one_name_are_refused() -> None:
     request = FrameRequest("a", np.zeros((1, 1)), View(1))
     with pytest.raises(ValueError, match="different names"):
         Selection([request, request])
+
+
+def test_frames_are_written_once_into_the_memory_that_the_caller_gives() -> None:
+    given: list[NDArray[np.uint8]] = []
+
+    def allocate(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+        given.append(np.full(shape, 99, np.uint8))
+        return given[-1]
+
+    request = FrameRequest("a", np.array([[0.1, 0.9], [1.1, 1.9]]), View(1), True)
+    frames = [(i * 0.5, picture(i)) for i in range(5)]
+    windows = list(serve(frames, [request], allocate))
+    assert [window.frames is array for window, array in zip(windows, given, strict=True)] == [
+        True
+    ] * 2
+    assert [array[:, 0, 0, 0].tolist() for array in given] == [[0, 1], [2, 3]]
+
+
+def test_a_second_pass_from_the_first_frame_goes_on_where_the_first_one_broke_off() -> None:
+    selection = Selection([FrameRequest("a", np.array([[0.3], [0.8], [1.4]]), View(1))])
+    frames = [(i * 0.5, picture(i)) for i in range(4)]
+    first = list(selection.offer(*frames[0])) + list(selection.offer(*frames[1]))
+    assert [window.unit for window in first] == [0]
+    rest = list(selection.serve(frames))
+    assert [(window.unit, window.frames[0, 0, 0, 0]) for window in rest] == [(1, 1), (2, 2)]
