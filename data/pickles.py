@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from data.errors import UsageError
 
-__all__ = ["Array", "read_pickle"]
+__all__ = ["PLAIN_OPCODES", "Array", "read_pickle"]
 
 # fmt: off
-_PLAIN = frozenset({
+PLAIN_OPCODES = frozenset({
     "PROTO", "FRAME", "STOP", "MARK", "POP", "POP_MARK", "NONE", "NEWTRUE", "NEWFALSE", "INT",
     "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT", "STRING",
     "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "BINUNICODE8", "SHORT_BINUNICODE",
@@ -59,7 +59,7 @@ def read_pickle(
         UsageError: naming what is not allowed, or damaged.
     """
     try:
-        _look_through(content, source, _PLAIN | (_NAMING if numpy_values else frozenset()))
+        _look_through(content, source, PLAIN_OPCODES | (_NAMING if numpy_values else frozenset()))
         return _Reader(content, source, encoding).load()
     except UsageError:
         raise

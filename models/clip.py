@@ -10,96 +10,195 @@ combination is an error where open_clip only warns.
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from data.errors import UsageError, nearest
-from data.foreign import read_limited, strict_json
-from models.compat import ensure_torchvision
-from models.weights import (
-    Checkpoint,
-    Layout,
-    Weights,
-    fill_seeded,
-    load_strictly,
-    read_checkpoint,
-    tensors_sha256,
+from data.errors import UsageError
+from models.checkpoints import Checkpoint, read_checkpoint, unwrapped
+from models.clip_config import (
+    DEFAULT_MODEL,
+    TINY,
+    TINY_MODEL,
+    Origin,
+    Pictures,
+    model_config,
+    origin_of,
+    other_activation,
+    pictures_of,
 )
+from models.clip_layouts import CLIP_LAYOUTS, FACTS, architecture_of
+from models.weights import Weights, fill_seeded, load_strictly, tensors_sha256
 
-__all__ = ["DEFAULT_MODEL", "TINY_MODEL", "build_clip"]
+__all__ = ["DEFAULT_MODEL", "TINY_MODEL", "BuiltClip", "build_clip", "clip_config"]
 
-DEFAULT_MODEL = "ViT-B-32-quickgelu"
-TINY_MODEL = "tiny"
-"""The narrow ViT of the embedded default; open_clip has no model of this name."""
+FROM_WEIGHTS = "from the weights"
+"""Stands for the name of a model whose architecture was told from its checkpoint."""
 
-_MAX_CONFIG_BYTES = 1 << 20
 
-_TINY: dict[str, Any] = {
-    "embed_dim": 128,
-    "quick_gelu": True,
-    "vision_cfg": {"image_size": 64, "layers": 3, "width": 128, "head_width": 32, "patch_size": 8},
-    "text_cfg": {
-        "context_length": 77,
-        "vocab_size": 49408,
-        "width": 64,
-        "heads": 4,
-        "layers": 2,
-    },
-}
+@dataclass(frozen=True)
+class BuiltClip:
+    """A CLIP and what is known of it.
+
+    Args:
+        net: open_clip's module.
+        weights: where its weights come from.
+        model: its name, or `FROM_WEIGHTS`.
+        config: the architecture in open_clip's words.
+        pictures: how it wants its pictures.
+    """
+
+    net: nn.Module
+    weights: Weights
+    model: str
+    config: Mapping[str, Any]
+    pictures: Pictures
+
+    @property
+    def quick_gelu(self) -> bool:
+        """Which activation it computes."""
+        return any(type(each).__name__ == "QuickGELU" for each in self.net.modules())
 
 
 def build_clip(
-    model: str, checkpoint: Checkpoint | None = None, seed: int = 0
-) -> tuple[nn.Module, Weights]:
+    model: str | None = None,
+    checkpoint: Checkpoint | None = None,
+    seed: int = 0,
+    tag: str | None = None,
+) -> BuiltClip:
     """A CLIP in evaluation mode, in float32 on the CPU.
 
     Args:
-        model: `TINY_MODEL` or a model name of open_clip.
+        model: `TINY_MODEL` or a model name of open_clip; None: what the checkpoint is, told by the
+            configuration beside it or by its shapes (then with QuickGELU, unless something tells
+            otherwise, as OpenAI's code assumes), or `DEFAULT_MODEL` without checkpoint.
         checkpoint: weights in the layout of OpenAI / open_clip or of Hugging Face; None for seeded
             random ones.
         seed: of the random weights.
+        tag: open_clip's name of the training, where the file does not tell it.
 
     Raises:
         UsageError: unknown model, checkpoint of something else, or weights that were trained with
             the other activation (QuickGELU or GELU).
     """
-    ensure_torchvision()
+    state = None
+    origin = origin_of(checkpoint, model, tag)
+    if checkpoint is not None:
+        state = unwrapped(read_checkpoint(checkpoint), _name_of(checkpoint))
+        origin = _with_facts(origin, state)
+    name, config = _which(model, state, origin)
     # torch's own initialisation would move the caller's random state.
     with torch.random.fork_rng(devices=[]):
-        net = _network(model)
-    if checkpoint is None:
+        net = _network(name, config)
+    if state is None:
         fill_seeded(net, seed, _scale)
         weights = Weights("random", tensors_sha256(net), f"seed {seed}")
     else:
-        _check_activation(net, model, checkpoint)
-        weights = load_strictly(net, checkpoint, _LAYOUTS, f"CLIP '{model}'")
-    return net.eval().requires_grad_(False), weights
+        _check_activation(net, name, origin, _name_of(checkpoint))
+        what = f"CLIP '{name}'" if name != FROM_WEIGHTS else "a CLIP"
+        weights = load_strictly(net, state, CLIP_LAYOUTS, what)
+        weights = Weights(
+            weights.kind, weights.sha256, _name_of(checkpoint), weights.layout, weights.stored
+        )
+    pictures = pictures_of(name, origin, filled=state is not None)
+    return BuiltClip(net.eval().requires_grad_(False), weights, name, config, pictures)
 
 
-def _network(model: str) -> nn.Module:
+def clip_config(model: str | None, checkpoint: Checkpoint | None) -> Mapping[str, Any]:
+    """The architecture of what `build_clip` would build; no network is built."""
+    if model is not None or checkpoint is None:
+        return model_config(model or DEFAULT_MODEL)
+    state = unwrapped(read_checkpoint(checkpoint), _name_of(checkpoint))
+    return _which(None, state, origin_of(checkpoint, None, None))[1]
+
+
+def _name_of(checkpoint: Checkpoint | None) -> str:
+    return Path(checkpoint).name if isinstance(checkpoint, str | Path) else "state dict"
+
+
+def _with_facts(origin: Origin, state: Mapping[str, Tensor]) -> Origin:
+    """OpenAI's own files carry three facts as tensors, which tell that they are OpenAI's."""
+    if origin.quick_gelu is not None or not FACTS & state.keys():
+        return origin
+    return replace(origin, source="OpenAI's file", quick_gelu=True)
+
+
+def _which(
+    model: str | None, state: Mapping[str, Tensor] | None, origin: Origin
+) -> tuple[str, Mapping[str, Any]]:
+    """Name and architecture."""
+    if model is not None:
+        return model, TINY if model == TINY_MODEL else model_config(model)
+    if state is None:
+        return DEFAULT_MODEL, model_config(DEFAULT_MODEL)
+    if origin.model is not None:
+        return FROM_WEIGHTS, origin.model
+    told = architecture_of(state, origin.heads)
+    if told is None:
+        return DEFAULT_MODEL, model_config(DEFAULT_MODEL)  # loading says what the file is instead
+    return FROM_WEIGHTS, {**told, "quick_gelu": origin.quick_gelu is not False}
+
+
+def _network(name: str, config: Mapping[str, Any]) -> nn.Module:
+    from models.compat import ensure_torchvision
+
+    ensure_torchvision()
     import open_clip
 
-    if model == TINY_MODEL:
-        net: nn.Module = open_clip.model.CLIP(**_TINY)
-        return net
-    known = open_clip.list_models()
-    if model not in known:
-        raise UsageError(f"unknown CLIP model '{model}'; {nearest(model, [*known, TINY_MODEL])}")
-    # open_clip warns of a random model also where weights follow; `Weights` tells the truth.
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
+    with _quiet():
+        if name not in (TINY_MODEL, FROM_WEIGHTS):
+            return _made(
+                name,
+                lambda: open_clip.create_model(
+                    name, load_weights=False, pretrained_image=False, pretrained_text=False
+                ),
+            )
+        own = _without_downloads(config)
+        custom = config.get("custom_text") or "multimodal_cfg" in own
+        if "multimodal_cfg" in own:
+            return _made(name, lambda: open_clip.coca_model.CoCa(**own))
+        kind = open_clip.model.CustomTextCLIP if custom else open_clip.model.CLIP
+        return _made(name, lambda: kind(**own))
+
+
+def _without_downloads(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the network; parts that come pretrained from elsewhere get these weights."""
+    own = {key: value for key, value in config.items() if key != "custom_text"}
+    own["vision_cfg"] = {**own["vision_cfg"], "timm_model_pretrained": False}
+    own["text_cfg"] = {**own["text_cfg"], "hf_model_pretrained": False}
+    return own
+
+
+def _made(name: str, make: Any) -> nn.Module:
     try:
-        built: nn.Module = open_clip.create_model(
-            model, load_weights=False, pretrained_image=False, pretrained_text=False
-        )
+        net: nn.Module = make()
+    except Exception as error:  # open_clip, timm and transformers have their own errors
+        reason = (str(error).splitlines() or ["no reason given"])[0][:300]
+        raise UsageError(
+            f"open_clip cannot build CLIP '{name}' here ({type(error).__name__}: {reason}); models "
+            "with a text side of Hugging Face need its configuration in the local cache"
+        ) from error
+    return net
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No warning of a random model, which `Weights` tells better, and no download."""
+    from huggingface_hub import constants
+
+    before, offline = logging.root.manager.disable, constants.HF_HUB_OFFLINE
+    logging.disable(logging.WARNING)
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
     finally:
         logging.disable(before)
-    return built
+        constants.HF_HUB_OFFLINE = offline
 
 
 def _scale(name: str, tensor: Tensor) -> tuple[float, float]:
@@ -127,102 +226,17 @@ def _scale(name: str, tensor: Tensor) -> tuple[float, float]:
     return 0.0, float((3 / fan_in) ** 0.5)
 
 
-def _check_activation(net: nn.Module, model: str, checkpoint: Checkpoint) -> None:
-    trained_with = _activation_of(checkpoint)
+def _check_activation(net: nn.Module, model: str, origin: Origin, source: str) -> None:
     has = any(type(each).__name__ == "QuickGELU" for each in net.modules())
-    if trained_with is not None and trained_with != has:
-        words = {True: "QuickGELU", False: "GELU"}
-        other = re.sub("-quickgelu$", "", model) + ("-quickgelu" if trained_with else "")
-        raise UsageError(
-            f"these weights were trained with {words[trained_with]}, model '{model}' computes "
-            f"{words[has]}: the features would be wrong; use model '{other}'"
-        )
-
-
-def _activation_of(checkpoint: Checkpoint) -> bool | None:
-    """Whether the weights want QuickGELU; None if nothing tells."""
-    if not isinstance(checkpoint, Mapping):
-        path = Path(checkpoint)
-        config = (path if path.is_dir() else path.parent) / "config.json"
-        if config.is_file():
-            vision = _json_object(config).get("vision_config")
-            if isinstance(vision, dict):
-                return bool(vision.get("hidden_act", "quick_gelu") == "quick_gelu")
-        if "openai" in path.name.lower():
-            return True
-    # OpenAI's own files carry these three facts as tensors.
-    return True if "input_resolution" in read_checkpoint(checkpoint) else None
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    try:
-        value = strict_json(read_limited(file, _MAX_CONFIG_BYTES, "the configuration"))
-    except ValueError as error:
-        raise UsageError(f"'{file}' beside the checkpoint is not JSON: {error}") from None
-    return value if isinstance(value, dict) else {}
-
-
-_HF_BLOCKS = (
-    ("mlp.c_fc", "mlp.fc1"),
-    ("mlp.c_proj", "mlp.fc2"),
-    ("ln_1", "layer_norm1"),
-    ("ln_2", "layer_norm2"),
-    ("attn.out_proj", "self_attn.out_proj"),
-)
-_HF_NAMES = {
-    "logit_scale": "logit_scale",
-    "positional_embedding": "text_model.embeddings.position_embedding.weight",
-    "token_embedding.weight": "text_model.embeddings.token_embedding.weight",
-    "ln_final": "text_model.final_layer_norm",
-    "visual.class_embedding": "vision_model.embeddings.class_embedding",
-    "visual.positional_embedding": "vision_model.embeddings.position_embedding.weight",
-    "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
-    "visual.ln_pre": "vision_model.pre_layrnorm",
-    "visual.ln_post": "vision_model.post_layernorm",
-    "visual.proj": "visual_projection.weight",
-    "text_projection": "text_projection.weight",
-}
-_TRANSPOSED = frozenset({"visual.proj", "text_projection"})
-
-
-def _hugging_face_name(name: str) -> str:
-    """The name in transformers' CLIPModel; for `in_proj` that of its query part."""
-    found = re.match(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)", name)
-    if found is None:
-        stem, _, leaf = name.rpartition(".")
-        return _HF_NAMES.get(name) or f"{_HF_NAMES.get(stem, '?')}.{leaf}"
-    tower = "vision_model" if found[1] else "text_model"
-    rest = re.sub(r"attn\.in_proj_", "self_attn.q_proj.", found[3])
-    for own, theirs in _HF_BLOCKS:
-        rest = re.sub(rf"^{re.escape(own)}\.", f"{theirs}.", rest)
-    return f"{tower}.encoder.layers.{found[2]}.{rest}"
-
-
-def _from_hugging_face(state: Mapping[str, Tensor], own_names: Iterable[str]) -> dict[str, Tensor]:
-    rest = {key: value for key, value in state.items() if not key.endswith("position_ids")}
-    converted: dict[str, Tensor] = {}
-    for own in own_names:
-        theirs = _hugging_face_name(own)
-        parts = [theirs]
-        if "in_proj_" in own:
-            parts = [theirs.replace("q_proj", f"{part}_proj") for part in "qkv"]
-        if all(part in rest for part in parts):
-            value = torch.cat([rest.pop(part) for part in parts]) if parts[1:] else rest.pop(theirs)
-            converted[own] = value.T if own in _TRANSPOSED else value
-    return converted | rest
-
-
-def _from_openai(state: Mapping[str, Tensor], own_names: Iterable[str]) -> dict[str, Tensor]:
-    del own_names
-    facts = {"input_resolution", "context_length", "vocab_size"}
-    return {key: value for key, value in state.items() if key not in facts}
-
-
-_LAYOUTS = (
-    Layout(
-        "Hugging Face",
-        lambda state: "text_model.embeddings.token_embedding.weight" in state,
-        _from_hugging_face,
-    ),
-    Layout("OpenAI / open_clip", lambda state: "logit_scale" in state, _from_openai),
-)
+    trained = origin.hint if origin.quick_gelu is None else origin.quick_gelu
+    if trained is None or trained == has:
+        return
+    words = {True: "QuickGELU", False: "GELU"}
+    told = origin.source if origin.quick_gelu is not None else f"the name of '{source}'"
+    advice = f"use model '{other_activation(model, trained)}'"
+    if model == FROM_WEIGHTS:
+        advice = "name the model of open_clip that this is, with option `model`"
+    raise UsageError(
+        f"these weights were trained with {words[trained]} ({told} says so), model '{model}' "
+        f"computes {words[has]}: the features would be wrong; {advice}"
+    )

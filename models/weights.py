@@ -1,8 +1,7 @@
 """Where the weights of a frozen network come from: a file, a mapping, or a seed.
 
-Loading is strict: a tensor that is missing, left over or of another shape is an error that names
-it. Nothing is unpickled freely: safetensors, `torch.load(weights_only=True)`, and for the pickles
-of Caffe2 an unpickler that knows numpy arrays and nothing else.
+Loading is strict: a tensor that is missing, left over, of another shape or not finite is an error
+that names it, and nothing is filled then. How files are read is in `models.checkpoints`.
 """
 
 from __future__ import annotations
@@ -11,17 +10,16 @@ import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data.errors import UsageError, some
-from data.foreign import read_limited
 from data.identity import state_sha256
-from data.pickles import Array, read_pickle
-from models.safe_load import load_plain
+from models.checkpoints import Checkpoint, State, check_numbers, read_checkpoint, unwrapped
+from models.layouts import recognised
 
 __all__ = [
     "Checkpoint",
@@ -35,15 +33,8 @@ __all__ = [
     "tensors_sha256",
 ]
 
-Checkpoint = str | Path | Mapping[str, Tensor]
-State = dict[str, Tensor]
-
-_CONTAINERS = ("model_state", "state_dict", "model")
 _COUNTER = "num_batches_tracked"
 _SHOWN = 4
-
-_MAX_CAFFE2_BYTES = 4 << 30
-"""SLOWFAST_8x8_R50.pkl has 0.27 GB."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +48,15 @@ class Weights:
             layouts have the same hash.
         source: file name, or "seed N".
         layout: naming convention of the checkpoint; empty for random weights.
+        stored: types of numbers that the checkpoint has, e.g. "float16, float32"; the network has
+            all of them in float32. Empty for random weights.
     """
 
     kind: Literal["random", "file"]
     sha256: str
     source: str
     layout: str = ""
+    stored: str = ""
 
     def recipe(self) -> dict[str, str]:
         """The part that belongs into a recipe: not the file's name, which may change freely."""
@@ -114,7 +108,11 @@ def renaming_layout(
 
 
 def load_strictly(
-    net: nn.Module, checkpoint: Checkpoint, layouts: Sequence[Layout], what: str
+    net: nn.Module,
+    checkpoint: Checkpoint,
+    layouts: Sequence[Layout],
+    what: str,
+    adapt: Callable[[Mapping[str, Tensor]], None] | None = None,
 ) -> Weights:
     """Fill `net` from a checkpoint in any of `layouts`.
 
@@ -123,24 +121,49 @@ def load_strictly(
         checkpoint: path of a file or folder, or a state dict.
         layouts: conventions that are tried in order.
         what: the network, for error messages.
+        adapt: is shown the tensors under the network's own names before they are checked; may
+            change a part of `net` that the file decides (the number of classes), or refuse it.
 
     Raises:
         UsageError: unreadable file, unknown convention, missing, left-over or misshapen tensors.
     """
     source = "state dict" if isinstance(checkpoint, Mapping) else Path(checkpoint).name
-    state = _unwrapped(read_checkpoint(checkpoint))
+    state = unwrapped(read_checkpoint(checkpoint), source)
     own = net.state_dict()
     layout = next((each for each in layouts if each.matches(state)), None)
     if layout is None:
-        raise UsageError(
-            f"'{source}' is no checkpoint of {what}: its tensors are called "
-            f"{some([*state], _SHOWN)}; known layouts: {', '.join(each.name for each in layouts)}"
-        )
+        raise UsageError(_another(state, layouts, source, what))
     converted = layout.convert(state, own)
+    if adapt is not None:
+        adapt(converted)
+        own = net.state_dict()
     _check(own, converted, f"'{source}' ({layout.name} layout) does not fit {what}")
     # Old PyTorch saved no counters of batches; they play no part in evaluation.
     net.load_state_dict(own | converted)
-    return Weights("file", tensors_sha256(net), source, layout.name)
+    stored = sorted({str(each.dtype).removeprefix("torch.") for each in _floats(converted)})
+    return Weights("file", tensors_sha256(net), source, layout.name, ", ".join(stored))
+
+
+def _floats(state: Mapping[str, Tensor]) -> list[Tensor]:
+    return [each for each in state.values() if each.is_floating_point()]
+
+
+def _another(state: Mapping[str, Tensor], layouts: Sequence[Layout], source: str, what: str) -> str:
+    """The sentence for a checkpoint in none of the network's layouts."""
+    names = ", ".join(each.name for each in layouts)
+    if not state:
+        return f"'{source}' is no checkpoint of {what}: it holds no tensors; expected {names}"
+    known = recognised(state)
+    if known is not None:
+        reader = f", which '{known.give_to}' reads" if known.give_to else ""
+        return (
+            f"'{source}' is no checkpoint of {what}: it is {known.what}{reader}; "
+            f"expected one of the layouts: {names}"
+        )
+    return (
+        f"'{source}' is no checkpoint of {what}: its tensors are called "
+        f"{some([*state], _SHOWN)}; known layouts: {names}"
+    )
 
 
 def _check(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sentence: str) -> None:
@@ -160,80 +183,12 @@ def _check(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sentence: str
         )
         if found
     ]
+    problems += check_numbers(own, given)
     if problems:
         raise UsageError(
             f"{sentence}; {'; '.join(problems)}. Give the checkpoint of this architecture, or the "
             "options (classes, width, model) that it was made with"
         )
-
-
-def read_checkpoint(checkpoint: Checkpoint) -> State:
-    """The tensors of a checkpoint, by the file's own names.
-
-    Args:
-        checkpoint: `.safetensors`, `.pkl` (Caffe2 blobs), any file of `torch.save`, a folder in the
-            way of Hugging Face (`model.safetensors` or `pytorch_model.bin` in it), or a mapping.
-    """
-    if isinstance(checkpoint, Mapping):
-        return dict(checkpoint)
-    path = Path(checkpoint)
-    if path.is_dir():
-        path = _weights_in(path)
-    if not path.is_file():
-        raise UsageError(f"checkpoint '{path}' does not exist; give the path of a file or folder")
-    try:
-        return dict(_read(path))
-    except UsageError:
-        raise
-    except Exception as error:  # every library has its own errors for a damaged file
-        reason = (str(error).splitlines() or ["no reason given"])[0]
-        raise UsageError(
-            f"checkpoint '{path}' cannot be read ({type(error).__name__}: {reason}); it is "
-            "truncated, or not one of: safetensors, torch.save of plain tensors, Caffe2 .pkl"
-        ) from error
-
-
-def _weights_in(folder: Path) -> Path:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        if (folder / name).is_file():
-            return folder / name
-    raise UsageError(f"folder '{folder}' holds neither model.safetensors nor pytorch_model.bin")
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    if path.suffix == ".pkl":
-        return _read_caffe2(path)
-    loaded: Mapping[str, Any] = load_plain(path)
-    return loaded
-
-
-def _read_caffe2(path: Path) -> State:
-    content = read_limited(path, _MAX_CAFFE2_BYTES, "the checkpoint")
-    loaded = read_pickle(content, str(path), numpy_values=True, encoding="latin1")
-    blobs = loaded.get("blobs", loaded) if isinstance(loaded, dict) else None
-    if not isinstance(blobs, dict):
-        raise UsageError(
-            f"the pickle '{path}' holds no table of blobs, so it is not a Caffe2 checkpoint"
-        )
-    arrays = {key: value.value for key, value in blobs.items() if isinstance(value, Array)}
-    return {str(key): torch.from_numpy(np.array(array)) for key, array in arrays.items()}
-
-
-def _unwrapped(state: Mapping[str, Any]) -> State:
-    for container in _CONTAINERS:
-        if isinstance(state.get(container), Mapping):
-            state = state[container]
-    state = {key.removeprefix("module."): value for key, value in state.items()}
-    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise UsageError(
-            f"the checkpoint holds entries that are no tensors: {some(strange, _SHOWN)}"
-        )
-    return state
 
 
 def fill_seeded(

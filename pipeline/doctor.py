@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,8 @@ from rich.text import Text
 from data.errors import UsageError, how_to_install
 from data.store.scratch import scratch_folder
 from data.terminal import new_table
+from models.zoo import ZOO, find, hub_cache, places, resolve
+from pipeline.config import PipelineConfig
 from pipeline.engine.exposure import is_loopback
 
 __all__ = ["Check", "doctor_table", "examine"]
@@ -66,8 +69,12 @@ class Check:
         return asdict(self)
 
 
-def examine() -> list[Check]:
-    """Look at everything; no network, nothing is started."""
+def examine(config: PipelineConfig | None = None) -> list[Check]:
+    """Look at everything; no network, nothing is started.
+
+    Args:
+        config: whose stages' weights are looked for; None: only what lies where.
+    """
     parts: tuple[Callable[[], Iterator[Check]], ...] = (
         _python,
         _packages,
@@ -75,7 +82,8 @@ def examine() -> list[Check]:
         _torch,
         _decoders,
         _stages,
-        _weights,
+        _official_weights,
+        partial(_weights_of_stages, config),
         _object_stores,
         _scratch,
         _ray,
@@ -170,13 +178,40 @@ def _stages() -> Iterator[Check]:
         yield Check("stages", "ok", ", ".join(STAGES))
 
 
-def _weights() -> Iterator[Check]:
-    """Folders where libraries keep downloaded weights; nothing is downloaded here."""
-    cache = Path(os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")) / "hub"
-    models = sorted(each.name for each in cache.glob("models--*"))
+def _official_weights() -> Iterator[Check]:
+    """Where downloaded weights lie; nothing is downloaded here."""
+    found = [name for name, entry in ZOO.items() if find(entry) is not None]
+    looked = ", ".join(str(each) for each in places())
+    yield Check(
+        "official weights",
+        "ok",
+        ", ".join(found) or f"none in {looked}",
+        "" if found else "random weights work; `pipeline weights list` names official ones",
+    )
+    models = sorted(each.name for each in hub_cache().glob("models--*"))
     shown = ", ".join(name.removeprefix("models--").replace("--", "/") for name in models)
-    advice = "" if models else "random weights work; name checkpoints in the options of the stages"
-    yield Check("downloaded weights", "ok", shown or f"none in {cache}", advice)
+    yield Check("models of Hugging Face", "ok", shown or f"none in {hub_cache()}")
+
+
+def _weights_of_stages(config: PipelineConfig | None) -> Iterator[Check]:
+    options = {} if config is None else config.stage_options
+    for name, section in options.items():
+        if not hasattr(section, "checkpoint"):
+            continue
+        yield _weights_of(f"weights of {name}", section.checkpoint, getattr(section, "seed", 0))
+
+
+def _weights_of(what: str, checkpoint: Path | None, seed: int) -> Check:
+    if checkpoint is None:
+        return Check(what, "ok", f"random, seed {seed}", "untrained; name a checkpoint for others")
+    try:
+        from models.checkpoints import weights_file
+
+        file = weights_file(resolve(checkpoint))
+        size = file.stat().st_size
+    except (UsageError, OSError) as error:
+        return Check(what, "fail", "not found", str(error))
+    return Check(what, "ok", f"{file} ({size / 1e6:,.1f} MB)")
 
 
 def _object_stores() -> Iterator[Check]:

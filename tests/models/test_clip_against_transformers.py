@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.clip import _TINY, TINY_MODEL
+from models.clip_config import TINY, TINY_MODEL
 from models.compat import ensure_torchvision
 
 
@@ -21,9 +21,9 @@ def reference() -> Any:
     ensure_torchvision()
     from transformers import CLIPConfig, CLIPModel
 
-    vision, text = _TINY["vision_cfg"], _TINY["text_cfg"]
+    vision, text = TINY["vision_cfg"], TINY["text_cfg"]
     config = CLIPConfig(
-        projection_dim=_TINY["embed_dim"],
+        projection_dim=TINY["embed_dim"],
         vision_config={
             "hidden_size": vision["width"],
             "intermediate_size": 4 * vision["width"],

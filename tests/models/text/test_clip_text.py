@@ -1,26 +1,40 @@
 from __future__ import annotations
 
 import itertools
+import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import models.clip
 from data.errors import UsageError
+from models.clip_config import model_config
 from models.text import create
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch, goldens: Any) -> Any:
-    """The golden `clip_small`: dimensions and weights."""
-    text = {"context_length": 77, "vocab_size": 49408, "width": 128, "heads": 2, "layers": 3}
-    vision = {"image_size": 64, "layers": 3, "width": 128, "patch_size": 16}
-    dims = {"embed_dim": 48, "quick_gelu": True, "vision_cfg": vision, "text_cfg": text}
-    monkeypatch.setattr(models.clip, "_TINY", dims)
+def small(goldens: Any) -> Any:
+    """The golden `clip_small`: its architecture is told from the tensors."""
     meta = goldens.meta("clip_small")
     shapes = {name: shape for name, shape, _ in meta["keys"]}
-    return create("clip", goldens.weights(shapes, meta["weights"]["gain"]), model="tiny")
+    return create("clip", goldens.weights(shapes, meta["weights"]["gain"]))
+
+
+@pytest.mark.slow
+def test_the_full_text_side_gives_the_public_states(goldens: Any) -> None:
+    name = "clip_vit_b32_full"
+    net = models.clip._network("ViT-B-32-quickgelu", model_config("ViT-B-32-quickgelu"))
+    state = goldens.weights({key: each.shape for key, each in net.state_dict().items()})
+    meta, want = goldens.meta(name), goldens.outputs(name)
+    for index, each in enumerate(create("clip", state).encode(meta["inputs"]["texts"])):
+        assert len(each.tokens) == meta["valid_lengths"][index]
+        hidden = want["last_hidden_state"][index, : len(each.tokens)]
+        np.testing.assert_allclose(each.tokens, hidden, rtol=0, atol=1e-5)
+        np.testing.assert_allclose(each.pooled, want["pooler_output"][index], rtol=0, atol=1e-5)
 
 
 def test_token_states_and_pooled_vectors_equal_the_public_ones(small: Any, goldens: Any) -> None:
@@ -68,16 +82,73 @@ def test_words_stay_recognisable_in_the_states_of_the_random_default() -> None:
         assert (label[similar.argmax(axis=1)] == label).all()
 
 
-def test_a_model_whose_text_side_is_of_another_kind_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def small_network(**text: Any) -> Any:
     import open_clip
 
-    tiny = open_clip.model.CLIP(**models.clip._TINY)
-    tiny.register_buffer("attn_mask", None, persistent=False)
-    monkeypatch.setattr(models.clip, "_network", lambda _: tiny)
-    with pytest.raises(UsageError, match="no causal text transformer"):
-        create("clip", preset="tiny")
+    config = {"width": 64, "heads": 1, "layers": 2, "context_length": 12, "vocab_size": 49408}
+    vision = {"width": 64, "layers": 1, "patch_size": 16, "image_size": 32}
+    return open_clip.model.CustomTextCLIP(
+        embed_dim=32, vision_cfg=vision, text_cfg=config | text
+    ).eval(), {"embed_dim": 32, "vision_cfg": vision, "text_cfg": config | text}
+
+
+def saved(folder: Path, **text: Any) -> tuple[Any, Path]:
+    net, config = small_network(**text)
+    told = {"model_cfg": config | {"custom_text": True}}
+    (folder / "open_clip_config.json").write_text(json.dumps(told))
+    save_file(net.state_dict(), folder / "open_clip_model.safetensors")
+    return net, folder
+
+
+@pytest.mark.parametrize("text", [{}, {"no_causal_mask": True}], ids=["causal", "sees everything"])
+def test_a_text_tower_of_its_own_gives_what_open_clip_gives(
+    tmp_path: Path, text: dict[str, Any]
+) -> None:
+    net, folder = saved(tmp_path, **text)
+    import open_clip
+
+    texts = ["a dog runs", "two people -- a boy & a girl -- play ping-pong in the park today"]
+    ids = open_clip.tokenizer.SimpleTokenizer(context_length=12)(texts)
+    with torch.no_grad():
+        want = net.encode_text(ids).numpy()
+    encoder = create("clip", folder)
+    assert (encoder.dim, encoder.pooled_dim) == (64, 32)
+    states = encoder.encode(texts)
+    np.testing.assert_allclose(np.stack([each.pooled for each in states]), want, atol=1e-5)
+    assert [len(each.tokens) for each in states] == [5, 12]
+    assert [each.truncated for each in states] == [False, True]
+    np.testing.assert_allclose(encoder.encode(texts[:1])[0].tokens, states[0].tokens, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"embed_cls": True}, r"carry a class token \(CoCa\)"),
+        ({"pool_type": "last"}, "pooled vector is the 'last' token"),
+        ({"vocab_size": 32000}, "a vocabulary of 32,000 tokens"),
+        ({"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}, "needs the tokenizer 'timm/ViT-B-16-Sig"),
+    ],
+)
+def test_a_text_side_of_another_kind_is_refused_with_its_reason(
+    tmp_path: Path, text: dict[str, Any], message: str
+) -> None:
+    _, folder = saved(tmp_path, **text)
+    with pytest.raises(UsageError, match=message):
+        create("clip", folder)
+
+
+def test_a_text_side_of_hugging_face_is_refused_without_asking_the_network(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UsageError, match="open_clip cannot build CLIP 'roberta-ViT-B-32' here"):
+        create("clip", model="roberta-ViT-B-32")
+
+
+def test_the_public_code_keeps_thirty_tokens_of_a_long_text_and_ours_the_whole_context() -> None:
+    # moment_detr run_on_video/clip/clip.py, golden README: 30 tokens and two markers
+    (states,) = create("clip", preset="tiny").encode([" ".join(["running"] * 90)])
+    assert (len(states.tokens), states.truncated) == (77, True)
 
 
 def test_pictures_and_texts_come_from_the_same_network() -> None:
