@@ -20,6 +20,7 @@ __all__ = [
     "draw_shape",
     "example_sentences",
     "moving_shapes",
+    "sounds",
 ]
 
 _COLOURS = np.array(
@@ -36,6 +37,7 @@ _COLOURS = np.array(
     dtype=np.uint8,
 )
 _SHAPES = ("circle", "square", "triangle", "bar")
+_SOUNDS = ("tone", "sweep", "beats", "harmonics", "noise", "bursts")
 
 CALIBRATION_CLIPS = 48
 """Drawings that constants are measured on."""
@@ -124,6 +126,50 @@ def moving_shapes(seed: int, clips: int, frames: int, size: int) -> NDArray[np.u
                 x, y = (start + speed * (index / max(frames - 1, 1) - 0.5)) * size
                 draw_shape(picture, shape, colour, (x, y), radius)
     return video
+
+
+def sounds(seed: int, clips: int, samples: int, rate_hz: int) -> NDArray[np.float32]:
+    """One to three tones, sweeps, beats or noises at a time, over a faint noise.
+
+    Args:
+        seed: which sounds.
+        clips: number of clips.
+        samples: samples of each.
+        rate_hz: samples per second.
+
+    Returns:
+        float32 in [-1, 1], shape (clips, samples).
+    """
+    random = np.random.Generator(np.random.PCG64(seed))
+    time_s = np.arange(samples) / rate_hz
+    made = np.empty((clips, samples), dtype=np.float32)
+    for clip in made:
+        sound = 10 ** random.uniform(-4, -2.5) * random.uniform(-1, 1, samples)
+        for _ in range(random.integers(1, 4)):
+            kind = _SOUNDS[random.integers(len(_SOUNDS))]
+            sound += 10 ** random.uniform(-2, -0.4) * _sound(random, kind, time_s)
+        clip[:] = sound / max(1.0, float(np.abs(sound).max()))
+    return made
+
+
+def _sound(
+    random: np.random.Generator, kind: str, time_s: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """One sound in [-1, 1]."""
+    pitch_hz = 80 * 100 ** random.random()
+    rate_hz = random.uniform(1, 8)
+    sweep = random.uniform(-0.5, 1.0) * pitch_hz if kind == "sweep" else 0.0
+    tone = np.sin(2 * np.pi * (pitch_hz + sweep * time_s / 2) * time_s)
+    beat = (time_s * rate_hz) % 1 < 0.3
+    made: NDArray[np.float64] = {
+        "tone": tone,
+        "sweep": tone,
+        "beats": tone * beat,
+        "harmonics": np.tanh(4 * tone),
+        "noise": random.uniform(-1, 1, len(time_s)),
+        "bursts": random.uniform(-1, 1, len(time_s)) * beat,
+    }[kind]
+    return made
 
 
 def draw_shape(

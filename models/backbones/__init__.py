@@ -9,7 +9,14 @@ from __future__ import annotations
 from typing import Any
 
 from data.errors import UsageError, nearest
-from models.backbones import clip, i3d, slowfast  # noqa: F401  (each adds itself to BACKBONES)
+from models.backbones import (  # noqa: F401  (each adds itself to BACKBONES)
+    clip,
+    i3d,
+    i3d_flow,
+    panns,
+    slowfast,
+    vgg,
+)
 from models.backbones.base import BACKBONES, Backbone
 from models.options import check_options
 from models.weights import Checkpoint

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -48,6 +48,10 @@ class Backbone(nn.Module, ABC):
     name: ClassVar[str]
     takes: ClassVar[Literal["frames", "sound"]] = "frames"
     """What `encode` is given: pictures, or float32 sound (B, samples)."""
+    PRECISIONS: ClassVar[tuple[str, ...]] = ("float32", "bfloat16")
+    """What `models.backbones.machine.prepared` may compute the network in."""
+    crop: bool = True
+    """Whether the decoder crops at the centre; False: whole pictures (`data.video.View`)."""
     PRESETS: ClassVar[dict[str, dict[str, Any]]]
     """Named sets of constructor options; `full` is the published architecture."""
 
@@ -75,10 +79,12 @@ class Backbone(nn.Module, ABC):
         layouts: Sequence[Layout],
         seed: int,
         scale: Callable[[str, Tensor], tuple[float, float]],
+        adapt: Callable[[Mapping[str, Tensor]], None] | None = None,
     ) -> Weights:
         """Fill the network from a checkpoint in one of `layouts`, or from a seed."""
         if checkpoint is not None:
-            return load_strictly(self.net, checkpoint, layouts, f"{self.name} ({self.dim}-d)")
+            what = f"{self.name} ({self.dim}-d)"
+            return load_strictly(self.net, checkpoint, layouts, what, adapt)
         fill_seeded(self.net, seed, scale)
         return Weights("random", tensors_sha256(self.net), f"seed {seed}")
 
@@ -86,13 +92,16 @@ class Backbone(nn.Module, ABC):
         """Freeze; calibrate random weights if asked. The last thing that a constructor does."""
         self.net.eval().requires_grad_(False)
         if weights.kind == "random" and calibrated:
-            drawings = moving_shapes(seed, CALIBRATION_CLIPS, self.frames, self.size)
             with torch.inference_mode():
-                raw = self.net(self.preprocess(torch.from_numpy(drawings)))
+                raw = self.net(self.preprocess(self.examples(seed)))
             self.output = Standardise.measured(raw)
             weights = calibrated_weights(weights, seed, self.frames, self.size)
         self.weights = weights
         self.eval()
+
+    def examples(self, seed: int) -> Tensor:
+        """What random weights are calibrated on, as `preprocess` takes it: seeded drawings."""
+        return torch.from_numpy(moving_shapes(seed, CALIBRATION_CLIPS, self.frames, self.size))
 
     @abstractmethod
     def clip_times(
@@ -129,9 +138,26 @@ class Backbone(nn.Module, ABC):
         out: Tensor = self.output(self.net(batch))
         return out
 
+    def seen(self, window: NDArray[Any]) -> NDArray[Any]:
+        """The part of one window that `preprocess` looks at: only this travels to the device."""
+        if self.takes != "frames":
+            return window
+        top, left, size = *self._corner(window.shape), self.size
+        return window[..., top : top + size, left : left + size, :]
+
+    def split(self) -> tuple[nn.Module, nn.Module]:
+        """`net` as a body that may compute in low precision, and last layers that stay float32.
+
+        May take `net` apart: `models.backbones.machine.prepared` calls it on a copy.
+        """
+        return self.net, nn.Identity()
+
     @torch.inference_mode()
-    def encode(self, frames: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """uint8 frames (B, k, H, W, 3) to features (B, dim), on the device of the weights."""
+    def encode(self, frames: NDArray[Any]) -> NDArray[np.float32]:
+        """uint8 frames (B, k, H, W, 3), or float32 sound (B, samples), to features (B, dim).
+
+        The plain way, for one batch; stages use `models.backbones.machine`.
+        """
         device = next(self.net.parameters()).device
         batch = self.preprocess(torch.from_numpy(np.ascontiguousarray(frames)).to(device))
         out: NDArray[np.float32] = self(batch).float().cpu().numpy()
@@ -163,18 +189,26 @@ class Backbone(nn.Module, ABC):
         return (np.maximum(index, 0) + 0.5) / rate_fps
 
     def _cropped(self, frames: Tensor) -> Tensor:
-        height, width = frames.shape[-3:-1]
+        top, left = self._corner(frames.shape)
+        return frames[..., top : top + self.size, left : left + self.size, :]
+
+    def _corner(self, shape: Sequence[int]) -> tuple[int, int]:
+        """Top and left of the centre crop of frames (..., H, W, 3)."""
+        height, width = shape[-3:-1]
         if min(height, width) < self.size:
             raise ValueError(
                 f"{self.name} needs frames of at least {self.size} pixels, got {height}x{width}"
             )
-        top, left = (height - self.size) // 2, (width - self.size) // 2
-        return frames[..., top : top + self.size, left : left + self.size, :]
+        return (height - self.size) // 2, (width - self.size) // 2
 
 
 def channels_first(frames: Tensor) -> Tensor:
-    """uint8 (B, T, H, W, 3) to contiguous float32 (B, 3, T, H, W)."""
-    return frames.permute(0, 4, 1, 2, 3).contiguous().float()
+    """uint8 (B, T, H, W, 3) to float32 (B, 3, T, H, W).
+
+    In memory the channels stay last, as the decoder gave them: the layout that convolutions like
+    best on both kinds of machine, and no pass over the pixels is spent on turning them.
+    """
+    return frames.permute(0, 4, 1, 2, 3).float()
 
 
 def he_uniform(name: str, tensor: Tensor) -> tuple[float, float]:

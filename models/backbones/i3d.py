@@ -13,6 +13,7 @@ the clips of the grid and may overlap, no tail is dropped.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,11 +24,19 @@ from torch.nn import functional
 
 from data.errors import UsageError
 from models.backbones.base import BACKBONES, Backbone, channels_first, he_uniform
+from models.backbones.classifier import fit_classes
+from models.backbones.windows import WINDOWS, Windows
 from models.weights import Checkpoint, own_layout, renaming_layout
 
-__all__ = ["I3D", "I3DNet", "hassony2_name"]
+__all__ = ["I3D", "I3DNet", "hassony2_name", "laid_windows"]
 
 MIN_FRAMES = 16
+LEAST_FRAMES = 9
+"""Eight shrink to one map, and the last pool takes two."""
+_TIME_STRIDE = 8
+
+PUBLISHED_CLASSES = (400, 157)
+"""Kinetics (`rgb_imagenet.pt`, `flow_imagenet.pt`), Charades (`*_charades.pt`)."""
 
 _Triple = tuple[int, int, int]
 _POOL = "pool"
@@ -51,17 +60,21 @@ _LAYERS: tuple[tuple[str, Any], ...] = (
 )
 
 
-def _pad_same(x: Tensor, kernel: _Triple, stride: _Triple) -> Tensor:
-    """TensorFlow's SAME padding with zeros; the odd one goes to the far side."""
-    pads: list[int] = []
-    for size, k, s in zip(reversed(x.shape[2:]), reversed(kernel), reversed(stride), strict=True):
-        total = max((math.ceil(size / s) - 1) * s + k - size, 0)
-        pads += [total // 2, total - total // 2]
-    return functional.pad(x, pads)
+def _same(shape: Sequence[int], kernel: _Triple, stride: _Triple) -> tuple[_Triple, _Triple]:
+    """TensorFlow's SAME padding of (T, H, W): zeros on both sides, and the odd one beyond."""
+    totals = [
+        max((math.ceil(size / s) - 1) * s + k - size, 0)
+        for size, k, s in zip(shape, kernel, stride, strict=True)
+    ]
+    t, h, w = (total // 2 for total in totals)
+    odd_t, odd_h, odd_w = (total % 2 for total in totals)
+    return (t, h, w), (odd_t, odd_h, odd_w)
 
 
 class _Unit(nn.Module):
     """Convolution, batch norm, ReLU."""
+
+    NORM_AFTER: ClassVar[dict[str, str]] = {"conv3d": "bn"}
 
     def __init__(self, width_in: int, width: int, kernel: int = 1, stride: int = 1) -> None:
         super().__init__()
@@ -70,7 +83,11 @@ class _Unit(nn.Module):
         self.bn = nn.BatchNorm3d(width, eps=1e-3)
 
     def forward(self, x: Tensor) -> Tensor:
-        return functional.relu(self.bn(self.conv3d(_pad_same(x, self.kernel, self.stride))))
+        near, odd = _same(x.shape[2:], self.kernel, self.stride)
+        if any(odd):  # only then is a copy of the input needed
+            x = functional.pad(x, (0, odd[2], 0, odd[1], 0, odd[0]))
+        x = functional.conv3d(x, self.conv3d.weight, self.conv3d.bias, self.stride, near)
+        return functional.relu(self.bn(x), inplace=True)
 
 
 class _MaxPool(nn.Module):
@@ -79,10 +96,10 @@ class _MaxPool(nn.Module):
         self.kernel, self.stride = kernel, stride
 
     def forward(self, x: Tensor) -> Tensor:
-        # Padding with zeros equals padding with -inf: the inputs are outputs of a ReLU.
-        return functional.max_pool3d(
-            _pad_same(x, self.kernel, self.stride), self.kernel, self.stride
-        )
+        # torch pads with -inf, which equals zeros: the inputs are outputs of a ReLU. `ceil_mode`
+        # is the odd one on the far side.
+        near, _ = _same(x.shape[2:], self.kernel, self.stride)
+        return functional.max_pool3d(x, self.kernel, self.stride, near, ceil_mode=True)
 
 
 class _Mixed(nn.Module):
@@ -123,10 +140,14 @@ class I3DNet(nn.Module):
         in_channels: 3 for RGB, 2 for optical flow.
         classes: of the classifier; 0 for none.
         divisor: divides all channel counts; 1, 2, 4 or 8.
+        rows: features per window: 1 is the mean over time, more must be all there are.
     """
 
-    def __init__(self, in_channels: int = 3, classes: int = 400, divisor: int = 1) -> None:
+    def __init__(
+        self, in_channels: int = 3, classes: int = 400, divisor: int = 1, rows: int = 1
+    ) -> None:
         super().__init__()
+        self.rows = rows
         width = in_channels
         self.order: list[str] = []
         for index, (name, spec) in enumerate(_LAYERS):
@@ -145,6 +166,12 @@ class I3DNet(nn.Module):
         if classes:
             self.logits = _Logits(width, classes)
 
+    def endpoints(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """The output of every layer for (B, C, T, H, W), under its name, in order."""
+        for name in self.order:
+            x = getattr(self, name)(x)
+            yield name, x
+
     def feature_map(self, x: Tensor) -> Tensor:
         """(B, C, T, H, W) to Mixed_5c, (B, dim, ceil(T/8), ceil(H/32), ceil(W/32))."""
         for name in self.order:
@@ -152,13 +179,41 @@ class I3DNet(nn.Module):
         return x
 
     def pooled(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W), T >= 9, to pooled maps (B, dim, T', h, w), h = w = 1 at 224."""
-        x = self.feature_map(x)
+        """(B, C, T, H, W), T >= 9, to pooled maps (B, dim, T', h, w), h = w = 1 at 224.
+
+        Pooled in float32, whatever the layers compute in.
+
+        Raises:
+            ValueError: fewer than 9 frames.
+        """
+        if x.shape[2] < LEAST_FRAMES:
+            raise ValueError(f"i3d needs at least {LEAST_FRAMES} frames, got {x.shape[2]}")
+        x = _at_least_float32(self.feature_map(x))
         return functional.avg_pool3d(x, (2, min(7, x.shape[3]), min(7, x.shape[4])), stride=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, T, H, W), T >= 9, to features (B, dim)."""
-        return self.pooled(x).mean((2, 3, 4))
+        """(B, C, T, H, W), T >= 9, to features (B, dim), or (B, rows, dim) for several rows.
+
+        Raises:
+            ValueError: T frames do not give `rows` maps.
+        """
+        maps = self.pooled(x)
+        if self.rows == 1:
+            return maps.mean((2, 3, 4))
+        if maps.shape[2] != self.rows:
+            raise ValueError(
+                f"{x.shape[2]} frames give {maps.shape[2]} features over time, not {self.rows} rows"
+            )
+        return maps.mean((3, 4)).transpose(1, 2)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W), T >= 9, to the logits of the classes over time, (B, classes, T')."""
+        logits: Tensor = self.logits(self.pooled(x))
+        return logits.mean((3, 4))
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 _HASSONY2_BRANCHES = {
@@ -180,6 +235,31 @@ def hassony2_name(name: str) -> str:
     return ".".join([*parts, kind.replace("bn", "batch3d"), leaf])
 
 
+def laid_windows(name: str, options: Mapping[str, Any]) -> Windows:
+    """The windows that the options of a constructor of `I3D` ask for.
+
+    Args:
+        name: of the backbone, for messages.
+        options: `windows`, `rate_fps`, `window_frames`, `rows_per_window`; others are ignored.
+
+    Raises:
+        UsageError: windows that do not exist or that the network cannot look through.
+    """
+    rate_fps, windows = options.get("rate_fps", 25.0), options.get("windows", "centred")
+    frames, rows = options.get("window_frames", MIN_FRAMES), options.get("rows_per_window", 1)
+    if not rate_fps > 0:
+        raise UsageError(f"{name}: rate_fps {rate_fps}; give frames per second, more than 0")
+    if frames < LEAST_FRAMES:
+        raise UsageError(f"{name}: window_frames {frames}; at least {LEAST_FRAMES} are needed")
+    maps = math.ceil(frames / _TIME_STRIDE) - 1
+    if rows not in {1, maps}:
+        raise UsageError(
+            f"{name}: rows_per_window {rows}; {frames} frames give {maps} features over time, so "
+            f"allowed: {' or '.join(str(each) for each in sorted({1, maps}))}"
+        )
+    return WINDOWS.get(windows)(rate_fps, frames, rows)
+
+
 _LAYOUTS = (
     own_layout("piergiaj", "Conv3d_1a_7x7.conv3d.weight"),
     renaming_layout("hassony2", "conv3d_1a_7x7.conv3d.weight", hassony2_name),
@@ -188,16 +268,28 @@ _LAYOUTS = (
 
 @BACKBONES.register("i3d")
 class I3D(Backbone):
-    """I3D features of a window of `max(16, rate_fps * clip_len_s)` frames per clip.
+    """I3D features of windows of frames.
+
+    Presets: `full` and `grid` (the same) have one window of `max(16, 25 * clip_len_s)` frames at
+    25 fps about the centre of each clip; `vslnet` has the windows of 26hzhang/VSLNet, 24 frames at
+    24 fps, which give two rows of 0.5 s each; `tiny` is narrow.
+
+    With several rows per window, `clip_times` has one line per window, and `forward` and `encode`
+    give (B, rows, dim).
 
     Args:
         checkpoint: weights in the layout of piergiaj or hassony2; None for seeded random ones.
         in_channels: 3 for RGB; 2 (optical flow) for batches that the caller has prepared.
         divisor: divides all channel counts; 1, 2, 4 or 8.
-        classes: of the checkpoint's classifier (400, or 157 for `*_charades.pt`); 0 for none.
+        classes: of the checkpoint's classifier; 0 for none, None for what a published one has
+            (400, or 157 for `*_charades.pt`).
         size: edge of the centre crop in pixels.
         short_side: pixels that the short side is scaled to before the crop.
         rate_fps: frames per second that the window is sampled at.
+        windows: "centred" on the clips, or one after the other ("stride"); see
+            `models.backbones.windows`.
+        window_frames: frames of a window; of a centred one, the fewest.
+        rows_per_window: rows of the grid that one window gives: 1 is the mean over time.
         seed: of the random weights.
         calibrated: standardise the outputs of random weights (`Backbone`).
     """
@@ -205,6 +297,13 @@ class I3D(Backbone):
     name = "i3d"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {
         "full": {},
+        "grid": {},
+        "vslnet": {
+            "rate_fps": 24.0,
+            "windows": "stride",
+            "window_frames": 24,
+            "rows_per_window": 2,
+        },
         "tiny": {
             "divisor": 8,
             "classes": 0,
@@ -221,25 +320,49 @@ class I3D(Backbone):
         *,
         in_channels: int = 3,
         divisor: int = 1,
-        classes: int = 400,
+        classes: int | None = None,
         size: int = 224,
         short_side: int = 256,
         rate_fps: float = 25.0,
+        windows: str = "centred",
+        window_frames: int = MIN_FRAMES,
+        rows_per_window: int = 1,
         seed: int = 0,
         calibrated: bool = False,
     ) -> None:
         if divisor not in {1, 2, 4, 8}:
-            raise UsageError(f"i3d: divisor {divisor}; allowed: 1, 2, 4, 8")
+            raise UsageError(f"{self.name}: divisor {divisor}; allowed: 1, 2, 4, 8")
+        laid = laid_windows(
+            self.name,
+            {
+                "rate_fps": rate_fps,
+                "windows": windows,
+                "window_frames": window_frames,
+                "rows_per_window": rows_per_window,
+            },
+        )
         super().__init__(
-            lambda: I3DNet(in_channels, classes, divisor),
+            lambda: I3DNet(
+                in_channels,
+                PUBLISHED_CLASSES[0] if classes is None else classes,
+                divisor,
+                rows_per_window,
+            ),
             dim=1024 // divisor,
-            frames=MIN_FRAMES,
+            frames=window_frames,
             size=size,
             short_side=short_side,
         )
-        self.rate_fps = rate_fps
+        self.windows = laid
         self._architecture = {"divisor": divisor, "in_channels": in_channels}
-        self._settle(self._fill(checkpoint, _LAYOUTS, seed, he_uniform), seed, calibrated)
+        adapt = fit_classes(
+            self.name, "logits.conv3d.weight", classes, PUBLISHED_CLASSES, self._resize_classifier
+        )
+        self._settle(self._fill(checkpoint, _LAYOUTS, seed, he_uniform, adapt), seed, calibrated)
+
+    def _resize_classifier(self, classes: int) -> None:
+        with torch.random.fork_rng(devices=[]):
+            self.net.logits = _Logits(self.dim, classes)
 
     def clip_times(
         self,
@@ -249,15 +372,23 @@ class I3D(Backbone):
         native_fps: float | None = None,
         duration_s: float | None = None,
     ) -> NDArray[np.float64]:
-        """Times of the window of each clip, shape (N, k); see `Backbone.clip_times`."""
-        del native_fps, duration_s
-        count = max(MIN_FRAMES, round(self.rate_fps * clip_len_s))
-        return self._centred_times(starts_s, clip_len_s, self.rate_fps, count)
+        """Times of each window, shape (N, k), or (ceil(N / rows_per_window), k).
+
+        Raises:
+            UsageError: windows one after the other do not make clips of this length.
+        """
+        del native_fps
+        return self.windows.times(starts_s, clip_len_s, duration_s)
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """uint8 (B, T, H, W, 3) to float (B, 3, T, size, size) in [-1, 1]."""
+        if self._architecture["in_channels"] != frames.shape[-1]:
+            raise ValueError(
+                f"{self.name} with in_channels {self._architecture['in_channels']} takes batches "
+                "that you prepared, by `forward`; the backbone 'i3d_flow' makes flow from frames"
+            )
         return channels_first(self._cropped(frames)) * (2 / 255.0) - 1
 
     def params(self) -> dict[str, Any]:
         """See `Backbone.params`."""
-        return super().params() | self._architecture | {"rate_fps": self.rate_fps}
+        return super().params() | self._architecture | self.windows.params()

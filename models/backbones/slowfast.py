@@ -13,6 +13,7 @@ asks for HERO's rule; pooling is global, which is the same at 224 pixels.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -23,6 +24,7 @@ from torch.nn import functional
 
 from data.errors import UsageError
 from models.backbones.base import BACKBONES, Backbone, channels_first, he_uniform
+from models.backbones.classifier import fit_classes
 from models.weights import Checkpoint, own_layout, renaming_layout
 
 __all__ = ["SlowFast", "SlowFastNet", "caffe2_name", "pytorchvideo_name"]
@@ -38,8 +40,13 @@ _FAST_KERNELS = (3, 3, 3, 3)
 _ALPHA = 4
 _MEAN, _STD = 0.45, 0.225
 
+PUBLISHED_CLASSES = (400,)
+"""Kinetics-400, in all three layouts."""
+
 
 class _Stem(nn.Module):
+    NORM_AFTER: ClassVar[dict[str, str]] = {"conv": "bn"}
+
     def __init__(self, width: int, kernel_t: int) -> None:
         super().__init__()
         self.conv = nn.Conv3d(
@@ -49,12 +56,14 @@ class _Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return functional.max_pool3d(
-            functional.relu(self.bn(self.conv(x))), (1, 3, 3), (1, 2, 2), (0, 1, 1)
+            functional.relu(self.bn(self.conv(x)), inplace=True), (1, 3, 3), (1, 2, 2), (0, 1, 1)
         )
 
 
 class _Bottleneck(nn.Module):
     """`branch2` of a residual block; the stride is on the 3x3 convolution."""
+
+    NORM_AFTER: ClassVar[dict[str, str]] = {"a": "a_bn", "b": "b_bn", "c": "c_bn"}
 
     def __init__(self, width_in: int, width: int, kernel_t: int, stride: int) -> None:
         super().__init__()
@@ -68,13 +77,15 @@ class _Bottleneck(nn.Module):
         self.c_bn = nn.BatchNorm3d(4 * width)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = functional.relu(self.a_bn(self.a(x)))
-        x = functional.relu(self.b_bn(self.b(x)))
+        x = functional.relu(self.a_bn(self.a(x)), inplace=True)
+        x = functional.relu(self.b_bn(self.b(x)), inplace=True)
         out: Tensor = self.c_bn(self.c(x))
         return out
 
 
 class _Residual(nn.Module):
+    NORM_AFTER: ClassVar[dict[str, str]] = {"branch1": "branch1_bn"}
+
     def __init__(self, width_in: int, width: int, kernel_t: int, stride: int) -> None:
         super().__init__()
         if width_in != 4 * width or stride != 1:
@@ -84,10 +95,12 @@ class _Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = self.branch1_bn(self.branch1(x)) if hasattr(self, "branch1") else x
-        return functional.relu(shortcut + self.branch2(x))
+        return functional.relu(shortcut + self.branch2(x), inplace=True)
 
 
 class _FuseFastToSlow(nn.Module):
+    NORM_AFTER: ClassVar[dict[str, str]] = {"conv_f2s": "bn"}
+
     def __init__(self, fast_width: int) -> None:
         super().__init__()
         self.conv_f2s = nn.Conv3d(
@@ -96,7 +109,8 @@ class _FuseFastToSlow(nn.Module):
         self.bn = nn.BatchNorm3d(2 * fast_width)
 
     def forward(self, slow: Tensor, fast: Tensor) -> Tensor:
-        return torch.cat([slow, functional.relu(self.bn(self.conv_f2s(fast)))], dim=1)
+        lateral = functional.relu(self.bn(self.conv_f2s(fast)), inplace=True)
+        return torch.cat([slow, lateral], dim=1)
 
 
 class _Head(nn.Module):
@@ -120,9 +134,13 @@ class SlowFastNet(nn.Module):
         classes: of the classifier; 0 for none.
     """
 
+    slow_indices: Tensor
+
     def __init__(self, width: int = 64, fast_width: int = 8, classes: int = 400) -> None:
         super().__init__()
         self.dim = 32 * (width + fast_width)
+        # On the device, and no part of the state: a list would be copied there at every call.
+        self.register_buffer("slow_indices", torch.tensor(SLOW_INDICES), persistent=False)
         self.s1 = nn.ModuleDict(
             {"pathway0_stem": _Stem(width, 1), "pathway1_stem": _Stem(fast_width, 5)}
         )
@@ -147,19 +165,49 @@ class SlowFastNet(nn.Module):
         if classes:
             self.head = _Head(self.dim, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Frames (B, 3, 32, H, W) to pooled features (B, dim)."""
-        slow = self.s1["pathway0_stem"](x[:, :, list(SLOW_INDICES)])
+    def endpoints(self, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Name, slow and fast maps after every stage and fusion for (B, 3, 32, H, W), in order.
+
+        Raises:
+            ValueError: another number of frames.
+        """
+        if x.shape[2] != FRAMES:
+            raise ValueError(f"slowfast takes {FRAMES} frames in a clip, got {x.shape[2]}")
+        slow = self.s1["pathway0_stem"](x.index_select(2, self.slow_indices))
         fast = self.s1["pathway1_stem"](x)
+        yield "s1", slow, fast
         slow = self.s1_fuse(slow, fast)
+        yield "s1_fuse", slow, fast
         for index, depth in enumerate(_DEPTHS):
             stage = getattr(self, f"s{index + 2}")
             for block in range(depth):
                 slow = stage[f"pathway0_res{block}"](slow)
                 fast = stage[f"pathway1_res{block}"](fast)
+            yield f"s{index + 2}", slow, fast
             if index < 3:
                 slow = getattr(self, f"s{index + 2}_fuse")(slow, fast)
-        return torch.cat([slow.mean((2, 3, 4)), fast.mean((2, 3, 4))], dim=1)
+                yield f"s{index + 2}_fuse", slow, fast
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Frames (B, 3, 32, H, W) to pooled features (B, dim).
+
+        Pooled in float32, whatever the layers compute in.
+
+        Raises:
+            ValueError: another number of frames.
+        """
+        for _, slow, fast in self.endpoints(x):  # noqa: B007 - the last ones are used
+            pass
+        return torch.cat([_pooled(slow), _pooled(fast)], dim=1)
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Frames (B, 3, 32, H, W) to the logits of the classes (B, classes), without softmax."""
+        logits: Tensor = self.head(self(x))
+        return logits
+
+
+def _pooled(x: Tensor) -> Tensor:
+    return x.mean((2, 3, 4), dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 _LEAVES = {"weight": "s", "bias": "b", "running_mean": "rm", "running_var": "riv"}
@@ -236,7 +284,7 @@ class SlowFast(Backbone):
         checkpoint: PySlowFast, Caffe2 or PyTorchVideo weights; None for seeded random ones.
         divisor: divides all channel counts.
         beta_inv: ratio of slow to fast channels.
-        classes: of the checkpoint's classifier; 0 for none.
+        classes: of the checkpoint's classifier; 0 for none, None for the 400 of Kinetics.
         size: edge of the square pictures in pixels.
         sampling: "centered" takes 32 frames at stride 2 of the 30 fps sequence around the clip's
             centre; "hero" does what HERO_Video_Feature_Extractor does, and needs the file's own
@@ -257,7 +305,7 @@ class SlowFast(Backbone):
         *,
         divisor: int = 1,
         beta_inv: int = 8,
-        classes: int = 400,
+        classes: int | None = None,
         size: int = 224,
         sampling: Literal["centered", "hero"] = "centered",
         seed: int = 0,
@@ -267,14 +315,19 @@ class SlowFast(Backbone):
             raise UsageError(f"slowfast: sampling '{sampling}'; allowed: centered, hero")
         width = 64 // divisor
         super().__init__(
-            lambda: SlowFastNet(width, max(1, width // beta_inv), classes),
+            lambda: SlowFastNet(
+                width,
+                max(1, width // beta_inv),
+                PUBLISHED_CLASSES[0] if classes is None else classes,
+            ),
             dim=32 * (width + max(1, width // beta_inv)),
             frames=FRAMES,
             size=size,
         )
         self.sampling = sampling
         self._architecture = {"divisor": divisor, "beta_inv": beta_inv}
-        self._settle(self._fill(checkpoint, _LAYOUTS, seed, _scale), seed, calibrated)
+        adapt = fit_classes(self.name, "head.projection.weight", classes, PUBLISHED_CLASSES)
+        self._settle(self._fill(checkpoint, _LAYOUTS, seed, _scale, adapt), seed, calibrated)
 
     def clip_times(
         self,

@@ -18,11 +18,12 @@ from data.errors import InputError
 from data.identity import canonical_json, file_sha256, query_id
 from data.store.types import ItemKey, Row
 from data.video import open_decoder
+from data.video.sound import SoundReader
 from data.video.types import Video, VideoFacts
-from pipeline.stage import STAGES, FrameStage, Item, RowStage, Stage, StageContext
+from pipeline.stage import STAGES, FrameStage, Item, RowStage, SoundStage, Stage, StageContext
 
 CONTEXT = StageContext(clip_len_s=0.7)
-SECONDS, FPS = 3, 10
+SECONDS, FPS, RATE_HZ = 3, 10, 16_000
 
 OPTIONS: dict[str, dict[str, Any]] = {"captions": {"part_size": 2}}
 """Options that make a stage small; stages that are not named run with their defaults."""
@@ -45,13 +46,14 @@ def make(name: str, **options: Any) -> Stage:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory: pytest.TempPathFactory) -> Video:
-    """A square that crosses the picture and turns from red to blue half-way."""
+    """A square that crosses the picture and turns from red to blue half-way, with a tone."""
     import av
 
     path = tmp_path_factory.mktemp("media") / "square.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=FPS)
         stream.width, stream.height, stream.pix_fmt = 96, 80, "yuv420p"
+        track = container.add_stream("aac", rate=RATE_HZ, layout="mono")
         for index in range(SECONDS * FPS):
             picture = np.full((80, 96, 3), 40, np.uint8)
             colour = (220, 30, 30) if index < SECONDS * FPS / 2 else (30, 30, 220)
@@ -60,6 +62,12 @@ def video(tmp_path_factory: pytest.TempPathFactory) -> Video:
             frame.pts, frame.time_base = index, Fraction(1, FPS)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
+        time_s = np.arange(SECONDS * RATE_HZ) / RATE_HZ
+        tone = (0.3 * np.sin(2 * np.pi * 440 * time_s)).astype(np.float32)
+        sound = av.AudioFrame.from_ndarray(tone[None], format="fltp", layout="mono")
+        sound.sample_rate = RATE_HZ
+        container.mux(track.encode(sound))
+        container.mux(track.encode(None))
     return Video("square", path)
 
 
@@ -77,9 +85,13 @@ def run(stage: Stage, item: Item, rows: Mapping[str, Row]) -> Row:
     """What the engine does with one item."""
     if isinstance(stage, RowStage):
         return stage.process(item, Rows(rows))
-    assert isinstance(stage, FrameStage)
+    assert isinstance(stage, FrameStage | SoundStage)
     assert item.video is not None
-    windows = list(open_decoder("pyav").windows(item.video, [stage.request(item)]))
+    windows: list[Any]
+    if isinstance(stage, SoundStage):
+        windows = list(SoundReader().windows(item.video, stage.request(item)))
+    else:
+        windows = list(open_decoder("pyav").windows(item.video, [stage.request(item)]))
     results: list[Any] = []
     for first in range(0, len(windows), stage.batch_size):
         results += stage.encode(item, windows[first : first + stage.batch_size])

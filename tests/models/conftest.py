@@ -38,6 +38,22 @@ class Goldens:
             if not name.endswith("num_batches_tracked")
         }
 
+    def state(self, meta: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        """The weights of a fixture whose json lists its tensors."""
+        rule = meta["weights"]
+        shapes = {name: shape for name, shape, _ in meta["keys"]}
+        return self.weights(shapes, rule["gain"], rule["salt"])
+
+    def inputs(self, meta: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+        """The clips of a fixture, uint8 (1, T, H, W, C), by name."""
+        asked = [each["frames"] for each in meta["inputs"]]
+        return {
+            i["name"]: self.rule.make_frames(i["name"], i["t"], i["h"], i["w"], i["c"], i["salt"])[
+                None
+            ]
+            for i in asked
+        }
+
     def frames(self, name: str, count: int, height: int, width: int) -> np.ndarray[Any, Any]:
         frames: np.ndarray[Any, Any] = self.rule.make_frames(name, count, height, width)
         return frames[None]

@@ -9,26 +9,83 @@ import pytest
 import torch
 
 from data.errors import UsageError
-from models.backbones import create
+from models.backbones import Backbone, create
 from models.backbones.i3d import I3DNet, hassony2_name
+from models.backbones.machine import prepared
+
+slow = pytest.mark.slow
+
+GOLDENS = [
+    "i3d_rgb_t16_64_cheap",
+    pytest.param("i3d_rgb_t16_224", marks=slow),
+    pytest.param("i3d_flow_t16_224", marks=slow),
+    pytest.param("i3d_rgb_t25_odd", marks=slow),
+]
+"""Full-size networks of piergiaj/pytorch-i3d; `odd` has 25 frames of 199x213 and 157 classes."""
 
 
-def test_mixed_5c_and_features_equal_the_public_ones_on_filled_weights(goldens: Any) -> None:
-    meta = goldens.meta("i3d_rgb_t16_64_cheap")
-    shapes = {name: shape for name, shape, _ in meta["keys"]}
-    weights = goldens.weights(shapes, meta["weights"]["gain"])
-    backbone = create("i3d", weights, size=64, short_side=64)
-    want = goldens.outputs("i3d_rgb_t16_64_cheap")
-    for name in ("pub_a", "pub_b"):
-        frames = goldens.frames(name, 16, 64, 64)
-        batch = backbone.preprocess(torch.from_numpy(frames))
-        got = backbone.net.feature_map(batch).mean((3, 4))
-        expected = want[f"{name}/mixed_5c_spatial_mean"]
-        np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
+def loaded(goldens: Any, meta: dict[str, Any]) -> Backbone:
+    return create("i3d", goldens.state(meta), in_channels=meta["in_channels"])
+
+
+def normalised(frames: np.ndarray[Any, Any]) -> torch.Tensor:
+    """As the fixtures say it: no crop, `x / 255 * 2 - 1`, channels first."""
+    return torch.from_numpy(frames).permute(0, 4, 1, 2, 3).float() / 255 * 2 - 1
+
+
+def close(got: torch.Tensor, want: np.ndarray[Any, Any]) -> None:
+    np.testing.assert_allclose(got.detach().numpy(), want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", GOLDENS)
+def test_every_layer_feature_and_logit_equals_the_public_one(goldens: Any, case: str) -> None:
+    meta, want = goldens.meta(case), goldens.outputs(case)
+    backbone = loaded(goldens, meta)
+    net: I3DNet = backbone.net  # type: ignore[assignment]  # what I3D builds
+    for name, frames in goldens.inputs(meta).items():
+        batch = normalised(frames)
+        public = meta["endpoints"][name]
+        for (ours, out), (theirs, facts) in zip(net.endpoints(batch), public.items(), strict=True):
+            assert ours == theirs or (ours.startswith("pool") and theirs.startswith("MaxPool"))
+            assert list(out.shape) == facts["shape"]
+            statistics = [out.mean(), out.std(correction=0), out.min(), out.max()]
+            close(torch.stack(statistics), np.array(facts["mean_std_min_max"]))
+            if (corner := f"{name}/slice/{theirs}") in want:
+                close(out[0, :8, :2, :4, :4], want[corner])
+        close(out.mean((3, 4)), want[f"{name}/mixed_5c_spatial_mean"])
+        close(net.feature_map(batch), out.numpy())
+        if f"{name}/feature" in want:  # the public pool does not fit on 64 pixels
+            close(net.pooled(batch), want[f"{name}/avg_pool"])
+            close(backbone(batch), want[f"{name}/feature"])
+            close(net.classify(batch), want[f"{name}/logits"])
+
+
+def test_small_pictures_are_pooled_over_what_there_is(goldens: Any) -> None:
+    meta, want = goldens.meta(GOLDENS[0]), goldens.outputs(GOLDENS[0])
+    backbone = create("i3d", goldens.state(meta), size=64, short_side=64)
+    for name, frames in goldens.inputs(meta).items():
         # Two maps over time: the temporal pool of 2 and the mean over T' are their mean.
-        np.testing.assert_allclose(
-            backbone.encode(frames), expected.mean(axis=2), rtol=1e-4, atol=1e-4
-        )
+        mean = want[f"{name}/mixed_5c_spatial_mean"].mean(axis=2)
+        np.testing.assert_allclose(backbone.encode(frames), mean, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_prepared_for_the_machine_it_gives_the_public_features(
+    goldens: Any, precision: str
+) -> None:
+    meta, want = goldens.meta(GOLDENS[0]), goldens.outputs(GOLDENS[0])
+    ready = prepared(create("i3d", goldens.state(meta), size=64, short_side=64), precision)
+    for name, frames in goldens.inputs(meta).items():
+        got = ready.encode(frames)
+        mean = want[f"{name}/mixed_5c_spatial_mean"].mean(axis=2)
+        if precision == "float32":
+            np.testing.assert_allclose(got, mean, rtol=1e-4, atol=1e-4)
+        assert cosine(got, mean) > (0.9999999 if precision == "float32" else 0.9999)
+
+
+def cosine(one: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> float:
+    a, b = one.astype(np.float64).ravel(), other.astype(np.float64).ravel()
+    return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
 
 def test_names_follow_the_key_map(shared: Path) -> None:
@@ -46,11 +103,45 @@ def test_the_layout_of_hassony2_gives_the_same_network() -> None:
     assert loaded.weights.sha256 == made.weights.sha256
 
 
-def test_a_checkpoint_of_the_charades_classes_needs_its_number_of_classes() -> None:
-    state = create("i3d", divisor=8, classes=157).net.state_dict()
-    with pytest.raises(UsageError, match=r"logits\.conv3d\.weight is \(157.*expected \(400"):
+def test_files_of_both_public_layouts_load_without_counters(tmp_path: Path) -> None:
+    made = create("i3d", divisor=8)
+    state = made.net.state_dict()
+    old = {name: value for name, value in state.items() if not name.endswith("tracked")}
+    torch.save(old, tmp_path / "rgb_imagenet.pt")
+    torch.save({hassony2_name(k): v for k, v in state.items()}, tmp_path / "model_rgb.pth")
+    for file, layout in (("rgb_imagenet.pt", "piergiaj"), ("model_rgb.pth", "hassony2")):
+        loaded = create("i3d", tmp_path / file, divisor=8)
+        assert (loaded.weights.layout, loaded.weights.source) == (layout, file)
+        assert loaded.weights.sha256 == made.weights.sha256
+
+
+def test_the_classes_of_published_checkpoints_need_not_be_said() -> None:
+    for classes in (157, 400):
+        state = create("i3d", divisor=8, classes=classes).net.state_dict()
+        loaded = create("i3d", state, divisor=8)
+        assert loaded.net.classify(torch.zeros(1, 3, 16, 32, 32)).shape == (1, classes, 1)
+        assert torch.equal(
+            loaded.net.state_dict()["logits.conv3d.weight"], state["logits.conv3d.weight"]
+        )
+
+
+def test_other_numbers_of_classes_are_errors_until_they_are_said() -> None:
+    state = create("i3d", divisor=8, classes=101).net.state_dict()
+    said = r"logits\.conv3d\.weight is \(101, .*expected 400 or 157 classes: .* has 101 classes"
+    with pytest.raises(UsageError, match=said):
         create("i3d", state, divisor=8)
-    create("i3d", state, divisor=8, classes=157)
+    with pytest.raises(UsageError, match=r"expected 157 classes.*or classes=101"):
+        create("i3d", state, divisor=8, classes=157)
+    with pytest.raises(UsageError, match="expected no classifier"):
+        create("i3d", state, divisor=8, classes=0)
+    assert create("i3d", state, divisor=8, classes=101).weights.kind == "file"
+
+
+def test_windows_too_short_for_the_last_pool_are_refused() -> None:
+    backbone = create("i3d", divisor=8, classes=0)
+    assert backbone(torch.zeros(1, 3, 9, 32, 32)).shape == (1, 128)
+    with pytest.raises(ValueError, match="at least 9 frames, got 8"):
+        backbone(torch.zeros(1, 3, 8, 32, 32))
 
 
 @pytest.mark.parametrize(("frames", "maps"), [(16, 1), (24, 2), (25, 3), (50, 6), (64, 7)])
