@@ -13,6 +13,7 @@ from data.annotations.leakage import LEAKS, Seen
 from data.annotations.lint import lint, read_sheet, sheet_of
 from data.annotations.types import Annotation
 from data.errors import StoreError, UsageError
+from data.interop.lengths import imported_lengths
 from data.store import Store
 from data.store.files import size_of
 from data.store.place import Place, anchored, place_of, text_of
@@ -30,12 +31,14 @@ __all__ = [
 
 
 def lengths_in(store: Store) -> dict[str, float]:
-    """Length in seconds of each video as the pipeline measured it; {} where it did not.
+    """Length in seconds of each video as the pipeline measured it, else as the imported feature
+    files say by their number of rows; nothing of videos that have neither.
 
     Raises:
         StoreError: the catalogue of the videos is damaged.
     """
-    return {id: entry.facts.duration_s for id, entry in store.catalogue().items()}
+    measured = {id: entry.facts.duration_s for id, entry in store.catalogue().items()}
+    return imported_lengths(store) | measured
 
 
 def faults_told(sheet: Sheet, command: str) -> str | None:

@@ -13,10 +13,12 @@ from data.store.place import Place
 from data.store.types import SCHEMA_VERSION, Recipe, Schema, StreamSpec
 
 __all__ = [
+    "IMPORT",
     "STREAM_DTYPES",
     "check_schema",
     "check_schema_version",
     "differences",
+    "is_import",
     "load_recipe",
     "recipe_from_json",
     "save_recipe",
@@ -24,6 +26,9 @@ __all__ = [
 
 STREAM_DTYPES = ("float16", "float32", "float64", "int32", "int64", "uint8")
 """Types that a stage may declare."""
+
+IMPORT = "import"
+"""Parameter that only recipes of imported rows have: what was imported (`data.interop`)."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _MAX_ROW_SIZE = 1 << 24
@@ -102,6 +107,11 @@ def save_recipe(folder: Place, recipe: Recipe) -> None:
     check_schema(recipe)
     text = json.dumps(recipe.to_json(), indent=2, sort_keys=True, ensure_ascii=False)
     atomic_write(folder / "recipe.json", text.encode() + b"\n")
+
+
+def is_import(recipe: Recipe) -> bool:
+    """Whether rows under this recipe were imported, not made by a stage."""
+    return IMPORT in recipe.params
 
 
 def differences(before: Any, after: Any, name: str = "") -> str:
