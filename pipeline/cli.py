@@ -27,6 +27,7 @@ from data.video import list_videos
 from pipeline.config import PipelineConfig, load_pipeline_config
 from pipeline.engine.stop import StopFlag
 from pipeline.engine.types import EngineLostError
+from pipeline.interop_commands import interop_commands
 from pipeline.options import (
     DEFAULT_CONFIG,
     ConfigOption,
@@ -48,11 +49,14 @@ from pipeline.options import (
 from pipeline.progress import Progress
 from pipeline.run import Result, Run, look, ray_or_inline
 from pipeline.store_commands import store_commands
+from pipeline.weights_command import weights_commands
 
 __all__ = ["app", "main"]
 
 app = program("pipeline", "Turn videos and queries into features, captions, narratives and events.")
 app.add_typer(store_commands)
+app.add_typer(interop_commands)
+app.add_typer(weights_commands, name="weights")
 
 
 @app.command()
@@ -109,11 +113,18 @@ def plan(
     limit: LimitOption = None,
     retry_failed: RetryOption = False,
     as_json: JsonOption = False,
+    timed: Annotated[
+        bool,
+        typer.Option(
+            "--measure/--no-measure",
+            help="Decode and encode seconds of three videos, to say how fast and how many workers.",
+        ),
+    ] = True,
 ) -> None:
-    """Show what `run` would do and why; changes nothing."""
+    """Show what `run` would do and why, and how fast; changes nothing."""
     loaded = load_pipeline_config(config, [*(set_ or []), *overrides(store)])
     view = look(loaded, stage or [], limit)
-    made = plan_of(view, retry_failed)
+    made = plan_of(view, retry_failed, loaded if timed else None)
     if as_json:
         tell(json.dumps(made.to_json(), indent=2))
         return
@@ -121,6 +132,9 @@ def plan(
     for note in view.notes:
         console.print(note, soft_wrap=True)
     console.print(made.table())
+    for speed in made.speeds:
+        for sentence in speed.sentences:
+            console.print(sentence, soft_wrap=True)
     if made.unhashed:
         console.print(
             f"{len(made.unhashed):,} videos to do are known to the store, but their files were not "
@@ -180,11 +194,15 @@ def demo(
 
 @app.command()
 @answered
-def doctor(as_json: JsonOption = False) -> None:
-    """Check this environment; exit code 1 if something needed is missing."""
+def doctor(
+    config: ConfigOption = DEFAULT_CONFIG, set_: SetOption = None, as_json: JsonOption = False
+) -> None:
+    """Check this environment and a config's weights; exit code 1 if something needed is missing."""
     from pipeline.doctor import doctor_table, examine
 
-    checks = examine()
+    # Before there is a config, the environment can be looked at all the same.
+    nothing = config == DEFAULT_CONFIG and not config.is_file() and not set_
+    checks = examine(None if nothing else load_pipeline_config(config, set_ or []))
     if as_json:
         tell(json.dumps([check.to_json() for check in checks], indent=2))
     else:
@@ -231,6 +249,8 @@ def _summarise(
     if not result.worked:
         say("nothing to do")
     console.print(_result_table(result))
+    for names, time in result.times:
+        say(f"time of the workers of {', '.join(names)}: {time.sentence}")
     if result.partial:
         named = [f"{id_} ({count} packets)" for id_, count in result.partial.items()]
         say(

@@ -24,6 +24,7 @@ from data.config import Group, load_config, parse_config
 from data.errors import UsageError
 from data.store.place import PlaceOption, is_url
 from data.video.limits import DEFAULT_LIMITS, VideoLimits
+from models.zoo import in_hub, is_named
 from pipeline.engine.limits import ATTEMPTS
 from pipeline.stage import STAGES, StageContext
 
@@ -66,6 +67,10 @@ class DecodeLimits(Group):
     max_frames: int = Field(DEFAULT_LIMITS.max_frames, ge=1, description="Frames of a file.")
     max_fps: float = Field(DEFAULT_LIMITS.max_fps, gt=0, description="Frames per second.")
     max_streams: int = Field(DEFAULT_LIMITS.max_streams, ge=1, description="Streams of a file.")
+    max_channels: int = Field(DEFAULT_LIMITS.max_channels, ge=1, description="Of its sound.")
+    max_rate_hz: int = Field(
+        DEFAULT_LIMITS.max_rate_hz, ge=1, description="Samples per second of its sound."
+    )
     memory_mb: int = Field(
         DEFAULT_LIMITS.memory_mb, ge=0, description="MiB of a decoding process; 0: no limit."
     )
@@ -288,9 +293,16 @@ def _anchor_options(name: str, section: Any, folder: Path) -> Any:
     fields = STAGES.get(name).Options.model_fields
     paths = {key for key, field in fields.items() if "Path" in str(field.annotation)}
     return {
-        key: str(folder / value) if key in paths and isinstance(value, str) else value
+        key: _anchor_path(value, folder) if key in paths and isinstance(value, str) else value
         for key, value in section.items()
     }
+
+
+def _anchor_path(value: str, folder: Path) -> str:
+    """A name of weights (`zoo:…`, `hf:…`, `ORG/NAME` that is in the cache) is no path."""
+    if is_named(value) or (not (folder / value).exists() and in_hub(value)):
+        return value
+    return str(folder / value)
 
 
 def _without_nulls(stages: Any) -> Any:

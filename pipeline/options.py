@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -21,6 +22,7 @@ from data.terminal import plain_console
 from pipeline.config import PipelineConfig, load_pipeline_config
 from pipeline.plan import Plan, make_plan
 from pipeline.run import View
+from pipeline.speeds import machine_of, speeds_of
 from pipeline.survey import Ledger, survey
 
 __all__ = [
@@ -112,8 +114,14 @@ def opening() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def plan_of(view: View, retry_failed: bool) -> Plan:
-    """What `run` would do."""
+def plan_of(view: View, retry_failed: bool, timed: PipelineConfig | None = None) -> Plan:
+    """What `run` would do; with the config as `timed` also how fast, which is measured."""
     ledger = Ledger(open_store(view.store) if is_there(view.store) else None)
     names = frozenset(view.program.recipes) if retry_failed else frozenset()
-    return make_plan(survey(view.program, view.corpus, ledger, retry=names), ledger)
+    inventory = survey(view.program, view.corpus, ledger, retry=names)
+    made = make_plan(inventory, ledger)
+    if timed is None:
+        return made
+    wanted = timed.engine.workers
+    workers = None if wanted == "auto" else wanted
+    return replace(made, speeds=speeds_of(inventory, ledger, lambda: machine_of(timed), workers))

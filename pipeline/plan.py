@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from data.terminal import new_table
+from pipeline.speeds import Speed
 from pipeline.survey import Inventory, Ledger, Survey
 
 __all__ = ["Line", "Plan", "make_plan"]
@@ -66,11 +67,13 @@ class Plan:
         damage: shards that cannot be read.
         unhashed: videos that the store knows, and whose files this machine has not hashed yet:
             nobody can say before that whether their rows are those of these files.
+        speeds: how fast the stages over frames are that have something to do; () if not measured.
     """
 
     lines: tuple[Line, ...]
     damage: tuple[str, ...] = ()
     unhashed: tuple[str, ...] = ()
+    speeds: tuple[Speed, ...] = ()
 
     @property
     def missing(self) -> int:
@@ -83,6 +86,7 @@ class Plan:
             "stages": [asdict(line) for line in self.lines],
             "damage": list(self.damage),
             "unhashed": list(self.unhashed),
+            "speeds": [each.to_json() for each in self.speeds],
         }
 
     def table(self) -> Table:

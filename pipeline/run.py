@@ -10,20 +10,24 @@ from typing import Protocol
 
 from data.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_QUARANTINE, EXIT_WRONG
 from data.store import CatalogueEntry, Failure, Store
+from data.store.recipes import is_import
 from data.video.types import VideoFacts
 from pipeline.config import PipelineConfig
 from pipeline.engine.exposure import warning
 from pipeline.engine.limits import Limits
 from pipeline.engine.scheduler import Scheduler
+from pipeline.engine.spent import TimeOfWorkers
 from pipeline.engine.stop import StopFlag
 from pipeline.engine.tally import Tally, Watcher
 from pipeline.engine.types import Executor, Job, StageSetupError, Unit, unit_of
 from pipeline.handout import HandOut
 from pipeline.heal import Healer
+from pipeline.measure import samples_of
 from pipeline.plan import Plan, make_plan
 from pipeline.program import PROBE, Program
 from pipeline.stage import Item, StageSet
 from pipeline.survey import Inventory, Ledger, facts_from_row, survey, tasks_of
+from pipeline.throughput import usable_cpus
 from pipeline.view import View, look
 
 __all__ = ["Result", "Run", "StageWatcher", "View", "look"]
@@ -58,6 +62,7 @@ class Result:
         unread: why rows that a stage reads could not be read in the end; "" if they could.
         interrupted: whether the run was asked to stop before its end.
         worked: whether there was anything to do.
+        times: where the time of the workers went, for each set of stages that had work.
     """
 
     plan: Plan
@@ -69,6 +74,7 @@ class Result:
     unread: str = ""
     interrupted: bool = False
     worked: bool = False
+    times: list[tuple[tuple[str, ...], TimeOfWorkers]] = field(default_factory=list)
 
     @property
     def exit_code(self) -> int:
@@ -113,6 +119,7 @@ class Run:
         )
         self.ledger = Ledger(self.store)
         self.broken: dict[str, str] = {}
+        self.times: list[tuple[tuple[str, ...], TimeOfWorkers]] = []
         self._make_executor = make_executor
         self._executor: Executor | None = None
         self._healer = Healer(self.store, watcher)
@@ -206,7 +213,11 @@ class Run:
                 log.forget(key for key in again if (key.id, key.content, key.part) in known)
             total = sum(map(len, one.todo.values()))
             self.watcher.begin(one.stage.name, total, one.count("present"))
-        job = self._job(stages, inventory)
+        todo = {id_ for one in surveys for id_ in one.todo}
+        samples = samples_of([each for each in inventory.videos if each.key.id in todo])
+        job, told = executor.fit(self._job(stages, inventory), samples)
+        if told:
+            self.watcher.note(told)
         scheduler = Scheduler(
             job,
             executor,
@@ -227,6 +238,7 @@ class Run:
         tally = scheduler.run(
             due.only(tasks_of(stages, inventory, self.ledger)), min(room, most), most
         )
+        self.times.append((stages.names, tally.time))
         self._take_note(tally, due.changed)
         for one in surveys:
             self.watcher.end(one.stage.name)
@@ -310,7 +322,17 @@ class Run:
             # A recipe that readers are sent to must be there before its first row.
             self.store.writer(recipe)
         if news:
+            for name in news.keys() & current.keys():
+                self._note_import(name, current[name])
             self.store.set_current({name: recipe.id for name, recipe in news.items()})
+
+    def _note_import(self, stage: str, before: str) -> None:
+        """Say so where readers are sent away from rows that somebody imported."""
+        if before in self.store.recipes(stage) and is_import(self.store.recipe(stage, before)):
+            self.watcher.note(
+                f"readers of '{stage}' were sent to imported rows ({before}); now to those of this "
+                "run (the others stay until `pipeline gc`)"
+            )
 
     def _update_catalogue(self, inventory: Inventory) -> None:
         """Enter the probed videos that the catalogue lacks."""
@@ -346,6 +368,7 @@ class Run:
             unread=self._unread,
             interrupted=bool(self.stop),
             worked=worked,
+            times=self.times,
         )
 
     def _facts_of_videos(self, inventory: Inventory) -> dict[str, VideoFacts]:
@@ -389,7 +412,7 @@ def _logical_cpus(config: PipelineConfig, program: Program) -> int:
         return config.engine.cpus
     workers = 1 if config.engine.workers == "auto" else config.engine.workers
     widest = max(stage.resources.cpus for stage in program.stages)
-    return max(os.cpu_count() or 1, math.ceil(widest * workers))
+    return max(usable_cpus(), math.ceil(widest * workers))
 
 
 def _facts(entry: CatalogueEntry | None) -> VideoFacts | None:

@@ -41,11 +41,14 @@ STAGES: Registry[type[Stage]] = Registry("stage")
 
 @dataclass(frozen=True)
 class Resources:
-    """What one worker of a stage needs. `gpus` may be a fraction: several workers share a GPU."""
+    """What one worker of a stage needs. `gpus` may be a fraction: several workers share a GPU;
+    `auto_gpus` leaves that fraction to the engine.
+    """
 
     cpus: float = 1.0
     gpus: float = 0.0
     memory_mb: int = 0
+    auto_gpus: bool = False
 
 
 @dataclass(frozen=True)
@@ -231,6 +234,19 @@ class StageSet:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "names", tuple(stage.name for stage in self.stages))
+
+    @property
+    def resources(self) -> Resources:
+        """What one worker needs, those GPUs not counted that are left to the engine: the stages
+        take turns, GPU and other memory add up.
+        """
+        each = [stage.resources for stage in self.stages]
+        return Resources(
+            cpus=max(one.cpus for one in each),
+            gpus=sum(one.gpus for one in each),
+            memory_mb=sum(one.memory_mb for one in each),
+            auto_gpus=any(one.auto_gpus for one in each),
+        )
 
     @staticmethod
     def group(stages: Iterable[Stage]) -> list[StageSet]:

@@ -13,6 +13,7 @@ from rich.table import Table
 from data.store import StageReader, Store
 from data.store.compact import TARGET_BYTES
 from data.store.files import Entry, list_folder
+from data.store.recipes import is_import
 from data.store.upkeep import SET_ASIDE, is_shard, put_aside
 from data.terminal import new_table
 from pipeline.plan import Plan
@@ -41,6 +42,7 @@ class StageStatus:
         damaged: shards that cannot be read.
         other_recipes: recipes that are kept beside the current one.
         last_write: time of the newest shard, ISO 8601, of the machine's clock; None without shards.
+        imported: whether the rows come from files of others (`pipeline import`).
     """
 
     stage: str
@@ -54,11 +56,12 @@ class StageStatus:
     damaged: int
     other_recipes: int
     last_write: str | None
+    imported: bool = False
 
     @property
     def remarks(self) -> list[str]:
         """What a maintainer may want to do about it, with the command."""
-        remarks = []
+        remarks = ["imported"] if self.imported else []
         if self.failed:
             remarks.append(f"{self.failed} failed: `pipeline failures --stage {self.stage}`")
         if self.damaged:
@@ -145,6 +148,7 @@ def _stage(store: Store, name: str, recipe: str, plan: Plan | None) -> StageStat
         damaged=len(reader.problems),
         other_recipes=len([each for each in store.recipes(name) if each != recipe]),
         last_write=_newest(shards),
+        imported=recipe in store.recipes(name) and is_import(store.recipe(name, recipe)),
     )
 
 

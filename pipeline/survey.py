@@ -9,7 +9,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 from data.store import CatalogueEntry, Failure, ItemKey, Recipe, StageReader, Store
 from data.store.place import Place
-from data.store.recipes import differences
+from data.store.recipes import differences, is_import
 from data.store.records import FileHashes
 from data.video.types import VideoFacts
 from pipeline.corpus import Corpus
@@ -116,6 +116,8 @@ class Ledger:
         if current == recipe.id or current not in self.store.recipes(recipe.stage):
             return ""
         before = self.store.recipe(recipe.stage, current)
+        if is_import(before):
+            return f"imported rows ({current}) are read until these are complete"
         return differences(before.to_json(), recipe.to_json())
 
 

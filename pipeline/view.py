@@ -19,7 +19,7 @@ from pipeline.corpus import Corpus, query_items
 from pipeline.program import Program
 from pipeline.stage import STAGES
 
-__all__ = ["View", "look", "share_of"]
+__all__ = ["View", "look", "read_annotations", "share_of"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def look(
     """
     if config.store is None:
         raise UsageError("no store is given; add `store: FOLDER` to the config, or --set store=...")
-    annotations = _read_annotations(config)
+    annotations = read_annotations(config)
     mending = _mending(annotations, config)
     options = config.stage_options
     left_out = () if asked or annotations else _over_queries(options)
@@ -139,7 +139,8 @@ def _list_videos(config: PipelineConfig) -> tuple[Video, ...]:
     return list_videos(config.videos.root).videos
 
 
-def _read_annotations(config: PipelineConfig) -> dict[str, list[Annotation]]:
+def read_annotations(config: PipelineConfig) -> dict[str, list[Annotation]]:
+    """The annotations that a config names, by split; UsageError for what cannot be used."""
     name = config.annotations_format or dataset_of(config.dataset).name
     splits = {split: load_annotations(name, path) for split, path in config.annotations.items()}
     for split, rows in splits.items():

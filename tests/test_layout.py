@@ -20,6 +20,7 @@ PACKAGES = ("pipeline", "models", "data", "training")
 TRAINER = ("training", "models/retrieval", "data/store", "data/annotations", "data/dataset.py")
 PIPELINE = ("pipeline", "models", "data")
 DISTRIBUTIONS = {
+    "cv2": "opencv-contrib-python-headless",
     "upath": "universal_pathlib",
     "yaml": "pyyaml",
     "PIL": "pillow",
@@ -89,7 +90,7 @@ def test_console_commands_are_pipeline_and_trainer(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extras", "sources"), [(("trainer", "cqval"), TRAINER), (("pipeline",), PIPELINE)]
+    ("extras", "sources"), [(("trainer", "cqval"), TRAINER), (("pipeline", "flow"), PIPELINE)]
 )
 def test_each_program_lists_what_it_imports(
     extras: tuple[str, ...], sources: tuple[str, ...], root: Path

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from pipeline.engine.types import Event, Failed, Finished, Job, Ready, Report, Task
 from pipeline.engine.work import Worker
+from pipeline.stage import Item
 
 __all__ = ["InlineExecutor"]
 
@@ -22,6 +23,11 @@ class InlineExecutor:
     def __init__(self) -> None:
         self._workers: dict[int, Worker] = {}
         self._calls: deque[tuple[int, Callable[[], Event]]] = deque()
+
+    def fit(self, job: Job, samples: Sequence[Item]) -> tuple[Job, str]:
+        """As it is: the one worker has what there is."""
+        del samples
+        return job, ""
 
     def capacity(self, job: Job) -> int:
         """One: there is one process."""

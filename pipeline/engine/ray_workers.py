@@ -16,8 +16,9 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from data.errors import UsageError
@@ -33,7 +34,9 @@ from pipeline.engine.types import (
     Task,
 )
 from pipeline.engine.work import Worker
-from pipeline.stage import Resources
+from pipeline.measure import can_be_measured, measure
+from pipeline.stage import Item, Resources
+from pipeline.throughput import Machine, Rates, lay_out, usable_cpus
 
 __all__ = ["RayExecutor", "RayWorker", "needs_of"]
 
@@ -45,6 +48,9 @@ _CONNECT_S = 10.0
 _JOIN_S = 60.0
 
 _LOOPBACK = re.compile(r"^(ray://)?(127\.|localhost:|\[::1\]:)")
+
+_MEASURE_S = 300.0
+"""Longest time for the start of networks and their measurement, and for a GPU to become free."""
 
 _PULSE_S = 1.0
 """How often the processes of a local Ray are looked at."""
@@ -71,7 +77,7 @@ class RayExecutor:
     Args:
         address: address of a cluster; None means that of `RAY_ADDRESS` (set inside `ray job
             submit` and KubeRay), else a local Ray without dashboard.
-        cpus: logical CPUs of a local Ray; None means as many as the machine has.
+        cpus: logical CPUs of a local Ray; None means as many as this process may use.
         workers: workers per stage set; None means as many as fit.
 
     Raises:
@@ -107,6 +113,56 @@ class RayExecutor:
         self._owns_cluster = self._owns_ray and address is None
         if self._owns_ray:
             _connect(address, cpus)
+
+    @property
+    def machine(self) -> Machine:
+        """What the cluster has now."""
+        there = self._ray.cluster_resources()
+        memory_mb = int(there.get("memory", 0.0) / 2**20)
+        return Machine(there.get("CPU", 0.0), int(there.get("GPU", 0.0)), memory_mb)
+
+    def fit(self, job: Job, samples: Sequence[Item]) -> tuple[Job, str]:
+        """With `gpus: auto`, measure on a worker how many workers a GPU can hold and feed."""
+        measurable = bool(samples) and can_be_measured(job.stages)
+        # Without any GPU `capacity` says what is missing.
+        if not (job.stages.resources.auto_gpus and measurable and self.machine.gpus):
+            return job, ""
+        names = ", ".join(job.stages.names)
+        try:
+            rates = self._measured(job, samples)
+        except self._ray.exceptions.RayError as error:
+            # What is wrong with a stage is told when its workers are set up.
+            why = str(getattr(error, "cause", None) or error).splitlines()[0]
+            rates = Rates(decode_x=1.0)
+            told = f"{names}: could not be measured ({why})"
+        else:
+            told = f"{names}: {rates.sentence}"
+        needs = job.stages.resources
+        layout = lay_out(
+            self.machine,
+            rates,
+            cpus=needs.cpus,
+            memory_mb=needs.memory_mb,
+            workers=self._wanted,
+        )
+        share = layout.gpu_share or 1.0
+        return replace(job, gpu_share=share), f"{told}; gpus: {share:g} for each worker"
+
+    def _measured(self, job: Job, samples: Sequence[Item]) -> Rates:
+        # max_calls: its process ends, and with it what it holds of the GPU.
+        options = {
+            "num_cpus": job.stages.resources.cpus,
+            "num_gpus": 1,
+            "max_calls": 1,
+            "max_retries": 0,
+        }
+        call = self._ray.remote(**options)(measure).remote(job.stages, samples)
+        try:
+            rates: Rates = self._ray.get(call, timeout=_MEASURE_S)
+        except self._ray.exceptions.GetTimeoutError:
+            self._ray.cancel(call, force=True)
+            raise
+        return rates
 
     def capacity(self, job: Job) -> int:
         """How many workers fit into the cluster as it is now.
@@ -260,13 +316,10 @@ class RayExecutor:
 
 
 def needs_of(job: Job) -> Resources:
-    """What one worker of a stage set needs: the stages take turns, GPU memory adds up."""
-    each = [stage.resources for stage in job.stages.stages]
-    return Resources(
-        cpus=max(one.cpus for one in each),
-        gpus=_whole_or_fraction(sum(one.gpus for one in each)),
-        memory_mb=sum(one.memory_mb for one in each),
-    )
+    """What one worker of a job needs; stages that leave their GPUs to the engine share one part."""
+    needs = job.stages.resources
+    shared = job.gpu_share if needs.auto_gpus else 0.0
+    return replace(needs, gpus=_whole_or_fraction(needs.gpus + shared))
 
 
 def _whole_or_fraction(gpus: float) -> float:
@@ -323,7 +376,7 @@ def _start_local(cpus: int | None) -> None:
     try:
         ray.init(
             address="local",
-            num_cpus=cpus or os.cpu_count() or 1,
+            num_cpus=cpus or usable_cpus(),
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,

@@ -249,9 +249,20 @@ class Scheduler:
         return any(map(self._blame.is_suspect, task.units))
 
     def _begin(self, seat: Seat, doing: str, seconds: float) -> None:
-        seat.doing = doing
+        now = time.monotonic()
+        if seat.doing == "idle":
+            self.tally.time.idle_s += now - seat.since
+        seat.doing, seat.began = doing, now
         seat.allowed_s = seconds
-        seat.deadline = time.monotonic() + seconds
+        seat.deadline = now + seconds
+
+    def _account(self, seat: Seat) -> None:
+        """A worker did what it was told: how long that took."""
+        seconds = time.monotonic() - seat.began
+        if seat.doing == "starting":
+            self.tally.time.starting_s += seconds
+        else:
+            self.tally.time.calls_s += seconds
 
     def _start(self, number: int) -> None:
         seat = self._seats[number] = Seat()
@@ -262,6 +273,8 @@ class Scheduler:
         if self.stop:
             self.tally.interrupted = True
         seat = self._seats.pop(number)
+        if seat.doing == "idle":
+            self.tally.time.idle_s += time.monotonic() - seat.since
         self.executor.kill(number)
         if seat.held:
             with suppress(StorylineError):
@@ -308,8 +321,10 @@ class Scheduler:
         self._barren[seat.doing] = 0
         if seat.doing == "working":
             self._gusts[event.worker] = 0
+        self._account(seat)
         seat.doing, seat.since = "idle", time.monotonic()
         if isinstance(event, Finished):
+            self.tally.time.spent += event.report.spent
             self._book(seat, event.report)
         seat.task = None
 

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from pipeline.engine.spent import TimeOfWorkers
 from pipeline.engine.types import Task, Unit
 from pipeline.stage import Item
 
@@ -37,6 +38,7 @@ class Tally:
         changed: ids whose file was replaced while they were worked on.
         interrupted: whether work was left because of the wish to stop.
         bytes: size of the shards.
+        time: where the time of the workers went.
     """
 
     stored: Counter[str] = field(default_factory=Counter)
@@ -47,6 +49,7 @@ class Tally:
     changed: set[str] = field(default_factory=set)
     interrupted: bool = False
     bytes: int = 0
+    time: TimeOfWorkers = field(default_factory=TimeOfWorkers)
 
 
 @dataclass
@@ -62,6 +65,7 @@ class Seat:
         allowed_s: seconds that it had for that.
         held: rows that are computed and not on disk.
         since: `time.monotonic()` of its last answer.
+        began: `time.monotonic()` at which it began what it does.
     """
 
     doing: str = "starting"
@@ -71,3 +75,4 @@ class Seat:
     allowed_s: float = 0.0
     held: dict[Unit, Item] = field(default_factory=dict)
     since: float = 0.0
+    began: float = 0.0

@@ -7,8 +7,8 @@ writes the shard itself, the driver gets keys and shard names.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
 
@@ -16,6 +16,7 @@ from data.errors import StorylineError
 from data.store import ShardRef
 from data.store.place import Place
 from data.store.types import ItemKey, Recipe
+from pipeline.engine.spent import Spent
 from pipeline.stage import Item, StageSet
 
 __all__ = [
@@ -98,6 +99,7 @@ class Job:
         store: folder of the store, here or remote.
         shard_bytes: a shard is written when its rows reach this size.
         commit_every_s: a shard is written when its oldest row is this old.
+        gpu_share: GPUs of one worker, where its stages leave that to the engine (`gpus: auto`).
     """
 
     stages: StageSet
@@ -106,6 +108,7 @@ class Job:
     store: Place
     shard_bytes: int
     commit_every_s: float
+    gpu_share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -180,11 +183,13 @@ class Report:
         outcomes: one per unit of the task.
         shards: shards that were written; they name the keys that are durable now.
         hashes: media files that this worker hashed.
+        spent: where the time of the call went.
     """
 
     outcomes: tuple[Outcome, ...] = ()
     shards: tuple[ShardRef, ...] = ()
     hashes: tuple[FileHash, ...] = ()
+    spent: Spent = field(default_factory=Spent)
 
 
 @dataclass(frozen=True)
@@ -232,6 +237,12 @@ Event: TypeAlias = Ready | Finished | Failed | Crashed
 
 class Executor(Protocol):
     """Where workers live. One call per worker is in flight; a killed worker is silent."""
+
+    def fit(self, job: Job, samples: Sequence[Item]) -> tuple[Job, str]:
+        """The job with the GPU share of its workers, and a sentence how that was found ("": it
+        was not looked for). May measure the stages on the samples, which takes some seconds.
+        """
+        ...
 
     def capacity(self, job: Job) -> int:
         """How many workers of this job fit; UsageError if not even one ever can."""

@@ -11,14 +11,15 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from data.errors import DamageError, InputError, StoreError, UsageError
 from data.store import ItemKey, Row, ShardRef, ShardWriter, StageReader, Store
-from data.video.types import FrameRequest, Window
+from data.video.types import SoundWindow, Window
 from pipeline.engine.content import Watch, read_content, stamp_of
+from pipeline.engine.spent import Stopwatch
 from pipeline.engine.types import (
     UNKNOWN_CONTENT,
     FileHash,
@@ -29,7 +30,7 @@ from pipeline.engine.types import (
     Task,
     UpstreamError,
 )
-from pipeline.stage import FrameStage, Item, RowStage
+from pipeline.stage import FrameStage, Item, RowStage, SoundStage
 
 if TYPE_CHECKING:
     from data.video import IsolatedDecoder
@@ -58,6 +59,7 @@ class Worker:
         self._oldest: dict[str, float] = {}
         self._present: dict[str, frozenset[ItemKey]] = {}
         self._decoder: IsolatedDecoder | None = None
+        self._clock = Stopwatch()
 
     def setup(self) -> None:
         """Open the store and build the networks.
@@ -67,6 +69,8 @@ class Worker:
         """
         self._store = Store.open(self.job.store)
         self._inputs = StoreInputs(self._store, self.job.upstream)
+        if any(isinstance(each, FrameStage) for each in self._stages.values()):
+            self._open_decoder().warm()  # it starts while the networks are built
         for name, stage in self._stages.items():
             try:
                 stage.setup()
@@ -82,12 +86,14 @@ class Worker:
             StageSetupError: what the user asked of a stage cannot be had.
             OSError, StoreError: the store cannot be written.
         """
+        self._clock.begin()
         outcomes: list[Outcome] = []
         hashes: list[FileHash] = []
         for item in task.items:
             watch = Watch(item)
             try:
-                known, read = _with_content(item)
+                with self._clock.on("files"):
+                    known, read = _with_content(item)
             except InputError as error:
                 outcomes += [_outcome(stage, item.key, error) for stage in task.stages]
                 continue
@@ -99,7 +105,8 @@ class Worker:
             outcomes += [Outcome(name, known.key, "present") for name in there]
             rest = [name for name in task.stages if name not in there]
             outcomes += self._run_item(known, rest, upcoming, watch)
-        return Report(tuple(outcomes), tuple(self._write_due()), tuple(hashes))
+        shards = tuple(self._write_due())
+        return Report(tuple(outcomes), shards, tuple(hashes), self._clock.take())
 
     def flush(self) -> Report:
         """Write everything that is held.
@@ -107,7 +114,9 @@ class Worker:
         Raises:
             OSError, StoreError: the store cannot be written.
         """
-        return Report(shards=tuple(self._write(list(self._writers))))
+        self._clock.begin()
+        shards = tuple(self._write(list(self._writers)))
+        return Report(shards=shards, spent=self._clock.take())
 
     def close(self) -> None:
         """Release the decoder and what the stages hold."""
@@ -119,8 +128,9 @@ class Worker:
     def _stored(self, stage: str) -> frozenset[ItemKey]:
         """What was stored of a stage when its first file of unknown content came."""
         if stage not in self._present:
-            reader = self._store.reader(stage, self.job.recipes[stage].id, strict=False)
-            self._present[stage] = reader.keys()
+            with self._clock.on("store"):
+                reader = self._store.reader(stage, self.job.recipes[stage].id, strict=False)
+                self._present[stage] = reader.keys()
         return self._present[stage]
 
     # --- one item
@@ -133,8 +143,11 @@ class Worker:
         self._inputs.turn_to(item.key)
         for name in stages:
             stage = self._stages[name]
+            if isinstance(stage, SoundStage):
+                results[name] = self._sound_row(item, stage)
             if isinstance(stage, RowStage):
-                results[name] = _attempt(stage.process, item, self._inputs)
+                with self._clock.on("stage"):
+                    results[name] = _attempt(stage.process, item, self._inputs)
         if watch.changed:
             return [_changed(name, item) for name in stages]
         return [self._keep(name, item.key, results[name]) for name in stages]
@@ -162,23 +175,42 @@ class Worker:
         """One decode of the item's video for all `stages`."""
         if item.video is None:
             raise ValueError(f"item {item.key.id} goes to stages over frames and has no video")
-        passes = [_Pass(stage, item) for stage in stages]
+        passes = [_Pass(stage, item, self._clock) for stage in stages]
         requests = [each.request for each in passes if each.request is not None]
         by_name = {each.stage.name: each for each in passes}
         if requests:
             try:
                 decoder = self._open_decoder()
-                for count, window in enumerate(decoder.windows(item.video, requests)):
-                    if count == 0:
-                        # Not before the first window: it would take the place of an own prefetch.
-                        self._prefetch(decoder, upcoming)
-                    by_name[window.request].take(window)
-                    if all(each.error for each in passes):
-                        break
+                decoding = self._clock.over("decoder", decoder.windows(item.video, requests))
+                with closing(decoding) as windows:
+                    for count, window in enumerate(windows):
+                        if count == 0:
+                            # Not before the first window: it would take the place of an own one.
+                            self._prefetch(decoder, upcoming)
+                        by_name[window.request].take(window)
+                        if all(each.error for each in passes):
+                            break
             except Exception as error:
                 for each in passes:
                     each.error = each.error or error
         return {each.stage.name: each.result() for each in passes}
+
+    def _sound_row(self, item: Item, stage: SoundStage) -> Row | Exception:
+        """The sound of the item's video for one stage."""
+        if item.video is None:
+            raise ValueError(f"item {item.key.id} goes to a stage over sound and has no video")
+        share = _Pass(stage, item, self._clock)
+        if share.request is not None:
+            try:
+                sounds = self._open_decoder().sounds(item.video, share.request)
+                with closing(self._clock.over("decoder", sounds)) as windows:
+                    for window in windows:
+                        share.take(window)
+                        if share.error:
+                            break
+            except Exception as error:
+                share.error = share.error or error
+        return share.result()
 
     def _open_decoder(self) -> IsolatedDecoder:
         if self._decoder is None:
@@ -198,7 +230,8 @@ class Worker:
         if upcoming is None or upcoming.items[0].video is None:
             return
         item = upcoming.items[0]
-        passes = [_Pass(s, item) for s in self._stages.values() if s.name in upcoming.stages]
+        stages = [each for each in self._stages.values() if each.name in upcoming.stages]
+        passes = [_Pass(each, item, self._clock) for each in stages]
         requests = [each.request for each in passes if each.request is not None]
         if requests:
             decoder.prefetch(upcoming.items[0].video, requests)
@@ -217,7 +250,8 @@ class Worker:
         )
 
     def _write(self, names: Sequence[str]) -> list[ShardRef]:
-        written = [self._flush(self._writers[name]) for name in names]
+        with self._clock.on("store"):
+            written = [self._flush(self._writers[name]) for name in names]
         for name in names:
             self._oldest.pop(name, None)
         return [shard for shard in written if shard is not None]
@@ -237,16 +271,17 @@ class _Pass:
 
     stage: Any
     item: Item
-    request: FrameRequest | None = None
+    clock: Stopwatch
+    request: Any = None
     error: Exception | None = None
-    waiting: list[Window] = field(default_factory=list)
+    waiting: list[Window | SoundWindow] = field(default_factory=list)
     results: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         with self._guarded():
             self.request = replace(self.stage.request(self.item), name=self.stage.name)
 
-    def take(self, window: Window) -> None:
+    def take(self, window: Window | SoundWindow) -> None:
         if self.error is None:
             self.waiting.append(window)
             if len(self.waiting) >= self.stage.batch_size:
@@ -258,13 +293,15 @@ class _Pass:
         row: Row | Exception | None = None
         with self._guarded():
             if self.error is None:
-                row = self.stage.finish(self.item, self.results)
+                with self.clock.on("network"):
+                    row = self.stage.finish(self.item, self.results)
         return self.error or row or ValueError(f"stage '{self.stage.name}' gave no row")
 
     def _encode(self) -> None:
         batch, self.waiting = self.waiting, []
         with self._guarded():
-            results = self.stage.encode(self.item, batch)
+            with self.clock.on("network"):
+                results = self.stage.encode(self.item, batch)
             if len(results) != len(batch):
                 raise ValueError(
                     f"stage '{self.stage.name}' gave {len(results)} results "

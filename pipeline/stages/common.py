@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field
 
@@ -13,6 +13,7 @@ from data.errors import UsageError
 from data.grid import Grid
 from data.identity import digest, file_sha256
 from data.video.types import Video, VideoFacts
+from models.zoo import ZOO, ZOO_PREFIX, resolve
 from pipeline.stage import Item, Resources, StageContext
 
 __all__ = [
@@ -34,23 +35,35 @@ class WorkerOptions(Group):
     """What one worker of a stage gets. Nothing here changes the rows."""
 
     cpus: float = Field(1.0, gt=0, description="CPUs that one worker occupies.")
-    gpus: float = Field(0.0, ge=0, description="GPUs that one worker occupies; may be a fraction.")
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        0.0,
+        description="GPUs that one worker occupies; may be a fraction. auto: from what is measured "
+        "(docs/features.md); nothing where networks run on the CPU.",
+    )
     memory_mb: int = Field(0, ge=0, description="Memory that one worker needs; 0 does not say.")
 
-    @property
-    def resources(self) -> Resources:
+    def resources_on(self, device: str) -> Resources:
         """The same, for the engine."""
+        if self.gpus == "auto":
+            return Resources(self.cpus, 0.0, self.memory_mb, auto_gpus=device.startswith("cuda"))
         return Resources(self.cpus, self.gpus, self.memory_mb)
 
 
 class NetworkOptions(WorkerOptions):
     """Which network a stage uses, and its weights."""
 
+    gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
+        "auto",
+        description="GPUs that one worker occupies; may be a fraction. auto: from what is measured "
+        "(docs/features.md); nothing where networks run on the CPU.",
+    )
     preset: Literal["tiny", "full"] = Field(
         "tiny", description="`full` is the published architecture, `tiny` a narrow one."
     )
     checkpoint: Path | None = Field(
-        None, description="Weights or table of the network; null: random weights from `seed`."
+        None,
+        description="Weights or table of the network: a path, zoo:NAME (`pipeline weights list`) "
+        "or hf:ORG/NAME; null: random weights from `seed`.",
     )
     seed: int = Field(0, ge=0, description="Seed of random weights.")
     options: dict[str, Any] = Field(
@@ -73,11 +86,12 @@ class Configured:
     """A stage whose workers get what its options say."""
 
     options: WorkerOptions
+    context: StageContext
 
     @property
     def resources(self) -> Resources:
         """As configured."""
-        return self.options.resources
+        return self.options.resources_on(self.context.device)
 
 
 _OF_WORKERS = frozenset(WorkerOptions.model_fields)
@@ -122,12 +136,13 @@ def weights_params(checkpoint: Path | None, seed: int) -> dict[str, Any]:
         `kind: random` with the seed, which together with the architecture fixes every weight.
 
     Raises:
-        UsageError: there is no such checkpoint.
+        UsageError: there is no such checkpoint (`models.zoo.resolve` says where it was looked for),
+            or a file that is not what its name in the zoo means.
     """
     if checkpoint is None:
         return {"kind": "random", "seed": seed}
-    if not checkpoint.exists():
-        raise UsageError(f"checkpoint '{checkpoint}' does not exist; give a file or folder")
+    named = str(checkpoint)
+    checkpoint = resolve(checkpoint)
     files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.rglob("*"))
     hashes = {
         "" if file == checkpoint else file.relative_to(checkpoint).as_posix(): _sha256(
@@ -136,7 +151,20 @@ def weights_params(checkpoint: Path | None, seed: int) -> dict[str, Any]:
         for file in files
         if file.is_file()
     }
-    return {"kind": "file", "sha256": hashes[""] if checkpoint.is_file() else digest(hashes)}
+    if checkpoint.is_dir():
+        return {"kind": "file", "sha256": digest(hashes)}
+    _check_published(named, checkpoint, hashes[""])
+    return {"kind": "file", "sha256": hashes[""]}
+
+
+def _check_published(named: str, file: Path, sha256: str) -> None:
+    """A file that is only called like an official one must not pass for it."""
+    entry = ZOO.get(named.removeprefix(ZOO_PREFIX)) if named.startswith(ZOO_PREFIX) else None
+    if entry is not None and entry.sha256 is not None and not sha256.startswith(entry.sha256):
+        raise UsageError(
+            f"'{file}' is not the file that '{named}' means: its sha256 is {sha256}, published is "
+            f"{entry.sha256}; remove it and run: pipeline weights fetch {entry.name}"
+        )
 
 
 @lru_cache

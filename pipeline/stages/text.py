@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from pipeline.stages.clip_dims import clip_dims
 from pipeline.stages.common import NetworkOptions
 
 if TYPE_CHECKING:
@@ -50,8 +51,11 @@ def build_encoder(options: TextOptions, device: str = "cpu") -> TextEncoder:
 def text_dims(options: TextOptions) -> tuple[int, int]:
     """Lengths of a token state and of the pooled vector; an unusual encoder is built to know."""
     known = KNOWN_DIMS.get((options.encoder, options.preset))
-    if known is not None and not options.options:
+    usual = options.checkpoint is None or options.preset == "tiny" or options.encoder != "clip"
+    if known is not None and usual and not options.options:
         return known
+    if options.encoder == "clip":
+        return clip_dims(options)
     return _built_dims(options.encoder, options.network_json)
 
 

@@ -59,7 +59,7 @@ def test_of_two_streams_the_heavier_one_cuts_deeper() -> None:
 
 
 def test_a_stage_without_features_per_clip_is_refused_and_the_others_are_named() -> None:
-    with pytest.raises(UsageError, match=r"'captions' .* allowed: clip, i3d, narratives, slowfast"):
+    with pytest.raises(UsageError, match=r"'captions' .* allowed: clip, i3d, i3d_flow, narr"):
         stage(streams={"captions": 1.0})
     with pytest.raises(UsageError, match="unknown stage 'clp'; did you mean 'clip'"):
         stage(streams={"clp": 1.0})

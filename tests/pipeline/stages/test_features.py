@@ -8,7 +8,8 @@ import pytest
 
 from data.errors import UsageError
 from data.store.types import ItemKey
-from data.video.types import VideoFacts
+from data.video.types import VideoFacts, Window
+from models.backbones import create
 from pipeline.stage import STAGES, Item, StageContext
 from pipeline.stages.common import weights_params
 from pipeline.stages.features import BackboneStage
@@ -45,6 +46,64 @@ def test_a_video_gets_exactly_one_vector_per_clip(clip: BackboneStage) -> None:
 def test_features_that_float16_cannot_hold_are_refused(clip: BackboneStage, value: float) -> None:
     with pytest.raises(ValueError, match="film are not finite in float16"):
         clip.finish(ITEM, [np.full(128, value, np.float32)] * 3)
+
+
+def windows(stage: BackboneStage, count: int) -> list[Window]:
+    request = stage.request(ITEM)
+    edge, frames = request.view.short_side, request.times_s.shape[1]
+    noise = np.random.default_rng(3).integers(0, 256, (count, frames, edge, edge, 3))
+    pictures = noise.astype(np.uint8)
+    pictures.flags.writeable = False  # as the decoder's shared memory is
+    return [Window("clip", i, each, request.times_s[i]) for i, each in enumerate(pictures)]
+
+
+@pytest.mark.parametrize("name", ["clip", "slowfast", "i3d"])
+def test_a_stage_gives_the_rows_that_its_network_gives_in_batches_of_any_size(name: str) -> None:
+    rows = []
+    for batch_size in (3, 2):
+        made = stage(name, batch_size=batch_size)
+        made.setup()
+        asked = windows(made, 3)
+        parts = (asked[i : i + batch_size] for i in range(0, 3, batch_size))
+        results = [each for part in parts for each in made.encode(ITEM, part)]
+        rows.append(made.finish(ITEM, results)[name])
+    plain = create(name, preset="tiny").encode(np.stack([each.frames for each in asked]))
+    for row in rows:
+        np.testing.assert_allclose(row, plain, rtol=2e-3, atol=2e-3)  # float16
+
+
+def test_precision_changes_rows_and_recipe_and_compiling_does_not(clip: BackboneStage) -> None:
+    low = stage(precision="bfloat16")
+    assert low.recipe({}).id != clip.recipe({}).id
+    assert dict(low.params()) == {**clip.params(), "precision": "bfloat16"}
+    assert stage(compile=True, batch_size=3).recipe({}).id == clip.recipe({}).id
+    low.setup()
+    asked = windows(low, 3)
+    rows = [each.finish(ITEM, each.encode(ITEM, asked))["clip"] for each in (low, clip)]
+    assert not np.array_equal(*rows)
+    np.testing.assert_allclose(*rows, rtol=0.1, atol=0.1)
+    with pytest.raises(ValueError, match="'float32' or 'bfloat16'"):
+        stage(precision="float16")
+
+
+def test_several_rows_of_a_window_fill_the_grid_and_the_spare_one_is_dropped(
+    clip: BackboneStage,
+) -> None:
+    pairs = [
+        np.stack([np.full(128, value), np.full(128, value + 1)]).astype(np.float32)
+        for value in (0, 2)
+    ]
+    assert clip.finish(ITEM, pairs)["clip"][:, 0].tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match="1 features for the 3 clips"):
+        clip.finish(ITEM, pairs[:1])
+
+
+def test_a_closed_stage_holds_no_network() -> None:
+    made = stage()
+    made.setup()
+    made.close()
+    with pytest.raises(ValueError, match="used before its setup"):
+        made.encode(ITEM, [])
 
 
 def test_a_backbone_asks_for_frames_of_every_clip_at_its_own_size(clip: BackboneStage) -> None:
