@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoding_children import children
 from hard_media import Clip, repeat, write
 
 from data.errors import InputError
@@ -428,14 +429,6 @@ def _until(condition: Callable[[], bool]) -> None:
             return
         time.sleep(0.05)
     raise AssertionError("it did not happen in 30 s")
-
-
-def children() -> list[int]:
-    """Process ids of the living children of this process (Linux)."""
-    if sys.platform != "linux":
-        pytest.skip("it reads Linux's /proc")
-    text = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
-    return [int(word) for word in text.split()]
 
 
 def status(pid: int, name: str) -> int:

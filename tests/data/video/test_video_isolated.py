@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from decoding_children import children
 
 from data.errors import InputError, UsageError
 from data.video import FrameRequest, IsolatedDecoder, Video, View, Window, open_decoder, wire
@@ -287,12 +288,6 @@ def test_closing_ends_all_children(make_video: MakeVideo) -> None:
     assert len(before - set(children())) == 2
     with pytest.raises(InputError, match="it was ended"):
         list(windows)
-
-
-def children() -> list[int]:
-    """Process ids of the living children of this process (Linux)."""
-    text = Path(f"/proc/{os.getpid()}/task/{os.getpid()}/children").read_text()
-    return [int(word) for word in text.split()]
 
 
 def test_a_child_ends_with_its_parent() -> None:

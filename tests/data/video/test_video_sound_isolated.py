@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
+from decoding_children import children
 from sound_films import RATE_HZ, MakeFilm, joined, read, request, tones, write_film
 
 from data.errors import InputError
@@ -46,8 +48,8 @@ def test_a_child_that_dies_costs_one_attempt(
     film = make_film("long.mov", np.zeros((1, 8_000 * 300)), 8_000, "pcm_s16le", seconds=1.0)
     windows = isolated.sounds(film, request(150))
     next(windows)
-    (child,) = psutil.Process().children()
-    child.kill()
+    (child,) = children()
+    os.kill(child, signal.SIGKILL)
     with pytest.raises(InputError, match="SIGKILL") as caught:
         list(windows)
     assert caught.value.reason == "decoder-crashed"
