@@ -222,6 +222,7 @@ def pyav_frames(path: Path, fps: float, short: int) -> NDArray[np.uint8]:
         stream.thread_type = "NONE"
         wide, high, x, y = scaled(stream.width, stream.height, short)
         graph = av.filter.Graph()
+        graph.threads = 1  # its threads would only add CPU time to the side that is compared with
         nodes = [
             graph.add_buffer(template=stream),
             graph.add("fps", f"{fps}"),

@@ -218,8 +218,13 @@ def _explain(model: type[BaseModel], error: ErrorDetails) -> str:
     names = [str(part) for part in error["loc"]]
     name = ".".join(names)
     if error["type"] == "extra_forbidden":
-        hint = nearest(names[-1], _keys_at(model, error["loc"][:-1]))
-        return f"unknown key '{name}'; {hint}"
+        keys = _keys_at(model, error["loc"][:-1])
+        hint = nearest(names[-1], keys)
+        inner = ".".join((*names[:-1], "options"))
+        more = (
+            f"; what the network itself takes stands under '{inner}'" if "options" in keys else ""
+        )
+        return f"unknown key '{name}'; {hint}{more}"
     if error["type"] == "missing":
         return f"'{name}' is needed and was not given"
     if error["type"] == "value_error":

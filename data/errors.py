@@ -88,12 +88,19 @@ def how_to_install(extra: str) -> str:
     return f"pip install -c constraints.txt '.[{extra}]' in a checkout"
 
 
+_ALL_NAMED = 40
+"""So many allowed words are named; of more (models of open_clip) the likeliest."""
+
+
 def nearest(given: str, allowed: Iterable[str]) -> str:
-    """A half sentence that names the nearest allowed word and all of them."""
+    """A half sentence that names the nearest allowed word and all of them, if they are not many."""
     allowed = sorted(allowed)
-    close = difflib.get_close_matches(given, allowed, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(given, allowed, n=10, cutoff=0.5)
     hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}allowed: {', '.join(allowed) or 'nothing'}"
+    if len(allowed) <= _ALL_NAMED:
+        return f"{hint}allowed: {', '.join(allowed) or 'nothing'}"
+    named = close or allowed[:10]
+    return f"{hint}allowed: {', '.join(named)} and {len(allowed) - len(named):,} more"
 
 
 def some(names: Sequence[str], most: int = 10) -> str:

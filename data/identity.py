@@ -18,6 +18,7 @@ __all__ = [
     "check_id",
     "digest",
     "file_sha256",
+    "imported_content",
     "query_id",
     "short_digest",
     "state_sha256",
@@ -69,6 +70,15 @@ def file_sha256(path: Path) -> str:
         raise OSError(errno.EINVAL, kind, str(path))
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def imported_content(id: str) -> str:
+    """Content of a video that was never probed: all its imported streams share it.
+
+    The hash of its feature file would differ from stream to stream, and samples are made only of
+    rows of the same content.
+    """
+    return digest({"imported video": id})
 
 
 def query_id(text: str) -> str:

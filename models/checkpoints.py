@@ -7,18 +7,20 @@ state of an optimiser) is told by name.
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data.errors import UsageError, some
 from data.foreign import check_plain_file, read_limited
 from data.pickles import Array, read_pickle
-from models.safe_load import load_plain
+from models.safe_load import LEGACY_MAGIC, load_plain
 from models.torchscript import is_torchscript, read_torchscript
 from models.zoo import FOLDER_FILES, resolve
 
@@ -31,13 +33,13 @@ __all__ = [
     "weights_file",
 ]
 
-Checkpoint = str | Path | Mapping[str, Tensor]
+Checkpoint = str | Path | Mapping[str, Tensor | NDArray[Any]]
 State = dict[str, Tensor]
 
 _SHOWN = 4
 
-_CONTAINERS = ("model_state", "model_state_dict", "state_dict", "model")
-"""PySlowFast; many; PyTorch Lightning and timm; PANNs and DETR."""
+_CONTAINERS = ("model_state", "model_state_dict", "state_dict", "model", "blobs")
+"""PySlowFast; many; PyTorch Lightning and timm; PANNs and DETR; Caffe2."""
 
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 """DataParallel, torch.compile, Lightning modules: before the name of every tensor."""
@@ -52,19 +54,24 @@ _MAX_CAFFE2_BYTES = 4 << 30
 _AGAIN = "fetch the file itself (`pipeline weights list` names sources)"
 
 
-def read_checkpoint(checkpoint: Checkpoint) -> State:
-    """The tensors of a checkpoint, by the file's own names.
+def read_checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What a checkpoint holds, by its own names; `unwrapped` finds the tensors in it.
 
     Args:
-        checkpoint: a mapping, or whatever `models.zoo.resolve` finds: `.safetensors`, `.pkl`
-            (Caffe2 blobs), any file of `torch.save` or `torch.jit.save`, a folder in the way of
-            Hugging Face or open_clip.
+        checkpoint: a mapping (`unwrapped` takes arrays of numpy in it, too), or whatever
+            `models.zoo.resolve` finds: safetensors, Caffe2's pickle, any file of `torch.save` or
+            `torch.jit.save`, under any name; a folder in the way of Hugging Face or open_clip.
 
     Raises:
         UsageError: not found, damaged, not safe, or no checkpoint.
     """
     if isinstance(checkpoint, Mapping):
         return dict(checkpoint)
+    if not isinstance(checkpoint, str | Path) or not str(checkpoint).strip():
+        raise UsageError(
+            f"{checkpoint!r:.80} is no checkpoint: expected a path, a name (zoo:NAME, "
+            "hf:ORG/NAME) or a table of tensors"
+        )
     path = weights_file(resolve(checkpoint))
     check_plain_file(path, "the checkpoint")
     _check_kind(path)
@@ -96,7 +103,7 @@ def _check_kind(path: Path) -> None:
     """Sentences for what downloads leave behind instead of a checkpoint."""
     with path.open("rb") as file:
         head = file.read(512)
-    start = head.lstrip().lower()
+    start = head.removeprefix(codecs.BOM_UTF8).lstrip().lower()
     if not head:
         raise UsageError(f"checkpoint '{path}' is empty (0 bytes): a download failed; {_AGAIN}")
     if start.startswith((b"<!doctype html", b"<html", b"<?xml")):
@@ -109,14 +116,27 @@ def _check_kind(path: Path) -> None:
             f"checkpoint '{path}' is a pointer of git-lfs, not weights; run `git lfs pull` in its "
             "repository"
         )
+    if _is_text(head) and path.suffix != ".pkl":  # pickles of protocol 0 are text, too
+        raise UsageError(
+            f"checkpoint '{path}' is text, not weights; it begins with "
+            f"'{' '.join(head[:80].decode('utf-8-sig', 'replace').split())}'; {_AGAIN}"
+        )
+
+
+def _is_text(head: bytes) -> bool:
+    # A character may be cut at the end of what was read.
+    told = head.decode("utf-8", "ignore")
+    whole = len(told.encode()) >= len(head) - 3
+    return whole and all(each.isprintable() or each in "\r\n\t\ufeff" for each in told)
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    if path.suffix == ".safetensors":
+    """By what the file is, whatever it is called: files of all kinds are named `.pt` or `.bin`."""
+    if _is_safetensors(path) or path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
-    if path.suffix == ".pkl":
+    if _is_bare_pickle(path):
         return _read_caffe2(path)
     if is_torchscript(path):
         return read_torchscript(path)
@@ -127,6 +147,22 @@ def _read(path: Path) -> Mapping[str, Any]:
             "(a state dict, or a dictionary with one in it)"
         )
     return loaded
+
+
+def _is_safetensors(path: Path) -> bool:
+    """The length of a header of JSON, and the header."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < (1 << 32)
+
+
+def _is_bare_pickle(path: Path) -> bool:
+    """Caffe2's kind: neither the archive nor the older sequence of pickles of torch.save."""
+    with path.open("rb") as file:
+        head = file.read(len(LEGACY_MAGIC))
+    if head == LEGACY_MAGIC or head.startswith(b"PK"):
+        return False
+    return head.startswith(b"\x80") or path.suffix == ".pkl"
 
 
 def _read_caffe2(path: Path) -> State:
@@ -152,6 +188,7 @@ def unwrapped(state: Mapping[str, Any], source: str = "the checkpoint") -> State
         if inner is None:
             break
         state = inner
+    state = {key: _as_tensor(value) for key, value in state.items()}
     _check_entries(state, source)
     for _ in range(_MAX_NESTING):
         prefix = next((each for each in _PREFIXES if _all_start(state, each)), None)
@@ -159,6 +196,17 @@ def unwrapped(state: Mapping[str, Any], source: str = "the checkpoint") -> State
             break
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return dict(state)
+
+
+def _as_tensor(value: Any) -> Any:
+    """Numbers of numpy as a tensor of their own; everything else as it is."""
+    if not isinstance(value, np.ndarray | np.generic) or value.dtype.kind not in "biuf":
+        return value
+    native = np.array(value, dtype=value.dtype.newbyteorder("="))
+    try:
+        return torch.from_numpy(native)
+    except TypeError:  # a type that torch has not (longdouble), told as what is no tensor
+        return value
 
 
 def _is_table(value: Any) -> bool:
@@ -185,9 +233,17 @@ def _check_entries(state: Mapping[Any, Any], source: str) -> None:
         raise UsageError(f"the checkpoint has tensors whose names are no text: {some(odd, _SHOWN)}")
 
 
-_BAD: tuple[tuple[str, Callable[[Tensor, Tensor], bool]], ...] = (
-    ("not finite (NaN or infinity)", lambda own, given: not _finite(given)),
-    ("not of floating point", lambda own, given: own.is_floating_point() != _plain_float(given)),
+_BAD: tuple[tuple[str, Callable[[str, Tensor, Tensor], bool]], ...] = (
+    ("without plain numbers (sparse, quantised or meta)", lambda _, own, given: not _plain(given)),
+    ("not finite (NaN or infinity)", lambda _, own, given: _plain(given) and not _finite(given)),
+    (
+        "not of floating point",
+        lambda _, own, given: own.is_floating_point() != _plain_float(given),
+    ),
+    (
+        "with a variance below 0",
+        lambda name, own, given: name.endswith("running_var") and _plain(given) and _below(given),
+    ),
 )
 
 
@@ -198,9 +254,17 @@ def check_numbers(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> Ite
     them become float32.
     """
     for what, bad in _BAD:
-        found = [key for key in own if key in given and bad(own[key], given[key])]
+        found = [key for key in own if key in given and bad(key, own[key], given[key])]
         if found:
             yield f"{len(found)} tensors {what}: {some(found, _SHOWN)}"
+
+
+def _plain(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and not tensor.is_meta and not tensor.is_quantized
+
+
+def _below(tensor: Tensor) -> bool:
+    return not tensor.is_complex() and bool((tensor < 0).any())
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from models.clip_config import (
     origin_of,
     other_activation,
     pictures_of,
+    same_shapes_other_function,
 )
 from models.clip_layouts import CLIP_LAYOUTS, FACTS, architecture_of
 from models.weights import Weights, fill_seeded, load_strictly, tensors_sha256
@@ -70,6 +71,7 @@ def build_clip(
     checkpoint: Checkpoint | None = None,
     seed: int = 0,
     tag: str | None = None,
+    side: Literal["picture", "text"] = "picture",
 ) -> BuiltClip:
     """A CLIP in evaluation mode, in float32 on the CPU.
 
@@ -81,6 +83,7 @@ def build_clip(
             random ones.
         seed: of the random weights.
         tag: open_clip's name of the training, where the file does not tell it.
+        side: which one will compute; of the other one the heads need not be known.
 
     Raises:
         UsageError: unknown model, checkpoint of something else, or weights that were trained with
@@ -91,7 +94,7 @@ def build_clip(
     if checkpoint is not None:
         state = unwrapped(read_checkpoint(checkpoint), _name_of(checkpoint))
         origin = _with_facts(origin, state)
-    name, config = _which(model, state, origin)
+    name, config = _which(model, state, origin, side)
     # torch's own initialisation would move the caller's random state.
     with torch.random.fork_rng(devices=[]):
         net = _network(name, config)
@@ -101,10 +104,7 @@ def build_clip(
     else:
         _check_activation(net, name, origin, _name_of(checkpoint))
         what = f"CLIP '{name}'" if name != FROM_WEIGHTS else "a CLIP"
-        weights = load_strictly(net, state, CLIP_LAYOUTS, what)
-        weights = Weights(
-            weights.kind, weights.sha256, _name_of(checkpoint), weights.layout, weights.stored
-        )
+        weights = load_strictly(net, state, CLIP_LAYOUTS, what, source=_name_of(checkpoint))
     pictures = pictures_of(name, origin, filled=state is not None)
     return BuiltClip(net.eval().requires_grad_(False), weights, name, config, pictures)
 
@@ -114,7 +114,7 @@ def clip_config(model: str | None, checkpoint: Checkpoint | None) -> Mapping[str
     if model is not None or checkpoint is None:
         return model_config(model or DEFAULT_MODEL)
     state = unwrapped(read_checkpoint(checkpoint), _name_of(checkpoint))
-    return _which(None, state, origin_of(checkpoint, None, None))[1]
+    return _which(None, state, origin_of(checkpoint, None, None), side="picture")[1]
 
 
 def _name_of(checkpoint: Checkpoint | None) -> str:
@@ -129,7 +129,7 @@ def _with_facts(origin: Origin, state: Mapping[str, Tensor]) -> Origin:
 
 
 def _which(
-    model: str | None, state: Mapping[str, Tensor] | None, origin: Origin
+    model: str | None, state: Mapping[str, Tensor] | None, origin: Origin, side: str
 ) -> tuple[str, Mapping[str, Any]]:
     """Name and architecture."""
     if model is not None:
@@ -138,10 +138,18 @@ def _which(
         return DEFAULT_MODEL, model_config(DEFAULT_MODEL)
     if origin.model is not None:
         return FROM_WEIGHTS, origin.model
-    told = architecture_of(state, origin.heads)
+    told = architecture_of(state, origin.heads, side)
     if told is None:
         return DEFAULT_MODEL, model_config(DEFAULT_MODEL)  # loading says what the file is instead
-    return FROM_WEIGHTS, {**told, "quick_gelu": origin.quick_gelu is not False}
+    told = {**told, "quick_gelu": origin.quick_gelu is not False}
+    others = same_shapes_other_function(told) if origin.heads is None else []
+    if others:
+        raise UsageError(
+            f"these tensors have the shapes of {' and '.join(others)}, which compute otherwise "
+            "than OpenAI's models (heads 64 wide, QuickGELU), and no tensor tells: say which it "
+            f"is with option `model`, e.g. model: {others[0]}"
+        )
+    return FROM_WEIGHTS, told
 
 
 def _network(name: str, config: Mapping[str, Any]) -> nn.Module:

@@ -35,6 +35,7 @@ __all__ = [
     "origin_of",
     "other_activation",
     "pictures_of",
+    "same_shapes_other_function",
 ]
 
 DEFAULT_MODEL = "ViT-B-32-quickgelu"
@@ -189,6 +190,36 @@ def model_config(model: str) -> Mapping[str, Any]:
     if model not in known:
         raise UsageError(f"unknown CLIP model '{model}'; {nearest(model, [*known, TINY_MODEL])}")
     return _json(file)
+
+
+def same_shapes_other_function(told: Mapping[str, Any]) -> list[str]:
+    """Models of open_clip whose tensors have the shapes of `told`, but which compute otherwise.
+
+    Neither heads nor activation are in a tensor: ViT-H-14 would load by OpenAI's rules and give
+    other features. Empty where some model with these shapes computes as `told` does, or where none
+    has the shapes.
+    """
+    configs = {name: model_config(name) for name in model_names()}
+    alike = {name: each for name, each in configs.items() if _shape(each) == _shape(told)}
+    if any(_function(each) == _function(told) for each in alike.values()):
+        return []
+    return list(alike)
+
+
+def _shape(config: Mapping[str, Any]) -> tuple[str, ...]:
+    vision, text = config.get("vision_cfg", {}), config.get("text_cfg", {})
+    return (
+        repr(config.get("embed_dim")),
+        *(repr(vision.get(key)) for key in ("width", "layers", "patch_size")),
+        *(repr(text.get(key)) for key in ("width", "layers", "context_length", "vocab_size")),
+    )
+
+
+def _function(config: Mapping[str, Any]) -> tuple[Any, ...]:
+    vision, text = config["vision_cfg"], config["text_cfg"]
+    # Of a ResNet the rule is the same everywhere.
+    heads = vision["width"] // vision.get("head_width", 64) if vision.get("patch_size") else None
+    return heads, text.get("heads"), bool(config.get("quick_gelu", False))
 
 
 def other_activation(model: str, quick_gelu: bool) -> str:

@@ -92,13 +92,15 @@ CLIP_LAYOUTS = (
 
 
 def architecture_of(
-    state: Mapping[str, Tensor], heads: tuple[int, int] | None
+    state: Mapping[str, Tensor], heads: tuple[int, int] | None, side: str
 ) -> dict[str, Any] | None:
     """The configuration, in open_clip's words but for the activation, that the shapes tell.
 
     Args:
         state: a CLIP of OpenAI's architecture (ViT or ResNet), or a ViT of Hugging Face.
         heads: attention heads of the picture and the text side; None: width / 64, OpenAI's rule.
+        side: "picture" or "text": the heads of the other one need not be known, since they change
+            neither its tensors nor what this one computes.
 
     Returns:
         The configuration; None if these are no tensors of such a CLIP.
@@ -110,7 +112,7 @@ def architecture_of(
     if not shapes.has("token_embedding.weight") or not shapes.has("ln_final.weight"):
         return None
     if shapes.has("visual.proj"):
-        vision = _vision_transformer(shapes, heads and heads[0])
+        vision = _vision_transformer(shapes, heads and heads[0], wanted=side == "picture")
     elif shapes.has("visual.attnpool.positional_embedding"):
         vision = _vision_resnet(shapes)
     else:
@@ -122,7 +124,7 @@ def architecture_of(
         "context_length": context,
         "vocab_size": vocabulary,
         "width": width,
-        "heads": heads[1] if heads else _heads(width, "text"),
+        "heads": heads[1] if heads else _text_heads(width, wanted=side == "text"),
         "layers": shapes.layers("transformer.resblocks.{}.ln_1.weight"),
     }
     embed_dim = shapes.of("text_projection")[1]
@@ -153,7 +155,7 @@ class _Shapes:
         return _hugging_face_name(name) if self._foreign else name
 
 
-def _vision_transformer(shapes: _Shapes, heads: int | None) -> dict[str, Any]:
+def _vision_transformer(shapes: _Shapes, heads: int | None, wanted: bool) -> dict[str, Any]:
     width, _, patch, _ = shapes.of("visual.conv1.weight")
     positions, _ = shapes.of("visual.positional_embedding")
     hidden = shapes.of("visual.transformer.resblocks.0.mlp.c_fc.weight")[0]
@@ -161,7 +163,7 @@ def _vision_transformer(shapes: _Shapes, heads: int | None) -> dict[str, Any]:
         "image_size": patch * math.isqrt(positions - 1),
         "layers": shapes.layers("visual.transformer.resblocks.{}.ln_1.weight"),
         "width": width,
-        "head_width": width // (heads or _heads(width, "picture")),
+        "head_width": width // (heads or _picture_heads(width, wanted)),
         "patch_size": patch,
         "mlp_ratio": hidden / width,
     }
@@ -179,11 +181,26 @@ def _vision_resnet(shapes: _Shapes) -> dict[str, Any]:
     }
 
 
-def _heads(width: int, side: str) -> int:
-    if width % _HEAD_WIDTH:
-        raise UsageError(
-            f"the {side} side of this CLIP is {width} wide, no multiple of {_HEAD_WIDTH}, so its "
-            "number of attention heads cannot be told from the tensors; name the model, or give "
-            "the folder with its open_clip_config.json or config.json"
-        )
-    return width // _HEAD_WIDTH
+def _picture_heads(width: int, wanted: bool) -> int:
+    """OpenAI's code knows no other number: `vision_heads = vision_width // 64` in clip/model.py."""
+    heads = max(1, width // _HEAD_WIDTH)
+    if wanted and (width < _HEAD_WIDTH or width % heads):
+        raise _untold("picture", width)
+    return heads if width % heads == 0 else 1
+
+
+def _text_heads(width: int, wanted: bool) -> int:
+    """An argument in OpenAI's code, which is width / 64 in all of its models."""
+    if width % _HEAD_WIDTH == 0:
+        return width // _HEAD_WIDTH
+    if wanted:
+        raise _untold("text", width)
+    return 1
+
+
+def _untold(side: str, width: int) -> UsageError:
+    return UsageError(
+        f"the {side} side of this CLIP is {width} wide, no multiple of {_HEAD_WIDTH}, so its "
+        "number of attention heads cannot be told from the tensors; name the model, or give "
+        "the folder with its open_clip_config.json or config.json"
+    )

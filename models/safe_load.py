@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.errors import UsageError
+from data.errors import UsageError, some
 from data.foreign import check_plain_file
 
-__all__ = ["load_plain"]
+__all__ = ["LEGACY_MAGIC", "load_plain"]
 
-_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How a file of torch before 1.6 begins; all later ones are zip archives."""
 
 _MAX_VALUES = 10_000_000
@@ -58,8 +58,8 @@ def _refused(path: Path, problem: str) -> UsageError:
 
 def _check_container(path: Path) -> None:
     with path.open("rb") as file:
-        head = file.read(len(_LEGACY_MAGIC))
-    if head == _LEGACY_MAGIC:
+        head = file.read(len(LEGACY_MAGIC))
+    if head == LEGACY_MAGIC:
         return
     if not head.startswith(b"PK") or not zipfile.is_zipfile(path):
         raise _refused(path, "it is no whole file of torch.save: truncated, or of another kind")
@@ -74,6 +74,9 @@ def _check_container(path: Path) -> None:
             "it is a TorchScript program, not a file of tensors; use the safetensors file of the "
             "same model",
         )
+    if not any(each.filename.endswith("/data.pkl") for each in members):
+        held = some([each.filename[:80] for each in members], 3) or "nothing"
+        raise _refused(path, f"it is an archive of other files ({held}); unpack it first")
     unpacked = sum(each.file_size for each in members)
     packed = any(each.compress_type != zipfile.ZIP_STORED for each in members)
     if packed or unpacked > path.stat().st_size:

@@ -113,6 +113,7 @@ def load_strictly(
     layouts: Sequence[Layout],
     what: str,
     adapt: Callable[[Mapping[str, Tensor]], None] | None = None,
+    source: str | None = None,
 ) -> Weights:
     """Fill `net` from a checkpoint in any of `layouts`.
 
@@ -123,11 +124,13 @@ def load_strictly(
         what: the network, for error messages.
         adapt: is shown the tensors under the network's own names before they are checked; may
             change a part of `net` that the file decides (the number of classes), or refuse it.
+        source: what to call the checkpoint; None: the name of its file.
 
     Raises:
         UsageError: unreadable file, unknown convention, missing, left-over or misshapen tensors.
     """
-    source = "state dict" if isinstance(checkpoint, Mapping) else Path(checkpoint).name
+    if source is None:
+        source = Path(checkpoint).name if isinstance(checkpoint, str | Path) else "state dict"
     state = unwrapped(read_checkpoint(checkpoint), source)
     own = net.state_dict()
     layout = next((each for each in layouts if each.matches(state)), None)

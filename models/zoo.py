@@ -169,22 +169,31 @@ def _rows() -> Iterator[ZooEntry]:
     yield _i3d("flow-imagenet", "flow_imagenet.pt", "ef0e7c282a102f76b14b52643574b80acba4e475")
     yield _i3d("rgb-charades", "rgb_charades.pt", "ae56da9f0d1cdefd9643d1ca6c1b5b944f9e7467")
     yield _i3d("flow-charades", "flow_charades.pt", "e609545f2ae2d992ca715b819ed6b53b8f5c8b95")
-    # v-iashin/video_features models/, git tree of the commit in the URL
-    for name, network, folder, file, git in (
-        ("i3d-rgb-v-iashin", "i3d", "i3d", "i3d_rgb.pt",
-         "2a7c22e23e6c74f50a0166ce61110bccd2ab48bb"),
-        ("i3d-flow-v-iashin", "i3d_flow", "i3d", "i3d_flow.pt",
-         "5d552d2206f41089c428b0d9d8de3b1fccc85b5a"),
-        ("raft-sintel", "i3d_flow", "raft", "raft-sintel.pth",
-         "e9ace903040d51abc4e0e6463a4072da78cedb9b"),
-    ):  # fmt: skip
+    # v-iashin/video_features models/, git tree of the commit in the URL; docs/models/{i3d,raft}.md
+    for stream, network, git in (
+        ("rgb", "i3d", "2a7c22e23e6c74f50a0166ce61110bccd2ab48bb"),
+        ("flow", "i3d_flow", "5d552d2206f41089c428b0d9d8de3b1fccc85b5a"),
+    ):
         yield ZooEntry(
-            name, network, file, f"{_IASHIN}/models/{folder}/checkpoints/{file}",
+            f"i3d-{stream}-v-iashin",
+            network,
+            f"i3d_{stream}.pt",
+            f"{_IASHIN}/models/i3d/checkpoints/i3d_{stream}.pt",
             "not stated for the weights; code MIT",
             "https://github.com/v-iashin/video_features/blob/master/LICENSE",
-            _RAFT if folder == "raft" else {}, git=git,
-            key="flow_checkpoint" if folder == "raft" else "checkpoint",
-        )  # fmt: skip
+            git=git,
+        )
+    yield ZooEntry(
+        "raft-sintel",
+        "i3d_flow",
+        "raft-sintel.pth",
+        f"{_IASHIN}/models/raft/checkpoints/raft-sintel.pth",
+        "not stated for the weights; code BSD-3-Clause",
+        "https://github.com/princeton-vl/RAFT/blob/master/LICENSE",
+        _RAFT,
+        git="e9ace903040d51abc4e0e6463a4072da78cedb9b",
+        key="flow_checkpoint",
+    )
     # qiuqiangkong/audioset_tagging_cnn README.md
     yield ZooEntry(
         "panns-cnn14",

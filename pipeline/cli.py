@@ -124,7 +124,7 @@ def plan(
     """Show what `run` would do and why, and how fast; changes nothing."""
     loaded = load_pipeline_config(config, [*(set_ or []), *overrides(store)])
     view = look(loaded, stage or [], limit)
-    made = plan_of(view, retry_failed, loaded if timed else None)
+    made = plan_of(view, retry_failed, loaded, timed)
     if as_json:
         tell(json.dumps(made.to_json(), indent=2))
         return
@@ -132,6 +132,8 @@ def plan(
     for note in view.notes:
         console.print(note, soft_wrap=True)
     console.print(made.table())
+    for lack in made.lacks:
+        console.print(f"cannot run on this machine: {lack}", soft_wrap=True)
     for speed in made.speeds:
         for sentence in speed.sentences:
             console.print(sentence, soft_wrap=True)
@@ -270,8 +272,8 @@ def _summarise(
     if result.failures:
         console.print(_failure_table(result))
         say(f"their logs: pipeline failures; to try them again:\n  {retry}")
-    for name, sentence in result.broken.items():
-        tell(f"pipeline: stage '{name}' was left out: {sentence}", err=True)
+    for sentence in result.broken.values():
+        tell(f"pipeline: {sentence}", err=True)
     if result.exit_code == EXIT_INTERRUPTED:
         why = "interrupted" if result.interrupted else result.unread or "inputs changed meanwhile"
         tell(f"pipeline: {why}; to continue:\n  {again}", err=True)

@@ -85,7 +85,7 @@ class Decode(Group):
         "keep", description="Videos with undecodable packets: keep what decodes, or refuse them."
     )
     mode: Literal["exact", "fast"] = Field(
-        "exact", description="Pixels as ffmpeg makes them, or cheaper ones (docs/features.md)."
+        "exact", description="Pixels as ffmpeg makes them, or cheaper ones (docs/decoding.md)."
     )
     timeout_s: float = Field(300.0, gt=0, description="Longest time without a decoded frame.")
     limits: DecodeLimits = DecodeLimits()

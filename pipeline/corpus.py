@@ -26,14 +26,18 @@ class Corpus:
     Args:
         videos: the videos.
         queries: one item per different sentence.
+        imported: videos that are known by their imported rows alone, without files.
     """
 
     videos: tuple[Video, ...] = ()
     queries: tuple[Item, ...] = ()
+    imported: tuple[Item, ...] = ()
 
     def first(self, limit: int | None) -> Corpus:
         """The first `limit` videos and the first `limit` queries; all of them for None."""
-        return self if limit is None else Corpus(self.videos[:limit], self.queries[:limit])
+        if limit is None:
+            return self
+        return Corpus(self.videos[:limit], self.queries[:limit], self.imported[:limit])
 
     def video_items(self, hash_of: Callable[[Path], str | None]) -> list[Item]:
         """Every video with its content, as far as its file has been hashed before.
@@ -42,7 +46,7 @@ class Corpus:
             hash_of: remembered sha256 of a file; None if there is none or the file has changed.
         """
         hashes: dict[Path, str | None] = {}
-        items = []
+        items = list(self.imported)
         for video in self.videos:
             if video.path not in hashes:
                 # A file that is not there has no content; its stage will say why.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import shutil
@@ -81,6 +82,7 @@ def examine(config: PipelineConfig | None = None) -> list[Check]:
         _libraries,
         _torch,
         _decoders,
+        partial(_optional, config),
         _stages,
         _official_weights,
         partial(_weights_of_stages, config),
@@ -167,6 +169,33 @@ def _decoders() -> Iterator[Check]:
             yield Check(f"decoder {name}", "ok", f"imports, {module.__version__}")
 
 
+def _optional(config: PipelineConfig | None) -> Iterator[Check]:
+    """Libraries of extras: amiss only where the config asks for them."""
+    decoders = () if config is None else (config.decode.backend, *config.decode.fallbacks)
+    flow = None if config is None else config.stage_options.get("i3d_flow")
+    for what, module, attribute, extra, purpose, asked in (
+        ("decoder torchcodec", "torchcodec", "", "torchcodec", "`decode.backend: torchcodec`",
+         "torchcodec" in decoders),
+        ("OpenCV's flow", "cv2", "optflow", "flow", "`flow: tvl1` of stage i3d_flow",
+         getattr(flow, "flow", None) == "tvl1"),
+    ):  # fmt: skip
+        problem = _problem_of(module, attribute)
+        found = problem or f"imports, {importlib.import_module(module).__version__}"
+        advice = f"only for {purpose}: {how_to_install(extra)}" if problem else ""
+        yield Check(what, "fail" if problem and asked else "ok", found, advice)
+
+
+def _problem_of(module: str, attribute: str) -> str:
+    """Why a library cannot be used; "" if it can."""
+    if importlib.util.find_spec(module) is None:
+        return "not installed"
+    try:
+        loaded = importlib.import_module(module)
+    except Exception as error:  # whatever a library does when its own libraries are missing
+        return f"does not load: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+    return "" if not attribute or hasattr(loaded, attribute) else f"lacks {module}.{attribute}"
+
+
 def _stages() -> Iterator[Check]:
     from pipeline.stage import STAGES
 
@@ -180,7 +209,7 @@ def _stages() -> Iterator[Check]:
 
 def _official_weights() -> Iterator[Check]:
     """Where downloaded weights lie; nothing is downloaded here."""
-    found = [name for name, entry in ZOO.items() if find(entry) is not None]
+    found = [f"{name} ({at})" for name, entry in ZOO.items() if (at := find(entry)) is not None]
     looked = ", ".join(str(each) for each in places())
     yield Check(
         "official weights",
@@ -196,9 +225,12 @@ def _official_weights() -> Iterator[Check]:
 def _weights_of_stages(config: PipelineConfig | None) -> Iterator[Check]:
     options = {} if config is None else config.stage_options
     for name, section in options.items():
-        if not hasattr(section, "checkpoint"):
-            continue
-        yield _weights_of(f"weights of {name}", section.checkpoint, getattr(section, "seed", 0))
+        seed = getattr(section, "seed", 0)
+        if hasattr(section, "checkpoint"):
+            yield _weights_of(f"weights of {name}", section.checkpoint, seed)
+        flow = getattr(section, "flow_checkpoint", None)
+        if flow is not None:
+            yield _weights_of(f"weights of {name}'s flow", flow, seed)
 
 
 def _weights_of(what: str, checkpoint: Path | None, seed: int) -> Check:

@@ -5,11 +5,14 @@ Only `pipeline weights fetch` comes here; nothing else of Storyline opens a conn
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
@@ -24,6 +27,13 @@ Progress = Callable[[int, int | None], None]
 _CHUNK = 1 << 20
 _TIMEOUT_S = 60.0
 _AGENT = "storyline-weights"
+
+_LOCAL = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO),
+    *(errno.EACCES, errno.EPERM, errno.EROFS),
+    *(errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOENT, errno.ENAMETOOLONG),
+)
+"""What goes wrong with files here, not with the network."""
 
 
 @dataclass(frozen=True)
@@ -45,28 +55,59 @@ def download(published: Published, target: Path, progress: Progress = lambda *_:
     """Get a file. What arrived is kept as `target.part` when the connection ends, and continued.
 
     Raises:
-        UsageError: not reachable, refused, cut (say it again to continue), a web page instead of a
-            file, or not the content that was published; `target` is untouched then.
+        UsageError: not reachable, refused, cut (say it again to continue), no room, downloaded by
+            another program at the same time, a web page instead of a file, or not the content that
+            was published; `target` is untouched then.
     """
     if not published.url.startswith(("https://", "http://")):
         raise UsageError(f"'{published.url}' is no address of a file: expected https://…")
-    target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
     try:
-        _receive(published, part, progress)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(part, target):
+            _receive(published, part, progress)
+            problem = verify(part, published)
+            if problem is None:
+                part.replace(target)
+            else:
+                part.unlink()
+            _tag(part).unlink(missing_ok=True)
     except (urllib.error.URLError, HTTPException, OSError) as error:
-        # An HTTPError has the answer of the server in its text.
-        raise UsageError(
-            f"{published.url} cannot be downloaded: {error}; check the network (or a proxy: "
-            f"HTTPS_PROXY), or get the file in another way and put it at {target}"
-        ) from None
-    problem = verify(part, published)
+        raise UsageError(_why(published.url, target, error)) from None
     if problem is not None:
-        part.unlink()
-        _tag(part).unlink(missing_ok=True)
         raise UsageError(f"what {published.url} gave is not the published file: {problem}")
-    part.replace(target)
-    _tag(part).unlink(missing_ok=True)
+
+
+@contextmanager
+def _alone(part: Path, target: Path) -> Iterator[None]:
+    """Two that write the same part would spoil it for each other; the system ends the lock."""
+    with part.open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"'{target}' is being downloaded by another program; wait until it has finished"
+            ) from None
+        try:
+            yield
+        finally:
+            if part.exists() and part.stat().st_size == 0:
+                part.unlink()
+                _tag(part).unlink(missing_ok=True)
+
+
+def _why(url: str, target: Path, error: Exception) -> str:
+    if isinstance(error, OSError) and error.errno in _LOCAL:
+        return (
+            f"'{target}' cannot be written: {error}; make room, or name another folder with --to. "
+            "What arrived is kept and continued"
+        )
+    # An HTTPError has the answer of the server in its text.
+    reason = " ".join(str(error).split())
+    return (
+        f"{url} cannot be downloaded: {reason}; check the network (or a proxy: HTTPS_PROXY), or "
+        f"get the file in another way and put it at {target}"
+    )
 
 
 def verify(file: Path, published: Published) -> str | None:
@@ -110,11 +151,16 @@ def _receive(published: Published, part: Path, progress: Progress) -> None:
         _tag(part).unlink(missing_ok=True)
         return _receive(published, part, progress)
     with answer:
+        begins = answer.headers.get("Content-Range", f"bytes {have}-")
         if answer.status != 206:
             have = 0
+        elif not begins.startswith(f"bytes {have}-"):
+            raise OSError(
+                f"the server sent another part ({begins[:60]}) than the rest from {have:,}"
+            )
         _tag(part).write_text(_strong(answer.headers.get("ETag")))
         length = answer.headers.get("Content-Length")
-        whole = have + int(length) if length is not None else None
+        whole = have + int(length) if length is not None and length.isdecimal() else None
         _write(answer, part, have, whole, progress)
     return None
 

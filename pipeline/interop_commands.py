@@ -1,4 +1,4 @@
-"""`pipeline import` and `pipeline export`: features of other people's files (docs/features.md).
+"""`pipeline import` and `pipeline export`: features of other people's files (docs/interop.md).
 
 Exit codes: 0 everything is there; 3 finished, some inputs are in quarantine (`import`) or missing
 (`export`); 75 interrupted, run again to continue; 2 wrong usage.
@@ -7,6 +7,7 @@ Exit codes: 0 everything is there; 3 finished, some inputs are in quarantine (`i
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from rich.progress import Progress as Bar
 from data.annotations.types import Annotation
 from data.commands import EXIT_INTERRUPTED, EXIT_QUARANTINE
 from data.config import parse_config
-from data.errors import UsageError
+from data.errors import UsageError, some
 from data.store import Store
 from data.store.place import Place, place_of
 from data.terminal import new_table, say
@@ -50,7 +51,7 @@ interop_commands = typer.Typer()
 
 _TEXT = "queries"
 _SHOWN = 12
-"""Refused or mended inputs that are shown one by one; --json has all."""
+"""Sentences about refused and mended inputs that are shown; --json has all."""
 
 
 @interop_commands.command("import")
@@ -105,7 +106,7 @@ def import_(
     ] = "keep",
     origin: Annotated[str, typer.Option(help="Where the files come from, for the recipe.")] = "",
     replace: Annotated[
-        bool, typer.Option("--replace", help="Also where `pipeline run` made other rows.")
+        bool, typer.Option("--replace", help="Also where readers lose rows: of a run, or files.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Change nothing; show what would be done.")
@@ -337,19 +338,32 @@ def _show_import(report: ImportReport, target: _Target, as_json: bool, dry_run: 
     if report.left_out:
         table.add_row("left out", "no input of these options", f"{len(report.left_out):,}")
     console.print(table)
-    odd = [line for line in report.lines if line.reason or line.by]
-    for line in odd[:_SHOWN]:
-        say(f"{line.id}: {f'{line.reason}: ' if line.reason else ''}{line.told}")
-    if len(odd) > _SHOWN:
-        say(f"… and {len(odd) - _SHOWN:,} more (--json names all)")
+    told = _sentences(report)
+    for sentence, ids in told[:_SHOWN]:
+        say(f"{some(ids, 2)}: {sentence}")
+    if len(told) > _SHOWN:
+        say(f"… and {len(told) - _SHOWN:,} more sentences like these (--json has all)")
     for name, why in list(report.left_out.items())[:3]:
         say(f"left out: {name}: {why}")
     for note in report.notes:
         say(f"note: {note}")
     if report.refused and not dry_run:
-        say(f"what was refused: pipeline failures --stage {report.stage}")
+        say(
+            "what was refused: "
+            f"pipeline failures --stage {report.stage} --store {shlex.quote(str(target.place))}"
+        )
     if not dry_run and not report.current:
-        say("readers are still sent to the recipe before; run the same command to its end")
+        say("readers are still sent to another recipe; run the same command again, to its end")
+
+
+def _sentences(report: ImportReport) -> list[tuple[str, list[str]]]:
+    """What happened and to which inputs: refusals first, then repairs; the same is said once."""
+    found: dict[tuple[bool, str], list[str]] = {}
+    for line in report.lines:
+        if line.reason or line.by:
+            sentence = f"{line.reason}: {line.told}" if line.reason else line.told
+            found.setdefault((not line.reason, sentence), []).append(line.id)
+    return [(sentence, found[mended, sentence]) for mended, sentence in sorted(found)]
 
 
 def _show_export(report: ExportReport, as_json: bool) -> None:

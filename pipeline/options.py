@@ -20,6 +20,7 @@ from data.store.files import size_of
 from data.store.place import Place, place_of
 from data.terminal import plain_console
 from pipeline.config import PipelineConfig, load_pipeline_config
+from pipeline.here import lacks
 from pipeline.plan import Plan, make_plan
 from pipeline.run import View
 from pipeline.speeds import machine_of, speeds_of
@@ -114,14 +115,26 @@ def opening() -> Iterator[None]:
         raise UsageError(str(error)) from error
 
 
-def plan_of(view: View, retry_failed: bool, timed: PipelineConfig | None = None) -> Plan:
-    """What `run` would do; with the config as `timed` also how fast, which is measured."""
+def plan_of(
+    view: View, retry_failed: bool, config: PipelineConfig | None = None, timed: bool = False
+) -> Plan:
+    """What `run` would do.
+
+    Args:
+        view: what the config names.
+        retry_failed: whether what is in quarantine counts as something to do.
+        config: with it the plan says what this machine lacks.
+        timed: whether to measure how fast it is, where nothing is lacking.
+    """
     ledger = Ledger(open_store(view.store) if is_there(view.store) else None)
     names = frozenset(view.program.recipes) if retry_failed else frozenset()
     inventory = survey(view.program, view.corpus, ledger, retry=names)
     made = make_plan(inventory, ledger)
-    if timed is None:
+    if config is None:
         return made
-    wanted = timed.engine.workers
+    made = replace(made, lacks=lacks(config, inventory.busy))
+    if made.lacks or not timed:
+        return made
+    wanted = config.engine.workers
     workers = None if wanted == "auto" else wanted
-    return replace(made, speeds=speeds_of(inventory, ledger, lambda: machine_of(timed), workers))
+    return replace(made, speeds=speeds_of(inventory, ledger, lambda: machine_of(config), workers))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from data.terminal import new_table
 from pipeline.speeds import Speed
+from pipeline.stage import Given
 from pipeline.survey import Inventory, Ledger, Survey
 
 __all__ = ["Line", "Plan", "make_plan"]
@@ -31,6 +32,7 @@ class Line:
         decode_with: stages that share its decode.
         because: why it is in the plan though nobody asked; "" if somebody did.
         change: in which points its recipe differs from the store's current one.
+        imported: whether its rows were imported and are only read.
     """
 
     stage: str
@@ -44,11 +46,16 @@ class Line:
     decode_with: tuple[str, ...] = ()
     because: str = ""
     change: str = ""
+    imported: bool = False
 
     @property
     def note(self) -> str:
-        """The last three in words."""
-        notes = []
+        """The last four in words."""
+        notes = ["imported rows"] if self.imported else []
+        if self.imported and self.blocked:
+            notes.append(
+                f"{self.blocked:,} inputs have none of the same content; `pipeline import` again"
+            )
         if self.because:
             notes.append(f"needed by {self.because}")
         if self.decode_with:
@@ -68,12 +75,14 @@ class Plan:
         unhashed: videos that the store knows, and whose files this machine has not hashed yet:
             nobody can say before that whether their rows are those of these files.
         speeds: how fast the stages over frames are that have something to do; () if not measured.
+        lacks: what this machine lacks for it; `run` would refuse.
     """
 
     lines: tuple[Line, ...]
     damage: tuple[str, ...] = ()
     unhashed: tuple[str, ...] = ()
     speeds: tuple[Speed, ...] = ()
+    lacks: tuple[str, ...] = ()
 
     @property
     def missing(self) -> int:
@@ -87,6 +96,7 @@ class Plan:
             "damage": list(self.damage),
             "unhashed": list(self.unhashed),
             "speeds": [each.to_json() for each in self.speeds],
+            "lacks": list(self.lacks),
         }
 
     def table(self) -> Table:
@@ -121,7 +131,8 @@ def _line(
         waiting=one.count("waiting"),
         quarantined=one.count("quarantined"),
         blocked=one.count("blocked"),
-        decode_with=tuple(each for each in partners[name] if each != name),
+        decode_with=tuple(each for each in partners.get(name, ()) if each != name),
         because=inventory.program.because.get(name, ""),
         change=ledger.change(one.recipe),
+        imported=isinstance(one.stage, Given),
     )

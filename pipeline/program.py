@@ -8,7 +8,7 @@ from typing import Any
 
 from data.errors import UsageError, nearest
 from data.store import Recipe
-from pipeline.stage import STAGES, FrameStage, Stage, StageContext, StageSet
+from pipeline.stage import STAGES, FrameStage, Given, Stage, StageContext, StageSet
 
 __all__ = ["FEATURES", "PROBE", "Program"]
 
@@ -35,7 +35,10 @@ class Program:
 
     @staticmethod
     def build(
-        context: StageContext, options: Mapping[str, Any], asked: Sequence[str] = ()
+        context: StageContext,
+        options: Mapping[str, Any],
+        asked: Sequence[str] = (),
+        imported: Mapping[str, Recipe] | None = None,
     ) -> Program:
         """The program for the stages that are asked for, and for what they read.
 
@@ -43,6 +46,8 @@ class Program:
             context: facts of the job.
             options: options of each configured stage.
             asked: names of stages, or `features`; nothing means all configured stages.
+            imported: recipes of imported rows that the store's readers are sent to. Those of
+                stages that are only read are taken as they are, and nothing is made of them.
 
         Raises:
             UsageError: unknown stage, or stages that read each other in a circle.
@@ -50,8 +55,12 @@ class Program:
         names = _expand(asked, options)
         made: dict[str, Stage] = {}
         because: dict[str, str] = {}
+        for name, recipe in (imported or {}).items():
+            if name not in names:
+                made[name] = Given(context, recipe)
         for name in names:
             _add(name, context, options, made, because, ())
+        made = {name: stage for name, stage in made.items() if name in {*because, *names}}
         because = {name: reader for name, reader in because.items() if name not in names}
         recipes: dict[str, Recipe] = {}
         for name, stage in made.items():
@@ -61,7 +70,7 @@ class Program:
     @property
     def sets(self) -> list[StageSet]:
         """The stages in groups that share one decode of each video."""
-        return StageSet.group(self.stages)
+        return StageSet.group(each for each in self.stages if not isinstance(each, Given))
 
 
 def _expand(asked: Sequence[str], options: Mapping[str, Any]) -> list[str]:
@@ -99,13 +108,16 @@ def _add(
 
 
 def _frames_together(made: Mapping[str, Stage]) -> tuple[Stage, ...]:
-    """Frame stages that read nothing but the probe come right after it, so that they meet."""
+    """Frame stages that read nothing but the probe come right after it, so that they meet;
+    imported rows come after the probe, which says of what content a video is.
+    """
     early = [
         stage
         for stage in made.values()
         if stage.upstream == () or (isinstance(stage, FrameStage) and stage.upstream == (PROBE,))
     ]
     first = [stage for stage in early if not isinstance(stage, FrameStage)]
+    first.sort(key=lambda stage: isinstance(stage, Given))
     frames = [stage for stage in early if isinstance(stage, FrameStage)]
     shared = [stage for stage in frames if type(stage).parts is Stage.parts]
     alone = [stage for stage in frames if type(stage).parts is not Stage.parts]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from data.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_QUARANTINE, EXIT_WRONG
+from data.errors import UsageError
 from data.store import CatalogueEntry, Failure, Store
 from data.store.recipes import is_import
 from data.video.types import VideoFacts
@@ -22,6 +23,7 @@ from pipeline.engine.tally import Tally, Watcher
 from pipeline.engine.types import Executor, Job, StageSetupError, Unit, unit_of
 from pipeline.handout import HandOut
 from pipeline.heal import Healer
+from pipeline.here import lacks
 from pipeline.measure import samples_of
 from pipeline.plan import Plan, make_plan
 from pipeline.program import PROBE, Program
@@ -127,7 +129,11 @@ class Run:
         self._unread = ""
 
     def run(self, *, retry_failed: bool = False) -> Result:
-        """Work on everything that is missing; with `retry_failed` on what is in quarantine, too."""
+        """Work on everything that is missing; with `retry_failed` on what is in quarantine, too.
+
+        Raises:
+            UsageError: this machine lacks what a stage with something to do needs.
+        """
         for split, rows in self.view.annotations.items():
             self.store.save_annotations(split, rows)
         names = frozenset(self.view.program.recipes) if retry_failed else frozenset()
@@ -138,6 +144,7 @@ class Run:
             inventory = self._survey(retry=names)
         worked = make_plan(inventory, self.ledger).missing > 0
         if worked:
+            self._check_machine(inventory)
             try:
                 self._run_rounds(names)
             finally:
@@ -149,6 +156,11 @@ class Run:
         self._announce_complete(inventory)
         self._announce_shared()
         return self._result(inventory, worked)
+
+    def _check_machine(self, inventory: Inventory) -> None:
+        """UsageError now, not after the stages before have decoded everything."""
+        if missing := lacks(self.config, inventory.busy):
+            raise UsageError("; ".join(missing))
 
     def _survey(
         self, *, retry: frozenset[str] = frozenset(), only: Sequence[str] | None = None

@@ -25,6 +25,7 @@ from data.video.types import (
 __all__ = [
     "STAGES",
     "FrameStage",
+    "Given",
     "Inputs",
     "Item",
     "Resources",
@@ -151,6 +152,12 @@ class Stage(ABC):
         """How many items travel to a worker together. A group that fails is retried one by one."""
         return 1
 
+    def check_machine(self) -> None:  # noqa: B027 - most stages run anywhere
+        """UsageError for what `setup` would miss on this machine: a GPU, a compiler, a library.
+
+        Asked before anything is decoded, where the workers run on this machine; cheap.
+        """
+
     def setup(self) -> None:  # noqa: B027 - a stage without networks needs none
         """Build networks, open tables: once per worker, before the first item."""
 
@@ -168,6 +175,38 @@ class RowStage(Stage):
     @abstractmethod
     def process(self, item: Item, inputs: Inputs) -> Row:
         """One item to one row. Raises InputError for an input that cannot be processed."""
+
+
+class Given(Stage):
+    """Rows that were imported: other stages read them, and none is made here.
+
+    Args:
+        context: facts of the job.
+        recipe: that of the rows.
+    """
+
+    def __init__(self, context: StageContext, recipe: Recipe) -> None:
+        super().__init__(context, None)
+        self._recipe = recipe
+
+    @property
+    def name(self) -> str:  # type: ignore[override]  # other classes are one stage each
+        """That of the stage whose rows these are."""
+        return self._recipe.stage
+
+    @property
+    def schema(self) -> Schema:
+        """As it was imported."""
+        return self._recipe.schema
+
+    def params(self) -> Mapping[str, Any]:
+        """What was imported."""
+        return self._recipe.params
+
+    def recipe(self, upstream: Mapping[str, str]) -> Recipe:
+        """That of the rows, whatever else there is."""
+        del upstream
+        return self._recipe
 
 
 class FrameStage(Stage):

@@ -15,7 +15,7 @@ from data.video.types import VideoFacts
 from pipeline.corpus import Corpus
 from pipeline.engine.types import UNKNOWN_CONTENT, Task
 from pipeline.program import PROBE, Program
-from pipeline.stage import Item, Stage, StageSet
+from pipeline.stage import Given, Item, Stage, StageSet
 
 __all__ = [
     "Inventory",
@@ -183,6 +183,12 @@ class Inventory:
         """Everything that is in quarantine."""
         return [each for one in self.surveys.values() for each in one.failures]
 
+    @property
+    def busy(self) -> list[Stage]:
+        """The stages that have something to do, now or after others."""
+        made = [one for one in self.surveys.values() if not isinstance(one.stage, Given)]
+        return [one.stage for one in made if one.count("todo", "waiting")]
+
 
 def survey(
     program: Program,
@@ -232,6 +238,8 @@ def _survey_stage(
     present = ledger.present(recipe)
     failures = {} if stage.name in retry else ledger.failures(recipe)
     before = _with_upstream(inventory.program, [stage.name]) - {stage.name}
+    if isinstance(stage, Given):
+        before = {PROBE} & inventory.surveys.keys()
     upstream = [inventory.surveys[name].states for name in before]
     facts = _Facts(ledger, inventory.program) if _is_in_parts(stage) else None
     items = inventory.queries if stage.over == "queries" else inventory.videos
@@ -262,6 +270,8 @@ def _place(
         result.states[item.key.id] = "present"
     elif blocker is not None:
         result.states[item.key.id] = blocker
+    elif isinstance(result.stage, Given):
+        result.states[item.key.id] = "blocked"
     else:
         gone = {failure.key.part for failure in failed}
         todo = [key for key in missing if key.part not in gone]

@@ -10,14 +10,17 @@ from pathlib import Path
 from data.annotations import DATASETS, dataset_of, load_annotations
 from data.annotations.mend import MendReport, mended
 from data.annotations.types import Annotation
-from data.errors import UsageError
+from data.errors import StoreError, UsageError
 from data.identity import check_id
+from data.store import ItemKey, Recipe, Store
+from data.store.files import size_of
 from data.store.place import Place
+from data.store.recipes import is_import
 from data.video.types import Video
 from pipeline.config import PipelineConfig
 from pipeline.corpus import Corpus, query_items
-from pipeline.program import Program
-from pipeline.stage import STAGES
+from pipeline.program import PROBE, Program
+from pipeline.stage import STAGES, Given, Item
 
 __all__ = ["View", "look", "read_annotations", "share_of"]
 
@@ -75,7 +78,8 @@ def look(
     options = config.stage_options
     left_out = () if asked or annotations else _over_queries(options)
     wanted = {name: each for name, each in options.items() if name not in left_out}
-    program = Program.build(config.context, wanted, asked)
+    store = _store(config.store)
+    program = Program.build(config.context, wanted, asked, _imported(store))
     if not program.stages:
         raise UsageError("no stage is asked for; name one with --stage, or add `stages:`")
     over = {stage.over for stage in program.stages}
@@ -85,8 +89,14 @@ def look(
             f"stage {names} works on queries and the config has none; "
             "add `annotations: {train: FILE}`, or leave the stage out"
         )
-    videos = _list_videos(config) if "videos" in over else ()
-    corpus = Corpus(tuple(videos), query_items(annotations) if "queries" in over else ())
+    given = [each.name for each in program.stages if isinstance(each, Given)]
+    by_rows = bool(given) and PROBE not in program.recipes
+    videos = _list_videos(config) if "videos" in over and not by_rows else ()
+    corpus = Corpus(
+        tuple(videos),
+        query_items(annotations) if "queries" in over else (),
+        _items_of(store, given) if store is not None and by_rows else (),
+    )
     all_ = corpus.first(limit)
     some = all_ if share is None else share_of(all_, share)
     everything = all_ if share is not None and all_ == corpus else None
@@ -121,7 +131,39 @@ def share_of(corpus: Corpus, share: str) -> Corpus:
     return Corpus(
         tuple(video for video in corpus.videos if mine(video.id)),
         tuple(item for item in corpus.queries if mine(item.key.id)),
+        tuple(item for item in corpus.imported if mine(item.key.id)),
     )
+
+
+def _store(place: Place) -> Store | None:
+    """The store as far as there is one; who writes into it says what is wrong with it."""
+    if size_of(place / "store.json") is None:
+        return None
+    try:
+        return Store.open(place)
+    except StoreError as error:
+        raise UsageError(str(error)) from error
+
+
+def _imported(store: Store | None) -> dict[str, Recipe]:
+    """Recipes of imported features that readers are sent to, by stage."""
+    if store is None:
+        return {}
+    current = {
+        stage: store.recipe(stage, recipe_id)
+        for stage, recipe_id in store.current.items()
+        if stage in STAGES and recipe_id in store.recipes(stage)
+    }
+    return {stage: recipe for stage, recipe in current.items() if is_import(recipe)}
+
+
+def _items_of(store: Store, stages: Sequence[str]) -> tuple[Item, ...]:
+    """The videos of imported rows: no file is needed where nothing looks into one."""
+    keys: dict[str, ItemKey] = {}
+    for stage in stages:
+        reader = store.reader(stage, strict=False)
+        keys |= {id: reader.key(id) for id in reader.ids()}
+    return tuple(Item(key) for _, key in sorted(keys.items()))
 
 
 def _list_videos(config: PipelineConfig) -> tuple[Video, ...]:

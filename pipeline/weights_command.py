@@ -42,6 +42,7 @@ def list_(as_json: JsonOption = False) -> None:
         return
     console = new_console()
     table = new_table("Official weights", "checkpoint:", "for", "found", "size", "licence", "check")
+    table.columns[0].no_wrap = True  # a name is there to be copied
     for each in ZOO.values():
         where = find(each)
         table.add_row(

@@ -175,7 +175,8 @@ class _Job:
     ) -> None:
         self._layout, self._dtype = layout, dtype
         self._queries = [row for split in rows.values() for row in split]
-        self._wanted = {row.video_id for row in self._queries} if only else None
+        self._wanted = {row.video_id for row in self._queries}
+        self._only = only
         self.missing: dict[str, list[str]] = {}
         self.notes: list[str] = []
 
@@ -188,8 +189,8 @@ class _Job:
 
     def _videos(self, name: str, reader: StageReader) -> Iterator[Shaped]:
         there = reader.ids()
-        if self._wanted is not None:
-            self.missing[name] = sorted(self._wanted - set(there))
+        self.missing[name] = sorted(self._wanted - set(there))
+        if self._only:
             there = [id for id in there if id in self._wanted]
         for id in there:
             check_id(id)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from data.errors import InputError, UsageError
 from data.grid import Grid
-from data.identity import check_id, digest
+from data.identity import check_id, imported_content
 from data.interop.arrays import Header
 from data.interop.lengths import Expected, Fit, Lengths, Policy, fit, fitted, pool, pooled_rows
 from data.interop.report import Line
@@ -20,7 +20,7 @@ from data.interop.sources import Entry, SourceOptions
 from data.interop.writing import Draft, Hashes
 from data.store import CatalogueEntry, ItemKey, Row
 
-__all__ = ["NOT_STREAMS", "Form", "ImportOptions", "Looked", "imported_content", "look"]
+__all__ = ["NOT_STREAMS", "Form", "ImportOptions", "Looked", "look"]
 
 NOT_STREAMS = ("probe", "captions", "narratives", "queries", "events")
 """Stages whose rows are no features on the grid."""
@@ -66,15 +66,6 @@ class ImportOptions:
                 f"--rows-per-clip must be at least 1 and --most at least 0, got "
                 f"{self.rows_per_clip} and {self.most}"
             )
-
-
-def imported_content(id: str) -> str:
-    """Content of a video that was never probed: all its imported streams share it.
-
-    The hash of its feature file would differ from stream to stream, and samples are made only of
-    rows of the same content.
-    """
-    return digest({"imported video": id})
 
 
 @dataclass(frozen=True)
@@ -152,10 +143,10 @@ class Form:
             refused = Line(
                 line.id, "refused", line.files, rows, reason=error.reason, told=str(error)
             )
-            return Draft(refused, one.key, lambda: self._row(one, {}))
-        return Draft(
-            Line.of_facts(line.id, "planned", facts), one.key, lambda: self._row(one, facts)
-        )
+            seen = {"sha256": list(one.sha256), "fit": error.reason} if one.header else {}
+            return Draft(refused, one.key, lambda: self._row(one, {}), seen)
+        planned = Line.of_facts(line.id, "planned", facts)
+        return Draft(planned, one.key, lambda: self._row(one, facts), facts)
 
     def fit(self, one: Looked) -> Fit:
         """What happens to its rows; InputError."""
@@ -194,6 +185,7 @@ class Form:
             "rows": rows,
             "row_s": self.clip_len_s / self.options.rows_per_clip,
             "clips": how.clips,
+            "duration_s": self.grid(one).duration_s,
             "fit": how.action,
             "by": how.by,
             "expected": one.expected.by if one.expected else "rows",

@@ -16,12 +16,13 @@ from data.interop.writing import (
     IMPORT_VERSION,
     Draft,
     Journey,
+    changes,
     check_target,
     current_of,
+    grown,
     imported,
 )
 from data.store import Recipe, Schema, StageReader, Store, StreamSpec
-from data.store.recipes import is_import
 
 __all__ = ["import_streams"]
 
@@ -42,8 +43,9 @@ def import_streams(
     """Bring features of videos into a stage of a store, or look what would be brought.
 
     Videos that the store has probed keep the content that was measured, so that imported streams
-    and those of the pipeline belong together. What is there already is left out; a file that
-    changed is another recipe, to which readers are sent when all its rows are there.
+    and those of the pipeline belong together. What is there already is left out, and new videos
+    are added to the import before (`grown`); if a file changed it is another recipe, to which
+    readers are sent when all its rows are there.
 
     Args:
         store: the store; it need not exist before `journey.begin`.
@@ -65,17 +67,21 @@ def import_streams(
         )
     check_target(store, options.stage, journey.replace)
     catalogue = store.catalogue()
+    annotations = list(annotations)
     lengths = Lengths(catalogue, annotations, _other_streams(store, options.stage))
     hashes = journey.hashes(store)
     looked = [look(entry, catalogue, lengths, hashes) for entry in source.entries]
     form = Form.of(looked, options, store.clip_len_s)
-    recipe = _recipe(source, options, looked, form, store.clip_len_s)
     drafts = [form.draft(each) for each in looked]
     _check_clip_length(drafts, looked, form)
     before = current_of(store, options.stage)
+    fresh = _recipe(source, options, looked, form, store.clip_len_s)
+    recipe = grown(store, fresh, drafts, before, replace=journey.replace)
+    changed = list(changes(store, before, recipe, drafts))
+    kept = _ids_of(store, before) if before and before.id == recipe.id else ()
     journey.start(store, recipe)
     lines, whole = journey.write(store, recipe, drafts, len(drafts))
-    is_current = journey.end(store, recipe, whole=whole)
+    is_current = journey.end(store, recipe, before, whole=whole)
     return ImportReport(
         stage=options.stage,
         recipe=recipe.id,
@@ -83,13 +89,18 @@ def import_streams(
         lines=lines,
         left_out=source.left_out,
         notes=[
-            *_changes(store, before, recipe, looked),
+            *changed,
             *form.notes(),
             *_misfits(lengths, looked, lines),
+            *_beside(annotations, kept, looked),
         ],
         current=is_current,
         interrupted=not whole,
     )
+
+
+def _ids_of(store: Store, recipe: Recipe) -> list[str]:
+    return store.reader(recipe.stage, recipe.id, strict=False).ids()
 
 
 def _recipe(
@@ -99,7 +110,7 @@ def _recipe(
     form: Form,
     clip_len_s: float,
 ) -> Recipe:
-    """Everything that determines the rows: the bytes of the files, how long the videos are."""
+    """How files are read, and with which files and durations the import began."""
     params = {
         "format": source.format,
         "files": len(looked),
@@ -157,27 +168,6 @@ def _other_streams(store: Store, stage: str) -> list[StageReader]:
     ]
 
 
-def _changes(
-    store: Store, before: Recipe | None, recipe: Recipe, looked: Sequence[Looked]
-) -> Iterator[str]:
-    """What differs from the import that readers were sent to until now."""
-    if before is None or before.id == recipe.id:
-        return
-    if not is_import(before):
-        yield f"readers were sent to recipe {before.id} of `pipeline run` until now"
-        return
-    reader = store.reader(before.stage, before.id, strict=False)
-    there = {id: tuple(reader.facts(id).get("sha256", ())) for id in reader.ids()}
-    now = {each.entry.id: each.sha256 for each in looked}
-    told = {
-        "changed": [id for id in now if id in there and now[id] != there[id]],
-        "new": [id for id in now if id not in there],
-        "gone": [id for id in there if id not in now],
-    }
-    files = "; ".join(f"{len(ids):,} {what}: {some(ids, 3)}" for what, ids in told.items() if ids)
-    yield f"since the import {before.id}: {files or 'the same files, other options or lengths'}"
-
-
 def _misfits(lengths: Lengths, looked: Sequence[Looked], lines: Sequence[Line]) -> Iterator[str]:
     """Other streams that have another number of clips, with which no sample can be made."""
     clips = {line.id: line.clips for line in lines if line.outcome != "refused"}
@@ -196,6 +186,43 @@ def _misfits(lengths: Lengths, looked: Sequence[Looked], lines: Sequence[Line]) 
             f"{len(lengths.disputed):,} videos have several durations in the annotations; the "
             f"first one counts ({some(sorted(lengths.disputed), 3)})"
         )
+
+
+def _beside(
+    annotations: Sequence[Annotation], there: Iterable[str], looked: Sequence[Looked]
+) -> Iterator[str]:
+    """Videos of the annotations without a file, and files of videos that they do not name."""
+    wanted = dict.fromkeys(row.video_id for row in annotations)
+    if not wanted:
+        return
+    given = {each.entry.id for each in looked}
+    lacking = sorted(wanted.keys() - given - set(there))
+    other = sorted(given - wanted.keys())
+    if lacking:
+        yield (
+            f"{len(lacking):,} of {len(wanted):,} videos of the annotations have no file "
+            f"({some(lacking, 3)}){_another_spelling(lacking, other)}"
+        )
+    if other:
+        yield f"{len(other):,} files are of videos that no annotation names ({some(other, 3)})"
+
+
+def _another_spelling(lacking: Sequence[str], other: Sequence[str]) -> str:
+    """A hint where ids differ only by a prefix or by upper and lower case."""
+    folded = {each.casefold(): each for each in other}
+    twin = next((each for each in lacking if each.casefold() in folded), None)
+    if twin is not None:
+        return f"; '{folded[twin.casefold()]}' is there: ids differ by upper and lower case"
+    for longer, shorter, what in (
+        (other, lacking, "--strip-prefix {}"),
+        (lacking, other, "the annotations have the prefix {}"),
+    ):
+        known = set(shorter)
+        for each in longer[:1000]:
+            for cut in range(1, min(8, len(each))):
+                if each[cut:] in known:
+                    return f"; '{each}' and '{each[cut:]}' differ: {what.format(each[:cut])}"
+    return ""
 
 
 def _reasons(left_out: Mapping[str, str]) -> str:

@@ -21,10 +21,14 @@ from data.interop.writing import (
     Draft,
     Hashes,
     Journey,
+    changes,
     check_target,
+    current_of,
+    grown,
     imported,
 )
 from data.store import ItemKey, Recipe, Row, Schema, Store, StreamSpec
+from data.store.recipes import is_import
 
 __all__ = ["STAGE", "import_texts"]
 
@@ -42,7 +46,8 @@ def import_texts(
     """Bring token states and pooled vectors of queries into the stage `queries`.
 
     A store knows a query by its sentence, so the annotations must say which sentence a file
-    belongs to. Of several queries with the same sentence the first one gives the row.
+    belongs to. Of several queries with the same sentence the first one gives the row, or the one
+    that gave it before.
 
     Args:
         store: the store; it need not exist before `journey.begin`.
@@ -59,6 +64,8 @@ def import_texts(
     sentences = _sentences(annotations)
     check_target(store, STAGE, journey.replace)
     hashes = journey.hashes(store)
+    before = current_of(store, STAGE)
+    there = _files_of(store, before)
     left_out = dict(source.left_out)
     looked: dict[str, _Looked] = {}
     for entry in source.texts:
@@ -66,24 +73,29 @@ def import_texts(
         if len(texts) != 1:
             left_out[entry.file.name] = _no_sentence(entry.qid, texts)
             continue
-        looked.setdefault(query_id(texts[0]), _look(entry, texts[0], hashes))
+        id = query_id(texts[0])
+        if id not in looked or there.get(id) == [entry.file.name]:
+            looked[id] = _look(entry, texts[0], hashes)
     if not looked:
         raise UsageError(
             f"{source.told}: none belongs to a query of the annotations, for example "
             f"{_first(left_out)}; give the annotations of these files"
         )
     form = _Form.of(list(looked.values()))
-    recipe = _recipe(source, list(looked.values()), form, origin, store.clip_len_s)
+    drafts = [form.draft(each) for each in looked.values()]
+    fresh = _recipe(source, list(looked.values()), form, origin, store.clip_len_s)
+    recipe = grown(store, fresh, drafts, before, replace=journey.replace)
+    changed = list(changes(store, before, recipe, drafts))
     journey.start(store, recipe)
-    lines, whole = journey.write(store, recipe, map(form.draft, looked.values()), len(looked))
-    is_current = journey.end(store, recipe, whole=whole)
+    lines, whole = journey.write(store, recipe, drafts, len(drafts))
+    is_current = journey.end(store, recipe, before, whole=whole)
     return ImportReport(
         stage=STAGE,
         recipe=recipe.id,
         source=source.told,
         lines=lines,
         left_out=left_out,
-        notes=_notes(sentences, looked, source),
+        notes=[*changed, *_notes(sentences, looked, source)],
         current=is_current,
         interrupted=not whole,
     )
@@ -171,7 +183,14 @@ class _Form:
             line = Line(qid, "refused", names, reason=fault.reason, told=str(fault))
         else:
             line = Line(qid, "planned", names, one.tokens.shape[0] if one.tokens else None)
-        return Draft(line, one.key, lambda: self._row(one))
+        return Draft(line, one.key, lambda: self._row(one), self._seen(one, fault))
+
+    def _seen(self, one: _Looked, fault: InputError | None) -> dict[str, Any]:
+        """Facts of the row that are known before it is read."""
+        if one.tokens is None:
+            return {}
+        fit = {"fit": fault.reason} if fault is not None else {}
+        return {"sha256": [one.sha256], **fit}
 
     def _row(self, one: _Looked) -> Row:
         tokens = as_rows(one.entry.tokens.read())
@@ -195,6 +214,14 @@ class _Form:
 def _without_padding(rows: int, used: Any) -> int:
     """How many rows there are without zeros at the end; at least one."""
     return max(1, rows - int(np.argmax(used[::-1])) if used.any() else 1)
+
+
+def _files_of(store: Store, current: Recipe | None) -> dict[str, list[str]]:
+    """The file that gave the row of each sentence in the present import."""
+    if current is None or not is_import(current):
+        return {}
+    reader = store.reader(STAGE, current.id, strict=False)
+    return {id: list(reader.facts(id).get("files", ())) for id in reader.ids()}
 
 
 def _sentences(annotations: Iterable[Annotation]) -> dict[str, list[str]]:

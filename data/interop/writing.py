@@ -6,19 +6,29 @@ has lost nothing but the one that was being collected.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from data.errors import InputError, UsageError
+from data.errors import InputError, UsageError, some
 from data.identity import file_sha256
 from data.interop.report import Line
-from data.store import Failure, FileHashes, ItemKey, Recipe, Row, Store
+from data.store import Failure, FileHashes, ItemKey, Recipe, Row, StageReader, Store
 from data.store.files import size_of
-from data.store.recipes import IMPORT, is_import
+from data.store.recipes import IMPORT, differences, is_import
 
-__all__ = ["IMPORT_VERSION", "Draft", "Hashes", "Journey", "announce", "check_target", "current_of"]
+__all__ = [
+    "IMPORT_VERSION",
+    "Draft",
+    "Hashes",
+    "Journey",
+    "changes",
+    "check_target",
+    "current_of",
+    "grown",
+    "imported",
+]
 
 IMPORT_VERSION = 1
 """Of this code: raised when the same files and options give other rows."""
@@ -34,11 +44,14 @@ class Draft:
         line: what is known of it before it is read; `refused` if that is enough to refuse it.
         key: its key in the store.
         make: reads it and makes the row; InputError.
+        facts: what the facts of its row will say, as far as it is known; none of a file that
+            cannot be looked into now.
     """
 
     line: Line
     key: ItemKey
     make: Callable[[], Row]
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -72,9 +85,17 @@ class Journey:
         """Hashes of the source; remembered where there is a store already."""
         return Hashes(store.file_hashes() if _exists(store) and not self.dry_run else None)
 
-    def end(self, store: Store, recipe: Recipe, *, whole: bool) -> bool:
-        """Send readers to the rows if all are there; whether they are sent to them now."""
-        return not self.dry_run and announce(store, recipe, whole=whole)
+    def end(self, store: Store, recipe: Recipe, before: Recipe | None, *, whole: bool) -> bool:
+        """Send readers to the rows if all are there; whether they are sent to them now.
+
+        Not if another import has sent them elsewhere since `before` was read: run again, this one
+        adds to it.
+        """
+        if self.dry_run:
+            return False
+        expected = (recipe.id, before.id if before else None)
+        unmoved = store.current.get(recipe.stage) in expected
+        return announce(store, recipe, whole=whole and unmoved)
 
     def write(
         self, store: Store, recipe: Recipe, drafts: Iterable[Draft], count: int
@@ -184,6 +205,98 @@ def check_target(store: Store, stage: str, replace: bool) -> None:
         f"{current.id}), and readers are sent to one recipe; give --replace to send them to the "
         f"imported rows (the others stay until `pipeline gc`), or another name with --stage"
     )
+
+
+_IDENTITY = ("files", "sha256", "durations")
+"""Parameters of an import that say with which files it began; others are how they are read."""
+
+_SAME = ("sha256", "fit", "by", "clips", "duration_s")
+"""Facts of rows in which two rows of the same video and the same options can differ."""
+
+
+def grown(
+    store: Store, fresh: Recipe, drafts: Sequence[Draft], before: Recipe | None, *, replace: bool
+) -> Recipe:
+    """The recipe that inputs are written under.
+
+    It is the import that readers are sent to, if these inputs would give all rows just so that it
+    has of them: then only what is not there yet is written, be it ten new videos or one whose file
+    was broken. Else it is `fresh`, and all rows are written anew, so that no recipe mixes two
+    versions of a file.
+
+    Args:
+        store: the store.
+        fresh: the recipe of these inputs alone.
+        drafts: the inputs.
+        before: what readers are sent to now.
+        replace: whether readers may lose rows.
+
+    Raises:
+        UsageError: readers would lose rows of inputs that are not among these, unasked.
+    """
+    if before is None or not is_import(before) or before.id == fresh.id:
+        return fresh
+    reader = store.reader(before.stage, before.id, strict=False)
+    why = _other_options(before, fresh) or _other_rows(reader, drafts)
+    if not why:
+        return before
+    gone = sorted(set(reader.ids()) - {draft.key.id for draft in drafts})
+    if gone and not replace:
+        raise UsageError(
+            f"these files cannot be added to the import {before.id} of stage '{fresh.stage}' "
+            f"({why}), and readers, who are sent to one recipe, would lose the {len(gone):,} rows "
+            f"of it that have no file here ({some(gone, 3)}); import all files together, with the "
+            "options of before, or give --replace"
+        )
+    return fresh
+
+
+def _other_options(before: Recipe, fresh: Recipe) -> str:
+    """In which options and columns two imports differ; "" if in none."""
+    values = [recipe.to_json() for recipe in (before, fresh)]
+    for value in values:
+        value["params"] = dict(value["params"])
+        given = value["params"][IMPORT]
+        value["params"][IMPORT] = {k: v for k, v in given.items() if k not in _IDENTITY}
+    return differences(values[0], values[1])
+
+
+def _other_rows(reader: StageReader, drafts: Iterable[Draft]) -> str:
+    """Which rows would be others now; "" for none. A file that cannot be read now changes none."""
+    changed = []
+    for draft in drafts:
+        if draft.facts and reader.holds(draft.key):
+            there = reader.facts(draft.key.id, draft.key.content)
+            if any(there.get(name) != draft.facts[name] for name in _SAME if name in draft.facts):
+                changed.append(draft.key.id)
+    return f"{len(changed):,} changed: {some(changed, 3)}" if changed else ""
+
+
+def changes(
+    store: Store, before: Recipe | None, recipe: Recipe, drafts: Sequence[Draft]
+) -> Iterator[str]:
+    """What differs from the import that readers were sent to until now; asked before writing."""
+    if before is None:
+        return
+    if not is_import(before):
+        yield f"readers were sent to recipe {before.id} of `pipeline run` until now"
+        return
+    reader = store.reader(before.stage, before.id, strict=False)
+    there, now = set(reader.ids()), {draft.key.id for draft in drafts}
+    gone, new = sorted(there - now), sorted(now - there)
+    if recipe.id == before.id:
+        if gone:
+            yield (
+                f"{len(gone):,} rows of this import have no file here ({some(gone, 3)}): they stay"
+            )
+        return
+    told = [
+        _other_options(before, recipe),
+        _other_rows(reader, drafts),
+        f"{len(new):,} new: {some(new, 3)}" if new else "",
+        f"{len(gone):,} gone: {some(gone, 3)}" if gone else "",
+    ]
+    yield f"since the import {before.id}: {'; '.join(each for each in told if each)}"
 
 
 def announce(store: Store, recipe: Recipe, *, whole: bool) -> bool:

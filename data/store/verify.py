@@ -7,11 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from data.errors import StorylineError
+from data.identity import imported_content
 from data.store.files import list_folder, size_of
 from data.store.inspection import Inspector, SoundInspector
 from data.store.place import Place
 from data.store.reader import Problem, shard_paths
-from data.store.recipes import is_import, load_recipe
+from data.store.recipes import load_recipe
 from data.store.types import ItemKey
 from data.store.upkeep import (
     SET_ASIDE,
@@ -74,7 +75,7 @@ class _Inspection:
         for folder in recipe_folders(self.store.path):
             stage, name = folder.parent.name, f"{folder.parent.name}/{folder.name}"
             clips = self._folder(folder, current)
-            if catalogue is not None and not self._imported(folder):
+            if catalogue is not None:
                 self._check_listed(name, clips, set(catalogue))
             if current.get(stage) == folder.name:
                 self._compare_grids(name, clips)
@@ -116,13 +117,6 @@ class _Inspection:
                 told = f"was made from {stage}/{recipe_id}, which is not in this store"
                 self._note("recipe", f"{folder.parent.name}/{folder.name}", told)
 
-    def _imported(self, folder: Place) -> bool:
-        """Whether the rows of a folder come from files of others: nobody probed their videos."""
-        try:
-            return is_import(load_recipe(folder))
-        except (FileNotFoundError, StorylineError):
-            return False  # `_recipe` has said what is wrong with it
-
     def _differing(self, key: ItemKey, first: Place, place: Place) -> None:
         found = self.inspector.compare(first, place, key)
         rows = f"the rows of {key.id} in it and in {first} {found.told}"
@@ -132,7 +126,9 @@ class _Inspection:
             self._add("duplicate", str(place), f"{rows}; {_TWICE}: {_OTHERWISE}")
 
     def _check_listed(self, name: str, clips: dict[ItemKey, int], catalogue: set[str]) -> None:
-        missing = sorted({key.id for key in clips} - catalogue)
+        # Nobody probes a video that is known by imported features alone.
+        probed = {key.id for key in clips if key.content != imported_content(key.id)}
+        missing = sorted(probed - catalogue)
         told = "not in the catalogue; `pipeline repair` or `pipeline run --stage probe` enters"
         for id in missing[:_MOST_NAMED]:
             self._add("catalogue", f"{name}: {id}", f"is {told} it")

@@ -194,7 +194,8 @@ class ArenaWriter:
 
     def _collect(self) -> None:
         """Take back what the parent has read and what was never handed over."""
-        for index in np.flatnonzero(self._freed).tolist():
+        # A copy: numpy refuses to look through what the parent changes meanwhile.
+        for index in np.flatnonzero(self._freed.copy()).tolist():
             self._freed[index] = 0
             self._forget(self._blocks[index * GRAIN])
         while self._dropped:

@@ -11,7 +11,7 @@ from data.video.checks import require
 from data.video.limits import VideoLimits
 from data.video.types import Video
 
-__all__ = ["FORMATS", "opened"]
+__all__ = ["FORMATS", "opened", "packets_of"]
 
 FORMATS = (
     "aac,aiff,amr,asf,av1,avi,dv,flac,flv,gif,h264,hevc,ivf,m4v,matroska,mov,mp3,mp4,mpeg,"
@@ -35,6 +35,20 @@ def opened(video: Video, limits: VideoLimits) -> Iterator[tuple[Any, Any]]:
         yield container, _video_stream(video, container, limits)
     finally:
         container.close()
+
+
+def packets_of(container: Any, stream: Any) -> Iterator[Any]:
+    """The packets of a stream from where the container is; the last one is empty.
+
+    A stream that appears in the middle (broadcasts) is unknown to PyAV, whose loop then ends with
+    an IndexError, at one of its packets or at the end; another one goes on behind it.
+    """
+    while True:
+        try:
+            yield from container.demux(stream)
+        except IndexError:
+            continue
+        return
 
 
 def _open_container(video: Video) -> Any:

@@ -44,12 +44,15 @@ class Geometry:
     """Sizes of one conversion: scaled to `width` x `height`, then the square at (x, y) if any.
 
     `region`, if any, is cut out before scaling: (width, height, x, y) of the upright frame.
+    `fine_colours` computes colours for each pixel of the scaled picture, not for each pair: swscale
+    does so wherever the width is odd, so a region of such a picture must, too.
     """
 
     width: int
     height: int
     crop: tuple[int, int, int] | None
     region: tuple[int, int, int, int] | None = None
+    fine_colours: bool = False
 
     @classmethod
     def of(cls, width: int, height: int, view: View) -> Geometry:
@@ -71,7 +74,8 @@ class Geometry:
         if x > 0:
             start, length, begin, extent = _aligned(width, self.width, x, side)
             region = length, height, start, 0
-            return Geometry(extent, self.height, (side, x - begin, y), region)
+            fine = self.width % 2 == 1
+            return Geometry(extent, self.height, (side, x - begin, y), region, fine)
         if y > 0:
             start, length, begin, extent = _aligned(height, self.height, y, side)
             region = width, length, 0, start
@@ -191,6 +195,9 @@ class Converter:
     def _build(self, source: str, steps: Sequence[tuple[str, str]]) -> Any:
         # Only the graph is returned: PyAV 18 crashes when a filter context outlives its graph.
         graph = self._av.filter.Graph()
+        if hasattr(graph, "threads"):  # older PyAV leaves it to FFmpeg
+            # One core per decoding child: else each graph keeps as many threads as there are cores.
+            graph.threads = 1
         nodes = [
             graph.add(name, args or None)
             for name, args in [("buffer", source), *steps, ("buffersink", "")]
@@ -205,7 +212,8 @@ def _steps(turns: int, geometry: Geometry, mode: Mode) -> list[tuple[str, str]]:
     if geometry.region is not None:
         steps.append(("crop", ":".join(str(each) for each in (*geometry.region, "exact=1"))))
     scaler, colours = _SCALERS[mode]
-    steps.append(("scale", f"{geometry.width}:{geometry.height}:flags={scaler}"))
+    flags = scaler + "+full_chroma_int" * geometry.fine_colours
+    steps.append(("scale", f"{geometry.width}:{geometry.height}:flags={flags}"))
     steps.append(("format", colours))
     if geometry.crop is not None:
         side, x, y = geometry.crop

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.video.checks import require
-from data.video.container import opened
+from data.video.container import opened, packets_of
 from data.video.index import index_of
 from data.video.limits import VideoLimits
 from data.video.plan import Feed, Plan, planned
@@ -126,7 +126,7 @@ class _Decoding:
     def _packets(self) -> Iterator[tuple[int, Any]]:
         """The packets of the plan with their positions, each where the index has it."""
         plan = self._plan
-        packets = (packet for packet in self._container.demux(self._stream) if packet.size)
+        packets = (each for each in packets_of(self._container, self._stream) if each.size)
         position = 0
         if plan.seek_ticks is not None:
             self._container.seek(plan.seek_ticks, stream=self._stream)

@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.video.checks import require
-from data.video.container import opened
+from data.video.container import opened, packets_of
 from data.video.limits import VideoLimits
 from data.video.types import Video
 
@@ -58,7 +58,7 @@ class Index:
     skips: bool
 
 
-_KEPT: dict[tuple[str, int, int, VideoLimits], Index | None] = {}
+_KEPT: dict[tuple[str, int, int, VideoLimits], tuple[Index | None]] = {}
 """The index of the last file: the parts of a video, and its stages, follow one another."""
 
 
@@ -69,10 +69,12 @@ def index_of(video: Video, limits: VideoLimits, progress: Callable[[], None]) ->
     """
     status = video.path.stat()
     key = (str(video.path.absolute()), status.st_size, status.st_mtime_ns, limits)
-    if key not in _KEPT:
-        _KEPT.clear()
-        _KEPT[key] = _read(video, limits, progress)
-    return _KEPT[key]
+    if (kept := _KEPT.get(key)) is not None:
+        return kept[0]
+    index = _read(video, limits, progress)
+    _KEPT.clear()
+    _KEPT[key] = (index,)  # threads may clear it before it is read again
+    return index
 
 
 def _read(video: Video, limits: VideoLimits, progress: Callable[[], None]) -> Index | None:
@@ -97,7 +99,7 @@ def _demuxed(container: Any, stream: Any) -> Iterator[Any]:
     What a broken file has behind that place is unforeseen, which ends a guided pass.
     """
     try:
-        yield from (packet for packet in container.demux(stream) if packet.size)
+        yield from (packet for packet in packets_of(container, stream) if packet.size)
     except require("av").error.FFmpegError:
         return
 

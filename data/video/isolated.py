@@ -46,7 +46,7 @@ class IsolatedDecoder:
         decoder: name for `data.video.open_decoder`.
         fallbacks: names that are tried in order when it crashes, hangs or cannot decode.
         damaged: "quarantine" raises InputError(`damaged`) when packets were refused: after `probe`,
-            and at the end of `windows`.
+            and at the end of `windows`, which may leave out the damaged ones; `probe` decides.
         timeout_s: longest silence of a child, in seconds, while the next answer is waited for.
         buffer_bytes: memory shared with a child, which bounds the windows that exist, waiting or
             held by the consumer, per video (current and prefetched). When the consumer holds all of
@@ -102,8 +102,7 @@ class IsolatedDecoder:
 
         Sound is always read by PyAV, whatever decodes the pictures; there is no fallback.
         """
-        job = wire.Job("sounds", _SOUND_DECODER, video, limits=self._limits, sound=request)
-        for message in self._answers(job):
+        for message in self._answers(self._sound_job(video, request)):
             if message.header["kind"] == "sound":
                 yield self._heard(video, message, request)
             else:
@@ -135,7 +134,13 @@ class IsolatedDecoder:
 
         It replaces an earlier prefetch that was not used.
         """
-        job = self._job(self._order(video)[0], "windows", video, requests)
+        self._begin(self._job(self._order(video)[0], "windows", video, requests))
+
+    def prefetch_sound(self, video: Video, request: SoundRequest) -> None:
+        """The same for a later `sounds`."""
+        self._begin(self._sound_job(video, request))
+
+    def _begin(self, job: wire.Job) -> None:
         if self._prefetched is not None and self._prefetched.job.pack() == job.pack():
             return
         self._drop_prefetched()
@@ -215,6 +220,9 @@ class IsolatedDecoder:
         self, decoder: str, task: str, video: Video, requests: Sequence[FrameRequest]
     ) -> wire.Job:
         return wire.Job(task, decoder, video, tuple(requests), self._limits)
+
+    def _sound_job(self, video: Video, request: SoundRequest) -> wire.Job:
+        return wire.Job("sounds", _SOUND_DECODER, video, limits=self._limits, sound=request)
 
     def _started(self, job: wire.Job) -> Work:
         prefetched = self._prefetched

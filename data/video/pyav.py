@@ -8,7 +8,7 @@ from typing import Any
 
 from data.errors import InputError
 from data.video.checks import check_file, no_frames_in_part, require, unheard
-from data.video.container import opened
+from data.video.container import opened, packets_of
 from data.video.convert import Converter, upright_size
 from data.video.guided import UnforeseenError, guided_frames
 from data.video.limits import DEFAULT_LIMITS, VideoLimits
@@ -193,7 +193,7 @@ class _Pass:
     def _frames(self) -> Iterator[Any]:
         """Frames of every packet that the decoder accepts; the last packet flushes it."""
         errors = require("av").error
-        packets = self._container.demux(self._stream)
+        packets = packets_of(self._container, self._stream)
         while True:
             try:
                 packet = next(packets, None)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from data.errors import InputError
 from data.video.checks import check_file, require, unheard
-from data.video.container import opened
+from data.video.container import opened, packets_of
 from data.video.limits import DEFAULT_LIMITS, VideoLimits
 from data.video.types import SoundRequest, SoundWindow, Video
 
@@ -170,15 +170,10 @@ class _Source:
     def _decoded(self) -> Iterator[Any]:
         """Frames of every packet that the decoder accepts; the last packet flushes it."""
         errors = require("av").error
-        packets = self._container.demux(self._stream)
+        packets = packets_of(self._container, self._stream)
         while True:
             try:
                 packet = next(packets, None)
-            except IndexError:
-                # A stream that appears in the middle (broadcasts) is unknown to PyAV, whose loop
-                # ends at its packet; another one goes on behind it.
-                packets = self._container.demux(self._stream)
-                continue
             except errors.FFmpegError:
                 self._refused()
                 packet = None

@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 Mode = Literal["exact", "fast"]
-"""How pixels are made: as the ffmpeg command line makes them, or cheaper (docs/features.md)."""
+"""How pixels are made: as the ffmpeg command line makes them, or cheaper (docs/decoding.md)."""
 
 
 @dataclass(frozen=True)

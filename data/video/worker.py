@@ -13,7 +13,7 @@ import threading
 import time
 from collections import deque
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import data
 from data.video import wire
@@ -97,11 +97,12 @@ class Child:
     def _answers(self) -> BinaryIO:
         return cast(BinaryIO, self._process.stdout)
 
-    def send(self, job: wire.Job) -> None:
-        """Give it a job; a child that is already dead shows it in `receive`."""
-        self.jobs += 1
-        header, payload = job.pack()
-        with contextlib.suppress(BrokenPipeError):
+    def send(self, header: dict[str, Any], payload: bytes) -> None:
+        """Give it a packed job; a child that is dead or stopped shows it in `receive`.
+
+        It returns when the child has read all but what fits into a pipe.
+        """
+        with contextlib.suppress(BrokenPipeError, ValueError):  # dead; stopped, its pipe is closed
             wire.write(cast(BinaryIO, self._process.stdin), header, payload)
 
     def receive(self) -> wire.Message | None:
@@ -142,7 +143,8 @@ class Child:
 
 
 class Work:
-    """One job in a child. A thread reads the answers ahead.
+    """One job in a child. A thread hands it over, which may take as long as the child takes to
+    start, and reads the answers ahead.
 
     Windows that wait here are bounded by the arena of the child, and those that are not in it by
     `buffer_bytes`.
@@ -159,13 +161,13 @@ class Work:
         self._buffer_bytes = buffer_bytes
         self._waiting: deque[wire.Message | None] = deque()
         self._bytes = 0
-        self._stopped = False
+        self._stopped = self._reader_closes = False
         self._full: int | None = None
         self._heard_s = time.monotonic()
         self._changed = threading.Condition()
         self.finished = False
-        self._reader = threading.Thread(target=self._read_ahead, daemon=True)
-        child.send(job)
+        child.jobs += 1
+        self._reader = threading.Thread(target=self._converse, args=job.pack(), daemon=True)
         self._reader.start()
 
     def take(self, timeout_s: float) -> wire.Message | None:
@@ -202,10 +204,20 @@ class Work:
             self._stopped = True
             self._changed.notify_all()
         self.child.stop()
+        if threading.current_thread() is self._reader:
+            # The garbage collector runs in any thread, and ended an iteration in this one.
+            self._reader_closes = True
+            return "it was ended"
         self._reader.join()
         words = self.child.last_words()
         self.child.close()
         return words
+
+    def _converse(self, header: dict[str, Any], payload: bytes) -> None:
+        self.child.send(header, payload)
+        self._read_ahead()
+        if self._reader_closes:
+            self.child.close()
 
     def _read_ahead(self) -> None:
         while True:

@@ -36,7 +36,8 @@ def fit_classes(
 
     def adapt(state: Mapping[str, Tensor]) -> None:
         # A classifier that is missing is reported by the strict check, with the tensor's name.
-        found = int(state[weight].shape[0]) if weight in state else built
+        given = state.get(weight)
+        found = built if given is None or given.ndim == 0 else int(given.shape[0])
         if found not in allowed:
             shape = tuple(state[weight].shape)
             expected = " or ".join(str(each) for each in allowed) if built else "no classifier"

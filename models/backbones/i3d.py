@@ -355,10 +355,28 @@ class I3D(Backbone):
         )
         self.windows = laid
         self._architecture = {"divisor": divisor, "in_channels": in_channels}
-        adapt = fit_classes(
+        fit = fit_classes(
             self.name, "logits.conv3d.weight", classes, PUBLISHED_CLASSES, self._resize_classifier
         )
+
+        def adapt(state: Mapping[str, Tensor]) -> None:
+            self._check_stream(state, in_channels)
+            fit(state)
+
         self._settle(self._fill(checkpoint, _LAYOUTS, seed, he_uniform, adapt), seed, calibrated)
+
+    def _check_stream(self, state: Mapping[str, Tensor], wanted: int) -> None:
+        """The two streams differ by one tensor, so the wrong one deserves a sentence."""
+        first = state.get("Conv3d_1a_7x7.conv3d.weight")
+        found = wanted if first is None or first.ndim != 5 else int(first.shape[1])
+        streams = {2: "optical flow (backbone i3d_flow)", 3: "RGB (backbone i3d)"}
+        if found != wanted and {found, wanted} <= streams.keys():
+            raise UsageError(
+                f"backbone {self.name}: the checkpoint has {found} input channels, expected "
+                f"{wanted}: it is an I3D for {streams[found]}, not for {streams[wanted]}. Give the "
+                f"file of the other stream, or in_channels={found} to `i3d` for batches that you "
+                "prepare"
+            )
 
     def _resize_classifier(self, classes: int) -> None:
         with torch.random.fork_rng(devices=[]):

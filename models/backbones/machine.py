@@ -116,6 +116,7 @@ class Machine:
         self._work: Callable[[Tensor], Tensor] = self._features
         self._compiled = compile
         if compile:
+            _leave_out(self.backbone)
             self._work = torch.compile(self._features, dynamic=False)
         self._lane: _Lane = _LANES.get(self.device.type, _HostLane)(self.device)
 
@@ -269,6 +270,18 @@ def _full_float32() -> Iterator[None]:
         enabled=True, benchmark=False, deterministic=deterministic, allow_tf32=False
     ):
         yield
+
+
+def _leave_out(network: nn.Module) -> None:
+    """Run parts that say `compiles = False` as they are.
+
+    Not by a decorator on them: `torch.compiler.disable` imports all of torch's compiler, 1.3 s of
+    the start of every worker.
+    """
+    disable: Any = torch.compiler.disable  # has no types
+    for part in network.modules():
+        if not getattr(part, "compiles", True):
+            part.forward = disable(part.forward)
 
 
 def _present(device: torch.device) -> torch.device:

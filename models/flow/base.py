@@ -31,6 +31,8 @@ class Flow(nn.Module, ABC):
     name: ClassVar[str]
     is_network: ClassVar[bool] = False
     """Whether it takes a checkpoint."""
+    compiles: ClassVar[bool] = False
+    """Loops of its own: `compile: true` is about the network (`models.backbones.machine`)."""
     min_side: ClassVar[int] = 1
 
     def __init__(self, chunk: int = CHUNK) -> None:
@@ -47,8 +49,6 @@ class Flow(nn.Module, ABC):
     def params(self) -> dict[str, Any]:
         """Plain JSON that determines the flow of given frames: for recipes and reports."""
 
-    # Loops of its own: `compile: true` is about the network. torch does not annotate this one.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.inference_mode()
     def forward(self, frames: Tensor) -> Tensor:
         """The flow of clips.

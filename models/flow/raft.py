@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from data.errors import UsageError, nearest
+from data.errors import UsageError, how_to_install, nearest
 from models.compat import ensure_torchvision
 from models.flow.base import CHUNK, FLOWS, Flow
 from models.weights import (
@@ -147,8 +147,8 @@ class RAFT(Flow):
 def _network(model: str) -> nn.Module:
     if ensure_torchvision() == "absent":
         raise UsageError(
-            "flow raft needs torchvision, which is not installed; install it with "
-            "`pip install 'storyline[pipeline]'`, or say flow: tvl1-torch"
+            "flow raft needs torchvision, which is not installed; install it: "
+            f"{how_to_install('pipeline')}, or say flow: tvl1-torch"
         )
     from torchvision.models import optical_flow
 

@@ -15,14 +15,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from data.errors import UsageError
+from data.errors import UsageError, how_to_install
 from models.flow.base import CHUNK, FLOWS, Flow
 
 __all__ = ["OpenCVTVL1"]
 
 _MISSING = (
-    "flow tvl1 needs OpenCV with its contrib modules, which {problem}; install it with "
-    "`pip install 'storyline[flow]'` (opencv-contrib-python-headless; remove opencv-python and "
+    "flow tvl1 needs OpenCV with its contrib modules, which {problem}; install it: "
+    f"{how_to_install('flow')} (opencv-contrib-python-headless; remove opencv-python and "
     "opencv-python-headless first, they hide it), or say flow: tvl1-torch, which needs nothing"
 )
 

@@ -5,7 +5,7 @@ the scheme of Sánchez, Meinhardt-Llopis and Facciolo, "TV-L1 Optical Flow Estim
 https://doi.org/10.5201/ipol.2013.26, with the parameters, the median filter and the stopping rule
 that OpenCV's DualTVL1OpticalFlow has by default: the flow that DeepMind trained I3D on is of this
 kind. It follows OpenCV's steps but not its roundings: for frames with structure the two agree to
-some hundredths of a pixel (docs/features.md gives the measurement).
+some hundredths of a pixel (tests/models/flow/README.md).
 """
 
 from __future__ import annotations
@@ -178,31 +178,44 @@ def _solved(
 ) -> tuple[Tensor, Tensor]:
     """Flow and dual variable after the steps of one warp.
 
-    A pair that has come to rest keeps its values while others of its chunk go on, so the flow of a
-    pair does not depend on its company.
+    A pair that has come to rest leaves the batch: it keeps its values, whatever company it had, and
+    costs nothing while the others go on.
     """
     square = (gradient**2).sum(1, keepdim=True)
-    bound = settings.lambda_ * settings.theta * square
+    # Where a picture is flat there is nothing to follow: a bound of 0 makes the step there 0.
+    limit = settings.lambda_ * settings.theta
+    bound = torch.where(square > _FLAT, limit * square, torch.zeros_like(square))
+    fixed: tuple[Tensor, ...] = (gradient, residual, square.clamp(min=_FLAT), bound)
     rest = settings.epsilon**2 * flow.shape[-1] * flow.shape[-2]
-    moving = torch.ones(len(flow), 1, 1, 1, dtype=torch.bool, device=flow.device)
+    solved, solved_dual = flow.clone(), dual.clone()
+    going = torch.arange(len(flow), device=flow.device)
     for _ in range(settings.outer):
-        if not bool(moving.any()):
-            break
-        flow = torch.where(moving, _median(flow, settings.median), flow)
+        flow = _median(flow, settings.median)
         for _ in range(settings.inner):
-            value = residual + (gradient * flow).sum(1, keepdim=True)
-            # -rho / |grad|^2, held within lambda * theta: the three cases of the paper's Eq. 12.
-            size = torch.clamp(value, -bound, bound) / square.clamp(min=_FLAT)
-            size = torch.where(square > _FLAT, size, torch.zeros_like(size))
-            new = flow - size * gradient + settings.theta * _divergence(dual)
-            new_dual = _dual_step(dual, new, settings.tau / settings.theta)
-            change = ((new - flow) ** 2).sum((1, 2, 3)).view(-1, 1, 1, 1)
-            flow = torch.where(moving, new, flow)
-            dual = torch.where(moving[..., None], new_dual, dual)
-            moving = moving & (change > rest)
-            if not bool(moving.any()):
-                break
-    return flow, dual
+            new, dual = _step(flow, dual, fixed, settings)
+            moves = ((new - flow) ** 2).sum((1, 2, 3)) > rest
+            flow = new
+            if bool(moves.all()):
+                continue
+            solved[going], solved_dual[going] = flow, dual
+            going, flow, dual = going[moves], flow[moves], dual[moves]
+            if not len(going):
+                return solved, solved_dual
+            fixed = tuple(each[moves] for each in fixed)
+    solved[going], solved_dual[going] = flow, dual
+    return solved, solved_dual
+
+
+def _step(
+    flow: Tensor, dual: Tensor, fixed: tuple[Tensor, ...], settings: TVL1Settings
+) -> tuple[Tensor, Tensor]:
+    """One step of both variables."""
+    gradient, residual, square, bound = fixed
+    value = residual + (gradient * flow).sum(1, keepdim=True)
+    # -rho / |grad|^2, held within lambda * theta: the three cases of the paper's Eq. 12.
+    size = torch.clamp(value, -bound, bound) / square
+    new = flow - size * gradient + settings.theta * _divergence(dual)
+    return new, _dual_step(dual, new, settings.tau / settings.theta)
 
 
 def _dual_step(dual: Tensor, flow: Tensor, step: float) -> Tensor:

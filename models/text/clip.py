@@ -61,7 +61,7 @@ class ClipText(TextEncoder):
         calibrated: bool = False,
         device: str = "cpu",
     ) -> None:
-        clip = build_clip(model, checkpoint, seed, tag)
+        clip = build_clip(model, checkpoint, seed, tag, side="text")
         self.weights, self.model = clip.weights, clip.model
         self._quick_gelu = clip.quick_gelu
         self._tower = _text_tower(clip)

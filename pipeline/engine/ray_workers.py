@@ -38,7 +38,7 @@ from pipeline.measure import can_be_measured, measure
 from pipeline.stage import Item, Resources
 from pipeline.throughput import Machine, Rates, lay_out, usable_cpus
 
-__all__ = ["RayExecutor", "RayWorker", "needs_of"]
+__all__ = ["RayExecutor", "RayWorker", "needs_of", "reason_of"]
 
 # Only tasks and reports pass through it; Ray's own default is 30 % of the machine's memory.
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -123,18 +123,21 @@ class RayExecutor:
 
     def fit(self, job: Job, samples: Sequence[Item]) -> tuple[Job, str]:
         """With `gpus: auto`, measure on a worker how many workers a GPU can hold and feed."""
-        measurable = bool(samples) and can_be_measured(job.stages)
         # Without any GPU `capacity` says what is missing.
-        if not (job.stages.resources.auto_gpus and measurable and self.machine.gpus):
+        if not (job.stages.resources.auto_gpus and self.machine.gpus):
             return job, ""
         names = ", ".join(job.stages.names)
+        if not can_be_measured(job.stages):
+            why = "nothing of it is over frames, so it is not measured"
+            return job, f"{names}: {why}; gpus: {job.gpu_share:g} for each worker"
+        if not samples:
+            return job, ""
         try:
             rates = self._measured(job, samples)
         except self._ray.exceptions.RayError as error:
             # What is wrong with a stage is told when its workers are set up.
-            why = str(getattr(error, "cause", None) or error).splitlines()[0]
             rates = Rates(decode_x=1.0)
-            told = f"{names}: could not be measured ({why})"
+            told = f"{names}: could not be measured ({reason_of(error)})"
         else:
             told = f"{names}: {rates.sentence}"
         needs = job.stages.resources
@@ -320,6 +323,12 @@ def needs_of(job: Job) -> Resources:
     needs = job.stages.resources
     shared = job.gpu_share if needs.auto_gpus else 0.0
     return replace(needs, gpus=_whole_or_fraction(needs.gpus + shared))
+
+
+def reason_of(error: Exception) -> str:
+    """One line about what went wrong on a worker; errors without any words give their type."""
+    cause = getattr(error, "cause", None) or error
+    return next(iter(str(cause).splitlines()), "") or type(cause).__name__
 
 
 def _whole_or_fraction(gpus: float) -> float:

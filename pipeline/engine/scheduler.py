@@ -40,7 +40,7 @@ from pipeline.engine.types import (
     Unit,
     unit_of,
 )
-from pipeline.stage import FrameStage, Item
+from pipeline.stage import FrameStage, Item, SoundStage
 
 __all__ = ["Scheduler"]
 
@@ -104,7 +104,9 @@ class Scheduler:
         self._most = 0
         self._rechecked = self._began = self._turned = time.monotonic()
         self._said: set[str] = set()
-        self._prefetches = any(isinstance(each, FrameStage) for each in job.stages.stages)
+        self._prefetches = any(
+            isinstance(each, FrameStage | SoundStage) for each in job.stages.stages
+        )
 
     def run(self, tasks: Iterable[Task], workers: int, most: int | None = None) -> Tally:
         """Work until everything is stored or given up, or until the wish to stop.

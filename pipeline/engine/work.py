@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from data.errors import DamageError, InputError, StoreError, UsageError
 from data.store import ItemKey, Row, ShardRef, ShardWriter, StageReader, Store
-from data.video.types import SoundWindow, Window
+from data.video.types import SoundRequest, SoundWindow, Window
 from pipeline.engine.content import Watch, read_content, stamp_of
 from pipeline.engine.spent import Stopwatch
 from pipeline.engine.types import (
@@ -69,7 +69,7 @@ class Worker:
         """
         self._store = Store.open(self.job.store)
         self._inputs = StoreInputs(self._store, self.job.upstream)
-        if any(isinstance(each, FrameStage) for each in self._stages.values()):
+        if any(isinstance(each, FrameStage | SoundStage) for each in self._stages.values()):
             self._open_decoder().warm()  # it starts while the networks are built
         for name, stage in self._stages.items():
             try:
@@ -144,7 +144,7 @@ class Worker:
         for name in stages:
             stage = self._stages[name]
             if isinstance(stage, SoundStage):
-                results[name] = self._sound_row(item, stage)
+                results[name] = self._sound_row(item, stage, upcoming)
             if isinstance(stage, RowStage):
                 with self._clock.on("stage"):
                     results[name] = _attempt(stage.process, item, self._inputs)
@@ -195,16 +195,19 @@ class Worker:
                     each.error = each.error or error
         return {each.stage.name: each.result() for each in passes}
 
-    def _sound_row(self, item: Item, stage: SoundStage) -> Row | Exception:
+    def _sound_row(self, item: Item, stage: SoundStage, upcoming: Task | None) -> Row | Exception:
         """The sound of the item's video for one stage."""
         if item.video is None:
             raise ValueError(f"item {item.key.id} goes to a stage over sound and has no video")
         share = _Pass(stage, item, self._clock)
         if share.request is not None:
             try:
-                sounds = self._open_decoder().sounds(item.video, share.request)
+                decoder = self._open_decoder()
+                sounds = decoder.sounds(item.video, share.request)
                 with closing(self._clock.over("decoder", sounds)) as windows:
-                    for window in windows:
+                    for count, window in enumerate(windows):
+                        if count == 0:
+                            self._prefetch(decoder, upcoming)
                         share.take(window)
                         if share.error:
                             break
@@ -227,14 +230,19 @@ class Worker:
         return self._decoder
 
     def _prefetch(self, decoder: IsolatedDecoder, upcoming: Task | None) -> None:
-        if upcoming is None or upcoming.items[0].video is None:
+        if upcoming is None:
             return
         item = upcoming.items[0]
+        if item.video is None:
+            return
         stages = [each for each in self._stages.values() if each.name in upcoming.stages]
         passes = [_Pass(each, item, self._clock) for each in stages]
         requests = [each.request for each in passes if each.request is not None]
-        if requests:
-            decoder.prefetch(upcoming.items[0].video, requests)
+        sounds = [each for each in requests if isinstance(each, SoundRequest)]
+        if sounds:
+            decoder.prefetch_sound(item.video, sounds[0])  # no decode is shared with it
+        elif requests:
+            decoder.prefetch(item.video, requests)
 
     # --- shards
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from data.config import Group
 from data.errors import UsageError
 from data.grid import Grid
 from data.identity import digest, file_sha256
 from data.video.types import Video, VideoFacts
-from models.zoo import ZOO, ZOO_PREFIX, resolve
+from models.zoo import ZOO, ZOO_PREFIX, is_named, resolve
 from pipeline.stage import Item, Resources, StageContext
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "NetworkOptions",
     "WorkerOptions",
     "built",
+    "explaining_preset",
     "facts_of",
     "grid_of",
     "pixels_params",
@@ -38,7 +41,7 @@ class WorkerOptions(Group):
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         0.0,
         description="GPUs that one worker occupies; may be a fraction. auto: from what is measured "
-        "(docs/features.md); nothing where networks run on the CPU.",
+        "(docs/rates.md); nothing where networks run on the CPU.",
     )
     memory_mb: int = Field(0, ge=0, description="Memory that one worker needs; 0 does not say.")
 
@@ -55,7 +58,7 @@ class NetworkOptions(WorkerOptions):
     gpus: Literal["auto"] | Annotated[float, Field(ge=0)] = Field(
         "auto",
         description="GPUs that one worker occupies; may be a fraction. auto: from what is measured "
-        "(docs/features.md); nothing where networks run on the CPU.",
+        "(docs/rates.md); nothing where networks run on the CPU.",
     )
     preset: Literal["tiny", "full"] = Field(
         "tiny", description="`full` is the published architecture, `tiny` a narrow one."
@@ -69,6 +72,12 @@ class NetworkOptions(WorkerOptions):
     options: dict[str, Any] = Field(
         default_factory=dict, description="Further arguments of the network; they win over preset."
     )
+
+    @model_validator(mode="after")
+    def _official_weights_want_the_full_network(self) -> Self:
+        if self.preset == "tiny" and self.checkpoint is not None and is_named(str(self.checkpoint)):
+            raise ValueError(f"checkpoint '{self.checkpoint}' {_NEEDS_FULL}")
+        return self
 
     @property
     def params(self) -> dict[str, Any]:
@@ -93,8 +102,45 @@ class Configured:
         """As configured."""
         return self.options.resources_on(self.context.device)
 
+    def check_machine(self) -> None:
+        """A GPU, if networks are to run on one (`Stage.check_machine`)."""
+        if not (
+            self.context.device.startswith("cuda") and isinstance(self.options, NetworkOptions)
+        ):
+            return
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UsageError(
+                "device: cuda is asked for and torch finds no GPU on this machine; say device: "
+                "cpu or auto, or name a cluster that has GPUs (engine.address)"
+            )
+
 
 _OF_WORKERS = frozenset(WorkerOptions.model_fields)
+
+_NEEDS_FULL = (
+    "is for the published network, and `preset` is 'tiny', the default, a narrow one that official "
+    "files do not fit; add `preset: full`"
+)
+
+
+@contextmanager
+def explaining_preset(options: NetworkOptions) -> Iterator[None]:
+    """While a network is built: a file that does not fit `tiny` is most often one for `full`."""
+    try:
+        yield
+    except UsageError as error:
+        if (
+            options.preset != "tiny"
+            or options.checkpoint is None
+            or not options.checkpoint.exists()
+        ):
+            raise
+        raise UsageError(
+            f"{error}. `preset` is 'tiny', a narrow network: if '{options.checkpoint.name}' is an "
+            "official file, add `preset: full`"
+        ) from error
 
 
 def built(thing: T | None, stage: str) -> T:

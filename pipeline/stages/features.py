@@ -6,6 +6,9 @@ of torch is imported before `setup`, so that planning a run costs nothing.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -14,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
+from data.errors import UsageError
 from data.store.types import Row, Schema, StreamSpec
 from data.video.types import FrameRequest, View, Window
 from pipeline.stage import STAGES, FrameStage, Item
@@ -22,6 +26,7 @@ from pipeline.stages.common import (
     Configured,
     NetworkOptions,
     built,
+    explaining_preset,
     facts_of,
     grid_of,
     pixels_params,
@@ -93,6 +98,16 @@ class BackboneStage(Configured, FrameStage):
     def batch_size(self) -> int:
         """Clips per call of `encode`."""
         return self.options.batch_size
+
+    def check_machine(self) -> None:
+        """See `Stage.check_machine`."""
+        device = self.context.device
+        if self.options.compile and device == "cpu" and (which := _missing_compiler()):
+            raise UsageError(
+                f"`compile: true` needs a C++ compiler and there is no '{which}' here; install it, "
+                "name another in CXX, or set `compile: false`, which gives the same features"
+            )
+        super().check_machine()
 
     def setup(self) -> None:
         """Build the network and bring it to the device."""
@@ -204,10 +219,17 @@ class SlowFastStage(BackboneStage):
     dims: ClassVar[Mapping[str, int]] = {"full": 2304, "tiny": 384}
 
 
+def _missing_compiler() -> str:
+    """The compiler that torch would call and that is not here; "" if it is."""
+    wanted = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    return "" if shutil.which(wanted) else wanted
+
+
 def _build(name: str, options: BackboneOptions) -> Backbone:
     from models.backbones import create
 
-    return create(name, options.checkpoint, preset=options.preset, **options.arguments)
+    with explaining_preset(options):
+        return create(name, options.checkpoint, preset=options.preset, **options.arguments)
 
 
 @lru_cache

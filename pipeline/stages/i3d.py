@@ -20,6 +20,8 @@ __all__ = ["I3DFlowOptions", "I3DFlowStage", "I3DOptions", "I3DStage"]
 _OF_MACHINE = frozenset({"chunk", "threads"})
 """Options of flows that change no result: they stay out of recipes."""
 
+_FLOW: Literal["tvl1-torch"] = "tvl1-torch"
+
 
 class I3DOptions(BackboneOptions):
     """Section `i3d` of pipeline.yaml."""
@@ -36,7 +38,7 @@ class I3DFlowOptions(I3DOptions):
     """Section `i3d_flow` of pipeline.yaml."""
 
     flow: Literal["tvl1", "tvl1-torch", "raft"] = Field(
-        "tvl1-torch",
+        _FLOW,
         description="Optical flow: `tvl1` of OpenCV, on CPUs; `tvl1-torch`, the same on the "
         "device; `raft`, a network.",
     )
@@ -76,7 +78,7 @@ class I3DFlowOptions(I3DOptions):
             "scaling": self.scaling,
             "flow_checkpoint": self.flow_checkpoint,
         }
-        if self.flow_options:  # else those of the preset
+        if self.flow_options or self.flow != _FLOW:  # else those of the preset, which are for it
             mine["flow_options"] = self.flow_options
         return {**mine, **super().arguments}
 
@@ -121,6 +123,39 @@ class I3DFlowStage(_I3DStage):
     name = "i3d_flow"
     stream = "i3d_flow"
     Options = I3DFlowOptions
+    options: I3DFlowOptions
+
+    def __init__(self, context: StageContext, options: I3DFlowOptions) -> None:
+        super().__init__(context, options)
+        if options.flow_options or options.flow != _FLOW:
+            self._check_flow()
+
+    def _check_flow(self) -> None:
+        """Options that the flow does not have, and frames that are too small for it."""
+        from models.backbones import BACKBONES
+        from models.flow import FLOWS
+        from models.options import check_options
+
+        flow, kind = self.options.flow, FLOWS.get(self.options.flow)
+        check_options(f"stage i3d_flow: flow {flow}", kind, self.options.flow_options)
+        presets: Any = BACKBONES.get(self.name)
+        network = presets.PRESETS[self.options.preset] | self.options.options
+        seen = [network.get("short_side", 256)]
+        seen += [network.get("size", 224)] if network.get("calibrated") else []
+        smallest = min(seen)
+        if smallest < kind.min_side:
+            raise UsageError(
+                f"stage i3d_flow: flow '{flow}' needs frames of at least {kind.min_side} pixels, "
+                f"preset '{self.options.preset}' has {smallest}; say preset: grid, or flow: {_FLOW}"
+            )
+
+    def check_machine(self) -> None:
+        """See `Stage.check_machine`; also the library of the flow."""
+        super().check_machine()
+        if self.options.flow == "tvl1":
+            from models.flow import create_flow
+
+            create_flow(self.options.flow)
 
     def finish(self, item: Item, results: Sequence[Any]) -> Row:
         """The row; its facts say which flow was really computed."""

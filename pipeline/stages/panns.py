@@ -17,7 +17,7 @@ from pydantic import Field
 from data.store.types import Row, Schema, StreamSpec
 from data.video.types import SoundRequest, SoundWindow
 from pipeline.stage import STAGES, Item, SoundStage
-from pipeline.stages.common import Configured, NetworkOptions, built, grid_of
+from pipeline.stages.common import Configured, NetworkOptions, built, explaining_preset, grid_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -149,7 +149,8 @@ def _build(options: PannsOptions) -> Panns:
     from models.backbones import create
 
     arguments = {"seed": options.seed, **options.options}
-    backbone: Any = create("panns", options.checkpoint, preset=options.preset, **arguments)
+    with explaining_preset(options):
+        backbone: Any = create("panns", options.checkpoint, preset=options.preset, **arguments)
     made: Panns = backbone
     return made
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from pipeline.stages.clip_dims import clip_dims
-from pipeline.stages.common import NetworkOptions
+from pipeline.stages.common import NetworkOptions, explaining_preset
 
 if TYPE_CHECKING:
     from models.text import TextEncoder
@@ -45,7 +45,8 @@ def build_encoder(options: TextOptions, device: str = "cpu") -> TextEncoder:
 
     where = {} if device == "cpu" else {"device": device}  # encoders without a network take none
     arguments = {"seed": options.seed, **where, **options.options}
-    return create(options.encoder, options.checkpoint, preset=options.preset, **arguments)
+    with explaining_preset(options):
+        return create(options.encoder, options.checkpoint, preset=options.preset, **arguments)
 
 
 def text_dims(options: TextOptions) -> tuple[int, int]:

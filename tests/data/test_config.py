@@ -8,7 +8,7 @@ import pytest
 from pydantic import Field, model_validator
 
 from data.config import Group, dump_config, load_config, parse_config
-from data.errors import UsageError
+from data.errors import UsageError, nearest
 
 
 class Inner(Group):
@@ -90,3 +90,11 @@ def test_given_values_are_not_changed_by_overrides() -> None:
     values = {"store": "s", "loop": {"epochs": 3}}
     parse_config(Whole, values, ["loop.epochs=4"], source="test")
     assert values == {"store": "s", "loop": {"epochs": 3}}
+
+
+def test_a_long_list_of_allowed_words_is_not_poured_out() -> None:
+    words = [f"ViT-B-{index}" for index in range(100)]
+    assert nearest("ViT-B-33x", words).startswith("did you mean 'ViT-B-33'? allowed: ViT-B-33, ")
+    assert nearest("ViT-B-33x", words).endswith(" and 90 more")
+    assert nearest("xyz", words).endswith(" and 90 more")
+    assert nearest("b", ["a", "b", "c"]) == "did you mean 'b'? allowed: a, b, c"

@@ -77,12 +77,17 @@ def test_the_makefile_has_the_words_that_the_documents_use(root: Path, word: str
     assert re.search(rf"^{word}:", (root / "Makefile").read_text(), re.MULTILINE)
 
 
-def test_the_stage_of_the_guide_runs_as_it_is_printed(root: Path, tmp_path: Path) -> None:
-    code = re.findall(r"```python\n(.*?)```", (root / "docs/add_a_stage.md").read_text(), re.DOTALL)
-    (tmp_path / "brightness.py").write_text(code[0])
+def _code(document: Path) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL)
+
+
+def test_the_stages_of_the_guide_run_as_they_are_printed(root: Path, tmp_path: Path) -> None:
+    pictures, sound = _code(root / "docs/add_a_stage.md")
+    (tmp_path / "brightness.py").write_text(pictures)
+    (tmp_path / "loudness.py").write_text(sound)
     script = f"""
 import sys; sys.path.insert(0, {str(tmp_path)!r})
-import brightness
+import brightness, loudness
 from pathlib import Path
 from data.store.types import ItemKey
 from data.synthetic import render_corpus
@@ -97,6 +102,45 @@ item = Item(ItemKey(video.id, "0" * 64), video, open_decoder("pyav").probe(video
 windows = list(open_decoder("pyav").windows(video, [stage.request(item)]))
 row = stage.finish(item, stage.encode(item, windows))
 assert row["brightness"].shape == (4, 1), row
+assert 0 < row["brightness"].max() < 255, row
+fast = kind(StageContext(1.0, decode_mode="fast"), kind.Options())
+assert fast.recipe({{}}).id != stage.recipe({{}}).id
+assert fast.request(item).view.mode == "fast"
+
+import numpy as np
+from data.video.types import SoundWindow
+heard = STAGES.get("loudness")(StageContext(1.0), STAGES.get("loudness").Options())
+request = heard.request(item)
+assert len(request.starts_s) == 4
+tone = [SoundWindow("loudness", unit, np.full(16_000, 0.5, np.float32), 1.0) for unit in range(4)]
+assert (heard.finish(item, heard.encode(item, tone))["loudness"] == 0.5).all()
+assert (heard.finish(item, [])["loudness"] == 0).all()
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=root)
+
+
+def test_the_backbone_of_the_guide_keeps_what_every_backbone_must(
+    root: Path, tmp_path: Path
+) -> None:
+    (code,) = _code(root / "docs/add_a_backbone.md")
+    (tmp_path / "thumbs.py").write_text(code)
+    script = f"""
+import sys; sys.path.insert(0, {str(tmp_path)!r})
+import numpy as np, thumbs
+from models.backbones import create
+from models.backbones.machine import Machine
+full, other = create("thumbs"), create("thumbs", seed=1)
+theirs = {{name.replace("conv1", "stem"): value for name, value in other.net.state_dict().items()}}
+for checkpoint in (other.net.state_dict(), theirs):
+    loaded = create("thumbs", checkpoint)
+    assert loaded.weights.kind == "file" and loaded.weights.sha256 == other.weights.sha256
+small = create("thumbs", preset="tiny")
+frames = np.random.default_rng(0).integers(0, 256, (3, 1, 64, 80, 3), np.uint8)
+features = small.encode(frames)
+assert features.shape == (3, small.dim), features.shape
+same = Machine(small, device="cpu", batch_size=3).encode(list(frames))
+np.testing.assert_allclose(same.numpy(), features, rtol=1e-3, atol=1e-3)
+assert small.clip_times(np.array([0.0, 2.0]), 2.0).tolist() == [[1.0], [3.0]]
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=root)
 

@@ -14,6 +14,8 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from models.compat import ensure_torchvision
+
 
 @dataclass(frozen=True)
 class Goldens:
@@ -57,6 +59,12 @@ class Goldens:
     def frames(self, name: str, count: int, height: int, width: int) -> np.ndarray[Any, Any]:
         frames: np.ndarray[Any, Any] = self.rule.make_frames(name, count, height, width)
         return frames[None]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def torchvision_loads() -> None:
+    """Tests may import open_clip themselves, each of them alone and in any order."""
+    ensure_torchvision()
 
 
 @pytest.fixture(scope="session")

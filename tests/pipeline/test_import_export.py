@@ -112,11 +112,12 @@ def test_what_was_imported_and_repaired_is_told(folder: Path) -> None:
     done = call(*words, "--dataset", "qvhighlights", *SPLITS)
     assert done.exit_code == 3, done.output
     assert "a folder of 12 npz files with 'features' (Moment-DETR" in done.output
-    assert "v1_0.0_12.0: 12 s (annotations) are 6 clips; the file has 7 rows: the last 1 cut" in (
-        done.output
-    )
-    assert "length: has 20 rows for 6 clips: 14 more" in done.output
-    assert "pipeline failures --stage slowfast" in done.output
+    # The same sentence is said once for all videos, after the refusals.
+    cut = ": 12 s (annotations) are 6 clips; the file has 7 rows: the last 1 cut"
+    assert f"v10_0.0_12.0, v11_0.0_12.0 and 9 more{cut}" in done.output
+    refused = "v0_0.0_12.0: length: has 20 rows for 6 clips: 14 more"
+    assert done.output.index(refused) < done.output.index(cut)
+    assert "pipeline failures --stage slowfast --store store" in done.output
     listed = call("failures", "--store", "store")
     assert "v0_0.0_12.0" in listed.output
 

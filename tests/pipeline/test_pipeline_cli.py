@@ -197,6 +197,15 @@ def test_status_counts_with_and_without_a_config(folder: Path) -> None:
     assert "rows" in call("status").stdout
 
 
+def test_a_stage_that_cannot_be_set_up_is_told_once_with_the_reason(folder: Path) -> None:
+    toys.write_videos(folder / "videos", ["a"])
+    write_config(folder, stages={"rows": {"checkpoint": str(folder / "none.pt")}})
+    done = call("run", "--stage", "rows")
+    assert done.exit_code == 1
+    assert done.stderr.startswith("pipeline: stage 'rows' cannot run: there is no checkpoint ")
+    assert done.stderr.count("stage 'rows'") == 1
+
+
 def test_doctor_says_what_it_found() -> None:
     done = call("doctor", "--json")
     checks = {each["name"]: each for each in json.loads(done.stdout)}

@@ -8,11 +8,14 @@ from typing import Any
 import pytest
 import toys
 import yaml
+from pydantic import BaseModel
 
+from data.annotations import DATASETS
 from data.errors import UsageError
 from pipeline.config import load_pipeline_config, shipped_configs
 from pipeline.program import Program
 from pipeline.stage import STAGES
+from pipeline.stages.common import NetworkOptions
 
 
 def write(path: Path, **values: Any) -> Path:
@@ -25,8 +28,62 @@ def write(path: Path, **values: Any) -> Path:
 def test_the_configs_that_ship_load_and_make_a_program(name: str, tmp_path: Path) -> None:
     config = load_pipeline_config(Path(name), [f"videos.root={tmp_path}", "store=store"])
     assert config.store == Path.cwd() / "store"
+    official = [each for each, options in config.stage_options.items() if named(options)]
+    # Official weights are on no machine of CI: the same networks with random ones instead.
+    without = [f"stages.{each}.checkpoint=null" for each in official]
+    config = load_pipeline_config(Path(name), without)
     program = Program.build(config.context, config.stage_options)
     assert {stage.name for stage in program.stages} >= set(config.stage_options)
+
+
+def named(options: BaseModel) -> bool:
+    return str(getattr(options, "checkpoint", "")).startswith("zoo:")
+
+
+BENCHMARKS = sorted(set(shipped_configs()) - {"tiny"})
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_shipped_config_of_a_benchmark_has_no_narrow_or_random_network(name: str) -> None:
+    config = load_pipeline_config(Path(name))
+    assert config.decode.mode == "exact"
+    assert config.decode.fallbacks == ()  # another decoder makes other pixels
+    networks = {
+        each: o for each, o in config.stage_options.items() if isinstance(o, NetworkOptions)
+    }
+    assert set(networks) == {"clip", "slowfast", "queries"}
+    for options in networks.values():
+        assert options.preset == "full"
+        assert named(options)
+
+
+@pytest.mark.parametrize("name", sorted(set(BENCHMARKS) - {"slowfast_clip"}))
+def test_a_shipped_config_of_a_benchmark_has_its_clip_length(name: str) -> None:
+    config = load_pipeline_config(Path(name))
+    assert config.dataset == name
+    assert config.clip_len_s == DATASETS.get(name).clip_len_s
+
+
+def test_official_weights_that_are_missing_are_told_with_the_command_that_gets_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for variable in ("XDG_CACHE_HOME", "TORCH_HOME", "STORYLINE_WEIGHTS"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = load_pipeline_config(Path("qvhighlights"))
+    with pytest.raises(UsageError, match="pipeline weights fetch clip-vit-b-32-openai"):
+        Program.build(config.context, config.stage_options)
+
+
+@pytest.mark.parametrize("checkpoint", ["zoo:slowfast-r50-8x8-kinetics400", "hf:org/name"])
+def test_official_weights_for_the_narrow_network_are_refused_at_once(checkpoint: str) -> None:
+    with pytest.raises(UsageError, match=r"stages\.slowfast.*narrow.*add `preset: full`"):
+        load_pipeline_config(Path("tiny"), [f"stages.slowfast.checkpoint={checkpoint}"])
+
+
+def test_an_option_of_the_network_in_the_wrong_place_is_told_the_right_one() -> None:
+    with pytest.raises(UsageError, match=r"stands under 'stages\.slowfast\.options'"):
+        load_pipeline_config(Path("tiny"), ["stages.slowfast.sampling=hero"])
 
 
 NAMED_ONLY = {"i3d_flow", "panns", "vgg"}

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import toys
+from torch import Tensor
 from typer.testing import CliRunner
 
 from data.errors import InputError
 from data.store import ItemKey
-from data.video.types import Video
+from data.video.types import Video, Window
 from pipeline.cli import app
+from pipeline.engine.ray_workers import reason_of
 from pipeline.engine.spent import Spent, Stopwatch, TimeOfWorkers
 from pipeline.measure import measure, samples_of
 from pipeline.stage import Item, StageContext, StageSet
@@ -96,6 +99,12 @@ def test_without_a_gpu_decoding_and_networks_share_the_cores() -> None:
 def test_one_worker_without_a_gpu_is_as_fast_as_its_slower_half() -> None:
     layout = lay_out(Machine(cpus=4), Rates(decode_x=30.0, network_x=10.0), workers=1)
     assert layout.rate_x == 10.0
+
+
+def test_without_a_gpu_and_with_unknown_networks_no_more_decode_than_there_are_cores() -> None:
+    unknown = Rates(decode_x=30.0)
+    assert lay_out(Machine(cpus=4), unknown, workers=2).rate_x == 60.0
+    assert lay_out(Machine(cpus=1), unknown, cpus=0.1).rate_x == 30.0
 
 
 def test_hours_follow_from_the_rate() -> None:
@@ -205,10 +214,10 @@ def test_an_error_ends_the_part_that_was_on() -> None:
 
 def test_overhead_is_what_is_neither_decoder_nor_network_nor_stage() -> None:
     spent = Spent({"decoder": 60.0, "network": 30.0, "store": 2.0, "rest": 3.0})
-    time = TimeOfWorkers(spent, starting_s=50.0, calls_s=97.0, idle_s=3.0)
-    assert time.overhead == pytest.approx(0.1)
-    assert sum(time.shares.values()) == pytest.approx(1.0)
-    assert time.sentence == (
+    times = TimeOfWorkers(spent, starting_s=50.0, calls_s=97.0, idle_s=3.0)
+    assert times.overhead == pytest.approx(0.1)
+    assert sum(times.shares.values()) == pytest.approx(1.0)
+    assert times.sentence == (
         "decoder 60%, network 30%, shards 2%, worker's own 3%, calls 2%, idle 3%; engine 10%"
     )
     assert TimeOfWorkers().sentence == "no time was spent"
@@ -224,9 +233,9 @@ def test_a_run_tells_where_the_time_of_its_workers_went(
     assert times[("bright",)].spent.seconds["decoder"] > 0
     assert times[("bright",)].spent.seconds["network"] > 0
     assert times[("rows",)].spent.seconds["stage"] > 0
-    for time in times.values():
-        assert time.spent.total_s <= time.calls_s
-        assert 0 <= time.overhead <= 1
+    for one in times.values():
+        assert one.spent.total_s <= one.calls_s
+        assert 0 <= one.overhead <= 1
     assert run_toys(["bright", "rows"]).times == []
 
 
@@ -245,6 +254,39 @@ def test_a_measurement_decodes_and_encodes_seconds_of_real_files(tmp_path: Path)
     assert (rates.gpu_memory_mb, rates.gpu_total_mb) == (0, 0)
     with pytest.raises(InputError, match=r"broken\.mp4"):
         measure(StageSet((stage,)), items[1:])
+
+
+class _SlowClip(ClipStage):
+    """A network that takes 40 ms for each clip."""
+
+    def encode(self, item: Item, windows: Sequence[Window]) -> Sequence[Tensor]:
+        time.sleep(0.04 * len(windows))
+        return super().encode(item, windows)
+
+
+def test_the_rate_of_a_network_follows_from_what_a_clip_costs(tmp_path: Path) -> None:
+    pytest.importorskip("av")
+    video = Video("film", film(tmp_path / "film.mp4", seconds=8))
+    stage = _SlowClip(StageContext(2.0, fallbacks=()), ClipOptions(preset="tiny"))
+    rates = measure(StageSet((stage,)), [Item(ItemKey("film", "0" * 64), video)])
+    # a clip of 2 s costs 0.04 s and what the narrow network needs: below 50x realtime
+    assert rates.network_x is not None
+    assert 5 < rates.network_x < 50
+    assert 0 < rates.took_s < 240
+
+
+@pytest.mark.parametrize(
+    ("cause", "reason"),
+    [
+        (ValueError("no such file\nand more"), "no such file"),
+        (AssertionError(), "AssertionError"),
+        (None, "it took too long"),
+    ],
+)
+def test_what_went_wrong_on_a_worker_is_one_line(cause: Exception | None, reason: str) -> None:
+    error = RuntimeError("it took too long")
+    error.cause = cause  # type: ignore[attr-defined]  # as Ray's errors have it
+    assert reason_of(error) == reason
 
 
 def test_samples_come_from_all_over_the_list() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -37,6 +38,8 @@ class Publisher:
     ranges: bool = True
     status: int | None = None
     length: bool = True
+    range_told: str | None = None
+    slow: threading.Event | None = None
     url: str = ""
     asked: list[str | None] = field(default_factory=list)
 
@@ -58,7 +61,11 @@ class Publisher:
             request.send_header("Content-Length", str(len(body)))
         if self.etag:
             request.send_header("ETag", self.etag)
+        if part and self.range_told:
+            request.send_header("Content-Range", self.range_told)
         request.end_headers()
+        if self.slow is not None:
+            self.slow.wait(30)
         request.wfile.write(body if self.cut_after is None else body[: self.cut_after])
 
 
@@ -155,6 +162,46 @@ def test_servers_without_ranges_or_with_less_than_is_here_are_begun_again(
     assert (tmp_path / "w.pth").read_bytes() == publisher.content
 
 
+def test_two_fetches_of_one_file_do_not_spoil_it(publisher: Publisher, tmp_path: Path) -> None:
+    publisher.slow = threading.Event()
+    target = tmp_path / "w.pth"
+    published = Published(publisher.url, sha256(publisher.content))
+    first = threading.Thread(target=download, args=(published, target))
+    first.start()
+    while not publisher.asked:
+        time.sleep(0.01)
+    with pytest.raises(UsageError, match="is being downloaded by another program; wait"):
+        download(published, target)
+    publisher.slow.set()
+    first.join()
+    assert target.read_bytes() == publisher.content
+    assert leftovers(tmp_path) == ["w.pth"]
+
+
+def test_a_place_that_cannot_be_written_is_not_blamed_on_the_network(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    for target in (tmp_path / "file" / "w.pth", Path("/proc/nowhere/w.pth")):
+        with pytest.raises(UsageError, match=r"cannot be written.*name another folder") as caught:
+            download(Published(publisher.url), target)
+        assert "network" not in str(caught.value)
+    assert publisher.asked == []
+
+
+def test_a_server_that_continues_at_another_place_is_refused(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    target, published = tmp_path / "w.pth", Published(publisher.url)
+    publisher.cut_after = 1000
+    with pytest.raises(UsageError, match="again continues"):
+        download(published, target)
+    publisher.cut_after, publisher.range_told = None, "bytes 0-10/11"
+    with pytest.raises(UsageError, match=r"sent another part \(bytes 0-10/11\)"):
+        download(published, target)
+    assert not target.exists()
+
+
 def test_another_content_is_refused_and_removed(publisher: Publisher, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"is not the published file: its sha256 is \w{64}, publ"):
         download(Published(publisher.url, "0" * 64), tmp_path / "w.pth")
@@ -214,6 +261,11 @@ def zoo(publisher: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def listed() -> dict[str, Any]:
     rows = json.loads(call("weights", "list", "--json").stdout)
     return next(row for row in rows if row["checkpoint"] == f"zoo:{NAME}")
+
+
+def test_names_are_listed_whole_so_that_they_can_be_copied() -> None:
+    shown = call("weights", "list").output
+    assert [name for name in ZOO if f"zoo:{name} " not in shown] == []
 
 
 def test_fetch_puts_a_file_where_its_name_is_found(zoo: Path, publisher: Publisher) -> None:
@@ -327,4 +379,14 @@ def test_the_doctor_says_which_weights_of_a_config_are_found(zoo: Path, tmp_path
     (tmp_path / "pipeline.yaml").write_text("stages: {vgg: {}}")
     assert doctor(tmp_path / "pipeline.yaml").found == "random, seed 0"
     official = next(each for each in examine() if each.name == "official weights")
-    assert official.found == NAME
+    assert official.found == f"{NAME} ({zoo / ZOO[NAME].file})"
+
+
+def test_the_doctor_looks_for_the_weights_of_the_flow_too(zoo: Path, tmp_path: Path) -> None:
+    config = tmp_path / "pipeline.yaml"
+    config.write_text("stages: {i3d_flow: {flow: raft, flow_checkpoint: 'zoo:raft-sintel'}}")
+    checks = {each.name: each for each in examine(load_pipeline_config(config))}
+    assert checks["weights of i3d_flow"].found == "random, seed 0"
+    missing = checks["weights of i3d_flow's flow"]
+    assert missing.state == "fail"
+    assert "pipeline weights fetch raft-sintel" in missing.advice

@@ -269,3 +269,15 @@ def test_a_store_without_texts_and_annotations_gives_its_streams(tmp_path: Path)
     import_streams(store, open_source(folder), ImportOptions("c3d"))
     report = export(store, tmp_path / "out", LAYOUTS.get("npy"))
     assert report.files == {"c3d": 1}
+
+
+def test_what_annotations_lack_is_told_without_a_choice_of_splits_too(
+    tmp_path: Path, store: Store
+) -> None:
+    """A loader would fail at the video whose file is not there, in the middle of an epoch."""
+    lacking = annotation("not_imported", 6.0, 99)
+    store.save_annotations("more", [lacking])
+    report = export(store, tmp_path / "out", LAYOUTS.get("moment-detr"))
+    assert all(
+        "not_imported" in report.missing[name] for name in report.recipes if name != "queries"
+    )

@@ -209,9 +209,28 @@ def hostile_h5(tmp_path: Path) -> Path:
         file.create_virtual_dataset("virtual", layout)
         file.create_dataset("terabyte", (2**28, 1024), "<f4", chunks=(64, 1024))
         file.create_dataset("bomb", (16_000, 1024), "<f4", chunks=(64, 1024), compression="gzip")
+        with_plugin(file, "plugin")
         file["words"] = np.array([b"a", b"b"])
         file.create_group("nothing")
     return path
+
+
+def with_plugin(file: h5py.File, name: str) -> None:
+    """An array that names Zstandard, number 32015 of The HDF Group's list: a plug-in, code."""
+    creation = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    creation.set_chunk((3, 6))
+    creation.set_filter(32015, h5py.h5z.FLAG_OPTIONAL)
+    space = h5py.h5s.create_simple((3, 6))
+    made = h5py.h5d.create(file.id, name.encode(), h5py.h5t.IEEE_F32LE, space, creation)
+    made.write(h5py.h5s.ALL, h5py.h5s.ALL, rows(3))
+
+
+def test_reading_an_array_looks_at_it_again(tmp_path: Path) -> None:
+    """A file may change between the look and the reading."""
+    (bomb,) = (each for each in open_source(hostile_h5(tmp_path)).entries if each.id == "bomb")
+    with pytest.raises(InputError) as caught:
+        bomb.parts[0].read()
+    assert caught.value.reason == "bomb"
 
 
 def test_only_plain_arrays_of_the_file_itself_are_read(tmp_path: Path) -> None:
@@ -224,6 +243,7 @@ def test_only_plain_arrays_of_the_file_itself_are_read(tmp_path: Path) -> None:
         "virtual": "no-array",
         "terabyte": "too-large",
         "bomb": "bomb",
+        "plugin": "unreadable",
         "words": "type",
         "nothing": "no-array",
     }

@@ -156,7 +156,7 @@ if os.fork() == 0:
     del view
     gc.collect()
     os._exit(0)
-os.wait()
+assert os.wait()[1] == 0, "the fork failed"
 assert writer.allocate((GRAIN,)).flags.owndata, "the fork freed what its parent still sees"
 del view
 assert not writer.allocate((GRAIN,)).flags.owndata

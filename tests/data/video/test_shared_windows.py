@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import gc
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from decoding_children import children
-from hard_media import Clip, repeat, write
+from decoding_children import children, status, until
+from hard_media import Clip, write
 
 from data.errors import InputError
-from data.video import FrameRequest, IsolatedDecoder, Video, View, Window, isolated, open_decoder
+from data.video import (
+    FrameRequest,
+    IsolatedDecoder,
+    Video,
+    View,
+    Window,
+    isolated,
+    open_decoder,
+    wire,
+    worker,
+)
 from data.video.arena import GRAIN
 from data.video.limits import VideoLimits
-from data.video.worker import Child
 
 pytest.importorskip("av")
 
@@ -141,6 +148,48 @@ def test_views_may_be_dropped_in_another_thread_while_the_next_ones_come(video: 
                 thread.start()
                 thread.join()
     assert sums == [int(each.frames.sum()) for each in expected(video, requests())]
+
+
+def test_an_iteration_that_the_collector_ends_in_the_reading_thread_leaves_nothing(
+    video: Video, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One in a cycle (a kept traceback) is closed in whatever thread the collector runs."""
+    read, collects, collected = wire.read, threading.Event(), threading.Event()
+
+    def collecting(file: Any, arena: Any = None) -> Any:
+        if collects.is_set() and threading.current_thread() is not threading.main_thread():
+            collects.clear()
+            gc.collect()
+            collected.set()
+        return read(file, arena)
+
+    monkeypatch.setattr(worker.wire, "read", collecting)
+    wanted = requests(60)
+    with IsolatedDecoder(buffer_bytes=0) as decoder:
+        gc.disable()
+        try:
+            cycle: list[Any] = [decoder.windows(video, wanted)]
+            next(cycle[0])
+            cycle.append(cycle)
+            del cycle
+            collects.set()
+            (work,) = decoder._running
+            with work._changed:  # the reader waits for room; let it read on
+                work._buffer_bytes = 1 << 30
+                work._changed.notify_all()
+            del work
+            assert collected.wait(20)
+        finally:
+            gc.enable()
+        until(lambda: not children())
+        assert_equal(list(decoder.windows(video, requests())), expected(video, requests()))
+
+
+def test_views_may_go_while_the_child_looks_for_room(video: Video) -> None:
+    """numpy's search fails when its array changes meanwhile; before, one in 10,000 windows did."""
+    wanted = [FrameRequest("a", np.linspace(0, 5, 20_000)[:, None], View(16))]
+    with IsolatedDecoder(fallbacks=()) as decoder:
+        assert sum(1 for _ in decoder.windows(video, wanted)) == 20_000
 
 
 @LINUX
@@ -272,7 +321,7 @@ def test_the_next_video_is_decoded_while_the_current_one_is_held_up_within_its_b
         next(windows)
         decoder.prefetch(second, requests())
         made = tmp_path / "2.mp4.made"
-        _until(lambda: made.exists() and int(made.read_text()) >= 4)
+        until(lambda: made.exists() and int(made.read_text() or 0) >= 4)
         time.sleep(0.5)
         # 6 places; units overlap, so two that are not whole yet have theirs
         assert 4 <= int(made.read_text()) <= 6
@@ -315,129 +364,3 @@ def test_a_child_that_served_its_videos_is_followed_by_one_that_is_ready(
             seen.append(children())
     assert [len(each) for each in seen] == [1, 1, 1, 1]
     assert seen[0] != seen[1] == seen[2] != seen[3]
-
-
-# --- no leak, bounded memory, nothing left behind
-
-
-@LINUX
-def test_a_thousand_files_leave_memory_and_descriptors_as_they_were(tmp_path: Path) -> None:
-    video = Video("a", write(tmp_path / "a.mp4", Clip(range(10), codec="mpeg4", size=(64, 64))))
-    wanted = [FrameRequest("a", np.arange(4)[:, None] * 0.08, View(32))]
-    child = Child(arena_bytes=1 << 20)
-    decoder, own = IsolatedDecoder(), open_decoder("pyav")
-    decoder._idle.append(child)  # one child for all of them
-    with decoder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(isolated, "_JOBS_PER_CHILD", 1 << 30)
-        for number in range(1100):
-            list(own.windows(video, wanted))
-            list(decoder.windows(video, wanted))
-            if number == 100:
-                before = [used(os.getpid()), used(child.pid)]
-        after = [used(os.getpid()), used(child.pid)]
-    for (kib, descriptors), (kib_after, descriptors_after) in zip(before, after, strict=True):
-        assert kib_after - kib < 2048
-        assert descriptors_after == descriptors
-
-
-@LINUX
-def test_the_memory_of_a_long_film_is_that_of_its_buffer(tmp_path: Path) -> None:
-    """Ten minutes of two streams; what a whole one of them takes would be 30 times the bound."""
-    short = write(tmp_path / "short.mp4", Clip(range(300), size=(320, 180), gop=50))
-    video = Video("long", repeat(tmp_path / "long.mkv", short, 60))
-    buffer_bytes = 16 << 20
-    with IsolatedDecoder(buffer_bytes=buffer_bytes) as decoder:
-        assert peak_mib(decoder, video, 600, side=112) < 16 + 100
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-@LINUX
-def test_an_hour_of_720p_for_clip_and_slowfast_stays_below_a_gigabyte(tmp_path: Path) -> None:
-    slow = Clip(range(50), time_base=Fraction(1, 5), size=(1280, 720))  # 5 fps: a test of memory
-    short = write(tmp_path / "short.mp4", slow)
-    video = Video("long", repeat(tmp_path / "long.mkv", short, 360))
-    with IsolatedDecoder() as decoder:
-        assert peak_mib(decoder, video, 3600, side=224) < 300  # leaves 700 for the networks
-
-
-def peak_mib(decoder: IsolatedDecoder, video: Video, duration_s: int, side: int) -> float:
-    """Largest memory of the child while windows come in batches of 8, shared memory included.
-
-    The parent has nothing but views.
-    """
-    centres = (np.arange(duration_s // 2)[:, None] + 0.5) * 2
-    slowfast = np.maximum(0, centres + (np.arange(32) - 15.5) / 15)
-    wanted = [
-        FrameRequest("clip", centres, View(side)),
-        FrameRequest("slowfast", slowfast, View(side)),
-    ]
-    before, batch = used(os.getpid())[0], []
-    for window in decoder.windows(video, wanted):
-        batch.append(window)
-        if len(batch) == 8:
-            batch.clear()
-    assert used(os.getpid())[0] - before < 4096
-    (child,) = children()
-    return status(child, "VmHWM") / 1024
-
-
-@LINUX
-def test_a_killed_parent_leaves_no_child_and_no_memory(tmp_path: Path, root: Path) -> None:
-    video = write(tmp_path / "a.mp4", Clip(range(180)))
-    before = sorted(Path("/dev/shm").iterdir())
-    environment = {**os.environ, "PYTHONPATH": str(root), "TMPDIR": str(tmp_path)}
-    parent = subprocess.Popen(
-        [sys.executable, "-c", HOLDING, str(video)],
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    )
-    assert parent.stdout is not None
-    child = int(parent.stdout.readline())
-    assert "storyline-windows" in Path(f"/proc/{child}/maps").read_text()
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    parent.stdout.close()
-    _until(lambda: not _lives(child))
-    assert sorted(Path("/dev/shm").iterdir()) == before
-    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.mp4"]
-
-
-HOLDING = """
-import sys, time, pathlib
-import numpy as np
-from data.video import FrameRequest, IsolatedDecoder, Video, View
-decoder = IsolatedDecoder(buffer_bytes=1 << 20)
-times = np.arange(50)[:, None] / 10
-video = Video("a", pathlib.Path(sys.argv[1]))
-windows = decoder.windows(video, [FrameRequest("a", times, View(200))])
-window = next(windows)
-print(decoder._running[0].child.pid, flush=True)
-time.sleep(60)
-"""
-
-
-def _lives(pid: int) -> bool:
-    path = Path(f"/proc/{pid}/status")
-    return path.exists() and "State:\tZ" not in path.read_text()
-
-
-def _until(condition: Callable[[], bool]) -> None:
-    for _ in range(600):
-        if condition():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen in 30 s")
-
-
-def status(pid: int, name: str) -> int:
-    """A number of /proc/PID/status, KiB for memory."""
-    lines: Iterator[str] = iter(Path(f"/proc/{pid}/status").read_text().splitlines())
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
-def used(pid: int) -> tuple[int, int]:
-    """KiB of private memory and open descriptors of a process."""
-    gc.collect()
-    return status(pid, "RssAnon"), len(list(Path(f"/proc/{pid}/fd").iterdir()))

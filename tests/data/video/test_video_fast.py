@@ -30,21 +30,25 @@ MEDIA = [
 ]
 
 
+@pytest.mark.parametrize("short_side", [64, 224, 256])
 @pytest.mark.parametrize("crop", [True, False])
 @pytest.mark.parametrize("name", MEDIA)
-def test_fast_pictures_are_close_to_exact_ones(name: str, crop: bool, shared: Path) -> None:
+def test_fast_pictures_are_close_to_exact_ones(
+    name: str, crop: bool, short_side: int, shared: Path
+) -> None:
+    """Of 16:9 the sides 64 and 256 give odd widths, which swscale treats as others."""
     video, times = Video("a", shared / "media" / name), np.array([[0.0, 0.05, 0.4, 0.9, 7.0]])
     wanted = [
-        FrameRequest("exact", times, View(224, crop)),
-        FrameRequest("fast", times, View(224, crop, "fast")),
+        FrameRequest("exact", times, View(short_side, crop)),
+        FrameRequest("fast", times, View(short_side, crop, "fast")),
     ]
     windows = {each.request: each for each in open_decoder("pyav").windows(video, wanted)}
     exact, fast = windows["exact"], windows["fast"]
     assert fast.frames.shape == exact.frames.shape
     assert fast.times_s.tolist() == exact.times_s.tolist()
     difference = np.abs(fast.frames.astype(int) - exact.frames)
-    # The bounds of docs/features.md; a neighbouring pixel is 5 to 40 away.
-    assert difference.mean() < 2.5
+    # The bounds of docs/decoding.md; a neighbouring pixel is 5 to 40 away.
+    assert difference.mean() < (2.5 if short_side >= 224 else 3.2)
     assert abs((fast.frames.astype(int) - exact.frames).mean()) < 2.1
 
 

@@ -11,6 +11,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 import pytest
+from hard_media import Clip
+from hard_media import write as write_clip
+from hard_rows import UNSHIFTED
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -171,6 +174,22 @@ def test_windows_are_the_same_bytes_with_and_without_skipping(
         expected = without_skipping(video, wanted)
         assert guided_only(video, wanted) == expected
         assert with_skipping(video, wanted) == expected
+
+
+@pytest.mark.parametrize("hidden", [1, 7, 31])
+@pytest.mark.parametrize("gop", [12, 250])
+def test_frames_that_an_edit_list_hides_are_hidden_with_and_without_skipping(
+    hidden: int, gop: int, tmp_path: Path
+) -> None:
+    """Cuts inside a group: frames before them are decoded and not shown."""
+    clip = Clip(range(120), gop=gop, b_frames=3)
+    path = write_clip(tmp_path / "a.mp4", clip, shift=-hidden, options=UNSHIFTED)
+    index = index_of(Video("a", path), DEFAULT_LIMITS, unheard)
+    assert index is not None
+    assert 0 < int((~index.shown).sum()) < 120
+    for seed in range(8):
+        video, wanted = Video("a", path, *[(0.0, None), (1.3, 2.0)][seed % 2]), requests(seed)
+        assert guided_only(video, wanted) == without_skipping(video, wanted)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -195,6 +196,25 @@ def test_a_decoder_that_hangs_is_ended_after_the_time_limit(
     ):
         decoder.probe(make_video())
     assert caught.value.reason == "decoder-timeout"
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="needs a process that can be stopped")
+def test_a_child_that_does_not_even_read_its_job_is_ended_after_the_time_limit(
+    make_video: MakeVideo, clip_request: ClipRequest
+) -> None:
+    """The times of a long video are more than a pipe holds."""
+    video, wanted = make_video(), [clip_request(100_000, 0.001)]
+    others = set(children())  # of the decoder that all tests here share
+    with IsolatedDecoder(fallbacks=(), timeout_s=1.0) as decoder:
+        decoder.warm()
+        (child,) = set(children()) - others
+        os.kill(child, signal.SIGSTOP)
+        decoder.prefetch(video, wanted)  # comes back at once
+        with pytest.raises(InputError, match=r"gave nothing for 1 s") as caught:
+            next(decoder.windows(video, wanted))
+    assert caught.value.reason == "decoder-timeout"
+    assert set(children()) == others
 
 
 def test_a_decoder_that_is_slow_but_gives_frames_is_not_ended(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
 from data.errors import InputError
-from data.video import FrameRequest, Video, View
+from data.video import FrameRequest, Video, View, open_decoder
 from data.video.convert import Geometry
 from data.video.limits import VideoLimits
 from data.video.pyav import Clock, PyAVDecoder
@@ -377,3 +378,18 @@ def test_every_real_video_serves_every_clip_of_its_grid(
         windows = list(decoder.windows(video, [clip_request(n, 1.0, View(64))]))
         assert [window.unit for window in windows] == list(range(n))
         assert {window.frames.shape for window in windows} == {(1, 64, 64, 3)}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="it counts threads in Linux's /proc")
+def test_a_decoder_works_in_the_thread_that_asks(make_video: MakeVideo) -> None:
+    """Filters would else start as many as there are cores, for each view, in every child."""
+    times = np.array([[0.1], [0.5]])
+    views = {"a": View(64), "b": View(48, mode="fast"), "c": View(32, crop=False)}
+    wanted = [FrameRequest(name, times, view) for name, view in views.items()]
+    windows = open_decoder("pyav").windows(make_video(), wanted)
+    before = threads()
+    assert [threads() for _ in windows] == [before] * 6
+
+
+def threads() -> int:
+    return len(list(Path("/proc/self/task").iterdir()))

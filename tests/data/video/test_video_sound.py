@@ -172,11 +172,17 @@ def test_a_video_without_sound_gives_nothing(make_video: Any) -> None:
     assert read(make_video(), request(2)) == []
 
 
-def test_a_file_that_is_no_video_has_the_reason_that_the_pictures_give(tmp_path: Path) -> None:
-    (tmp_path / "bad.mp4").write_bytes(b"no video" * 99)
+@pytest.mark.parametrize(
+    ("contents", "reason"), [(b"no video" * 99, "not-media"), (b"", "empty"), (None, "missing")]
+)
+def test_a_file_that_is_no_video_has_the_reason_that_the_pictures_give(
+    tmp_path: Path, contents: bytes | None, reason: str
+) -> None:
+    if contents is not None:
+        (tmp_path / "bad.mp4").write_bytes(contents)
     with pytest.raises(InputError) as caught:
         read(Video("bad", tmp_path / "bad.mp4"), request(1))
-    assert caught.value.reason == "not-media"
+    assert caught.value.reason == reason
 
 
 def overwrite_packets(video: Video, start_s: float, end_s: float) -> int:

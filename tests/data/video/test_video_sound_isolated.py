@@ -42,6 +42,22 @@ def test_a_child_process_gives_the_same_sound(
     assert isolated.probe(film).has_audio  # the same child goes on with pictures
 
 
+def test_sound_that_is_read_ahead_is_the_same_and_is_read_once(
+    make_film: MakeFilm, isolated: IsolatedDecoder
+) -> None:
+    films = [make_film(f"{n}.mp4", tones(44_100, 2, 4.0), 44_100, "aac", "stereo") for n in "ab"]
+    want = [list(isolated.sounds(film, request(3))) for film in films]
+    isolated.prefetch_sound(films[1], request(3))
+    (ahead,) = isolated._running
+    got = isolated.sounds(films[1], request(3))
+    first = next(got)
+    assert isolated._running == [ahead], "the work that was begun is taken over"
+    np.testing.assert_array_equal(joined([first, *got]), joined(want[1]))
+    isolated.prefetch_sound(films[1], request(3))
+    other = list(isolated.sounds(films[0], request(3)))  # not what was read ahead
+    np.testing.assert_array_equal(joined(other), joined(want[0]))
+
+
 def test_a_child_that_dies_costs_one_attempt(
     make_film: MakeFilm, isolated: IsolatedDecoder
 ) -> None:

@@ -11,9 +11,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import models.clip
+import models.clip_config
+import models.text
 from data.errors import UsageError
 from models.backbones import create
-from models.clip_config import TINY, Pictures, model_config, origin_of, pictures_of
+from models.clip_config import (
+    TINY,
+    Pictures,
+    model_config,
+    origin_of,
+    pictures_of,
+    same_shapes_other_function,
+)
 
 
 def filled(goldens: Any) -> dict[str, torch.Tensor]:
@@ -100,11 +109,66 @@ def test_a_resnet_of_openai_is_told_from_the_tensors() -> None:
 
 
 def test_heads_that_no_tensor_tells_are_asked_for() -> None:
-    state = models.clip._network("tiny", TINY).state_dict()
-    state = {k: v[:, :40] if k == "positional_embedding" else v for k, v in state.items()}
-    state["ln_final.weight"] = torch.ones(40)
-    with pytest.raises(UsageError, match=r"the text side of this CLIP is 40 wide.*name the model"):
+    state = odd_clip(40, 2, 64).state_dict()
+    with pytest.raises(UsageError, match=r"picture side of this CLIP is 40 wide.*name the model"):
         create("clip", state)
+
+
+def odd_clip(vision_width: int, heads: int, text_width: int) -> Any:
+    """With heads of other widths than 64."""
+    import open_clip
+
+    vision = {
+        "layers": 1,
+        "width": vision_width,
+        "head_width": vision_width // heads,
+        "image_size": 32,
+        "patch_size": 16,
+    }
+    text = {"context_length": 9, "vocab_size": 49408, "width": text_width, "heads": 2, "layers": 1}
+    return open_clip.model.CLIP(16, vision, text, quick_gelu=True).eval()
+
+
+def test_pictures_do_not_wait_for_the_heads_of_the_text_side() -> None:
+    net = odd_clip(96, 1, 40)  # OpenAI's code: 96 // 64 heads for pictures
+    batch = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        got = create("clip", net.state_dict())(batch)
+        torch.testing.assert_close(got, net.encode_image(batch), rtol=0, atol=1e-5)
+    with pytest.raises(UsageError, match="the text side of this CLIP is 40 wide"):
+        models.text.create("clip", net.state_dict())
+
+
+def test_models_that_only_shapes_make_look_like_openais_must_be_named() -> None:
+    for name in ("ViT-H-14", "ViT-g-14", "ViT-B-16-plus"):
+        config = model_config(name)
+        vision, text = config["vision_cfg"], config["text_cfg"]
+        rule = {
+            **config,
+            "quick_gelu": True,
+            "vision_cfg": {**vision, "head_width": vision["width"] // (vision["width"] // 64)},
+            "text_cfg": {**text, "heads": text["width"] // 64},
+        }
+        assert name in same_shapes_other_function(rule)
+    for name in ("ViT-B-32-quickgelu", "ViT-L-14-336-quickgelu", "RN50x4-quickgelu"):
+        assert same_shapes_other_function(model_config(name)) == []
+
+
+def test_weights_of_such_a_model_are_refused_until_it_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    net = odd_clip(128, 4, 64)
+    known = {
+        "embed_dim": 16,
+        "vision_cfg": {"layers": 1, "width": 128, "head_width": 32, "patch_size": 16},
+        "text_cfg": {"context_length": 9, "vocab_size": 49408, "width": 64, "heads": 1}
+        | {"layers": 1},
+        "quick_gelu": True,
+    }
+    monkeypatch.setattr(models.clip_config, "model_names", lambda: ["wide-heads"])
+    monkeypatch.setattr(models.clip_config, "model_config", lambda name: known)
+    with pytest.raises(UsageError, match=r"shapes of wide-heads, which compute .* `model`, e\.g\."):
+        create("clip", net.state_dict())
 
 
 def test_hugging_face_weights_give_the_same_network(goldens: Any) -> None:

@@ -71,8 +71,11 @@ def test_a_published_checkpoint_is_the_network_of_two_channels_whose_golden_is_t
 
 def test_weights_of_rgb_do_not_fit() -> None:
     state = create("i3d", divisor=8).net.state_dict()
-    with pytest.raises(UsageError, match=r"Conv3d_1a_7x7\.conv3d\.weight is \(8, 3, .*expected"):
+    said = r"has 3 input channels, expected 2: it is an I3D for RGB \(backbone i3d\), not for optic"
+    with pytest.raises(UsageError, match=said):
         small(checkpoint=state)
+    with pytest.raises(UsageError, match="has 2 input channels, expected 3"):
+        create("i3d", create("i3d", divisor=8, in_channels=2).net.state_dict(), divisor=8)
 
 
 def test_another_flow_or_scaling_is_another_calibrated_network() -> None:
@@ -84,6 +87,13 @@ def test_another_flow_or_scaling_is_another_calibrated_network() -> None:
     ]
     assert len({each.weights.sha256 for each in made}) == 3
     assert made[0].params()["flow"]["warps"] == 1
+
+
+def test_calibrated_features_of_other_drawings_are_about_one() -> None:
+    backbone = create("i3d_flow", preset="tiny")
+    features = np.abs(backbone.encode(moving_shapes(5, 8, 17, 64)))
+    assert 0.2 < np.median(features) < 2
+    assert features.max() < 30
 
 
 def test_motion_tells_clips_apart_and_appearance_does_not() -> None:

@@ -18,7 +18,7 @@ from torch import nn
 from data.errors import UsageError
 from models.backbones import Backbone, create
 from models.backbones.fold import fold_norms
-from models.backbones.machine import Machine, Staging, on_host, prepared
+from models.backbones.machine import Machine, Staging, _leave_out, on_host, prepared
 
 BACKBONES = ["clip", "i3d", "slowfast"]
 every = pytest.mark.parametrize("name", BACKBONES)
@@ -236,6 +236,37 @@ def test_a_machine_without_a_compiler_says_so_and_what_to_set(tmp_path: Path) ->
     assert "backbone clip cannot be compiled on this machine" in done.stdout
     assert "needs a C++ compiler (g++ or clang)" in done.stdout
     assert "set `compile: false`" in done.stdout
+
+
+class Counting(torch.nn.Module):
+    """Says whether it was traced."""
+
+    def __init__(self, compiles: bool) -> None:
+        super().__init__()
+        self.compiles = compiles
+        self.traced: list[bool] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.traced.append(torch.compiler.is_compiling())
+        return x + 1
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("compiles", [True, False])
+def test_what_does_not_compile_runs_as_it_is_within_a_compiled_network(compiles: bool) -> None:
+    part = Counting(compiles)
+    network = torch.nn.Sequential(part, torch.nn.ReLU())
+    _leave_out(network)
+    assert torch.compile(network, backend="eager")(torch.zeros(2)).tolist() == [1.0, 1.0]
+    assert part.traced == [compiles]
+
+
+def test_a_flow_is_left_out_of_what_is_compiled() -> None:
+    assert [
+        part
+        for part in create("i3d_flow", preset="tiny", calibrated=False).modules()
+        if not getattr(part, "compiles", True)
+    ]
 
 
 # --- GPU

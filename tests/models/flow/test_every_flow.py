@@ -105,6 +105,7 @@ def test_other_frames_are_refused(name: str, given: Tensor, sentence: str) -> No
 def test_no_flow_says_how_to_get_one() -> None:
     with pytest.raises(UsageError, match="say one of: raft, tvl1, tvl1-torch"):
         create_flow("none")(clips("tvl1"))
+    assert create_flow("none").params() == {"flow": "none"}
 
 
 def test_names_options_and_checkpoints_are_checked() -> None:
@@ -120,5 +121,5 @@ def test_names_options_and_checkpoints_are_checked() -> None:
 
 @without_opencv
 def test_a_missing_opencv_is_a_sentence_with_the_way_out() -> None:
-    with pytest.raises(UsageError, match=r"pip install 'storyline\[flow\]'.*flow: tvl1-torch"):
+    with pytest.raises(UsageError, match=r"'\.\[flow\]' in a checkout.*flow: tvl1-torch"):
         create_flow("tvl1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from moving_texture import frames
 
 from data.errors import UsageError
-from models.flow import create_flow
+from models.flow import create_flow, tvl1_torch
 from models.flow.tvl1_torch import _middle, _resized
 
 GOLDEN = json.loads((Path(__file__).parent / "tvl1.json").read_text())
@@ -28,6 +29,17 @@ def test_the_flow_is_that_of_opencv() -> None:
     apart = pixels_apart(flow.transpose(0, 1)[:, :, 5::16, 3::16], GOLDEN["flow"], axis=1)
     assert apart.mean() < 0.001  # 0.0002 where this was written
     assert apart.max() < 0.03
+
+
+def test_a_missing_opencv_is_told_with_the_command_of_a_checkout(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By its name alone the distribution would be looked for in a registry (`how_to_install`)."""
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(
+        UsageError, match=r"-c constraints\.txt '\.\[flow\]'.*or say flow: tvl1-torch"
+    ):
+        create_flow("tvl1")
 
 
 def test_both_agree_on_real_frames(shared: Path) -> None:
@@ -50,6 +62,27 @@ def test_threads_of_opencv_change_nothing() -> None:
     given = torch.from_numpy(frames(3))[None]
     one, four = (create_flow("tvl1", threads=count)(given) for count in (1, 4))
     assert torch.equal(one, four)
+
+
+def test_a_pair_that_rests_costs_nothing_while_others_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    step, sizes = tvl1_torch._step, []
+
+    def counted(flow: torch.Tensor, *others: Any) -> Any:
+        sizes.append(len(flow))
+        return step(flow, *others)
+
+    monkeypatch.setattr(tvl1_torch, "_step", counted)
+    moving = torch.from_numpy(frames(2, 48, 48))
+    flow = create_flow("tvl1-torch", scales=2)
+    flow(moving[None])
+    alone = len(sizes)
+    sizes.clear()
+    flow(torch.stack([moving, moving[:1].expand_as(moving)]))
+    assert set(sizes) == {1, 2}
+    assert len(sizes) == alone
+    assert sizes.count(2) < alone / 4
 
 
 def test_fewer_steps_are_a_coarser_flow() -> None:

@@ -23,9 +23,16 @@ from pipeline.engine.ray_workers import RayExecutor, needs_of
 from pipeline.engine.types import Job
 from pipeline.stage import Item, StageContext, StageSet
 from pipeline.stages.features import ClipOptions, ClipStage
+from pipeline.stages.panns import PannsOptions, PannsStage
 
 class OnGpu(ClipStage):
     """Computes on the CPU and asks for a share of a GPU all the same."""
+    @property
+    def resources(self):
+        return replace(super().resources, auto_gpus=True)
+
+class OnGpuToo(PannsStage):
+    """The same."""
     @property
     def resources(self):
         return replace(super().resources, auto_gpus=True)
@@ -41,6 +48,9 @@ for name, file in (("film", sys.argv[1]), ("broken", sys.argv[2])):
     fitted, told = executor.fit(job, [item])
     found[name] = [fitted.gpu_share, needs_of(fitted).gpus, executor.capacity(fitted), told]
 found["nothing"] = list(executor.fit(job, []))[1]
+sound = OnGpuToo(StageContext(2.0), PannsOptions())
+deaf, told = executor.fit(Job(StageSet((sound,)), {}, {}, Path("."), 1, 1.0), [item])
+found["sound"] = [deaf.gpu_share, told]
 ray.shutdown()
 print(json.dumps(found))
 '''
@@ -80,3 +90,5 @@ def test_the_share_of_a_gpu_follows_from_a_measurement_on_a_worker(tmp_path: Pat
     assert "could not be measured" in found["broken"][3]
     assert "broken.mp4" in found["broken"][3]
     assert found["nothing"] == ""
+    assert found["sound"][0] == 1.0
+    assert "nothing of it is over frames" in found["sound"][1]

@@ -10,6 +10,7 @@ from data.errors import UsageError
 from data.store.types import ItemKey
 from data.video.types import VideoFacts, Window
 from models.backbones import create
+from pipeline.config import PipelineConfig
 from pipeline.stage import STAGES, Item, StageContext
 from pipeline.stages.common import weights_params
 from pipeline.stages.features import BackboneStage
@@ -110,6 +111,23 @@ def test_a_backbone_asks_for_frames_of_every_clip_at_its_own_size(clip: Backbone
     request = clip.request(ITEM)
     assert request.times_s.tolist() == [[0.5], [1.5], [2.5]]
     assert (request.view.short_side, request.inclusive) == (64, False)
+
+
+@pytest.mark.parametrize("name", ["clip", "slowfast", "i3d", "i3d_flow", "vgg", "captions"])
+def test_fast_pixels_are_asked_for_and_make_another_recipe(name: str) -> None:
+    kind = STAGES.get(name)
+    told = {"dataset": "custom", "clip_len_s": 1.0}
+    plain, exact, fast = (
+        kind(PipelineConfig.model_validate(told | decode).context, kind.Options())
+        for decode in ({}, {"decode": {"mode": "exact"}}, {"decode": {"mode": "fast"}})
+    )
+    assert exact.recipe({}).id == plain.recipe({}).id
+    assert fast.recipe({}).id != plain.recipe({}).id
+    assert fast.recipe({}).params["pixels"] == "fast"
+    assert "pixels" not in plain.params()
+    for made, mode in ((exact, "exact"), (fast, "fast")):
+        made.setup()
+        assert made.request(ITEM).view.mode == mode
 
 
 @pytest.mark.slow

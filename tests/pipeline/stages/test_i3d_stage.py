@@ -92,9 +92,9 @@ def test_every_choice_about_flow_is_another_recipe() -> None:
     choices: list[dict[str, Any]] = [
         {},
         {"flow": "tvl1"},
-        {"flow": "raft"},
-        {"flow": "raft", "flow_options": {"seed": 1}},
-        {"flow": "raft", "flow_options": {"model": "small"}},
+        {"preset": "grid", "flow": "raft"},
+        {"preset": "grid", "flow": "raft", "flow_options": {"seed": 1}},
+        {"preset": "grid", "flow": "raft", "flow_options": {"model": "small"}},
         {"scaling": "v-iashin"},
         {"preset": "grid"},
         {"preset": "vslnet"},
@@ -110,12 +110,13 @@ def test_how_the_machine_is_used_is_no_other_recipe() -> None:
 def test_the_weights_of_the_flow_are_in_the_recipe_by_their_bytes(tmp_path: Path) -> None:
     for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"two")):
         (tmp_path / name).write_bytes(content)
+    raft = {"preset": "grid", "flow": "raft"}
     a, b, c = (
-        recipe("i3d_flow", flow="raft", flow_checkpoint=tmp_path / f"{name}.pth") for name in "abc"
+        recipe("i3d_flow", **raft, flow_checkpoint=tmp_path / f"{name}.pth") for name in "abc"
     )
     assert a == b != c
     with pytest.raises(UsageError, match="does not exist"):
-        recipe("i3d_flow", flow="raft", flow_checkpoint=tmp_path / "d.pth")
+        recipe("i3d_flow", **raft, flow_checkpoint=tmp_path / "d.pth")
     with pytest.raises(UsageError, match="flow 'tvl1' is no network and takes no"):
         recipe("i3d_flow", flow="tvl1", flow_checkpoint=tmp_path / "a.pth")
 
@@ -123,3 +124,22 @@ def test_the_weights_of_the_flow_are_in_the_recipe_by_their_bytes(tmp_path: Path
 def test_a_flow_that_does_not_exist_is_refused_when_the_config_is_read() -> None:
     with pytest.raises(ValidationError, match="flow"):
         stage("i3d_flow", flow="farneback")
+
+
+def test_options_that_a_flow_does_not_have_are_refused_by_the_plan() -> None:
+    with pytest.raises(UsageError, match="flow tvl1-torch: unknown option 'warp'; did you mean"):
+        stage("i3d_flow", flow_options={"warp": 2})
+    with pytest.raises(UsageError, match="flow tvl1: unknown option 'scales'"):
+        stage("i3d_flow", flow="tvl1", flow_options={"scales": 2})
+
+
+def test_frames_that_are_too_small_for_a_flow_are_refused_by_the_plan() -> None:
+    with pytest.raises(UsageError, match=r"at least 121 pixels, preset 'tiny' has 64; say preset"):
+        stage("i3d_flow", flow="raft")
+    stage("i3d_flow", preset="grid", flow="raft")
+
+
+def test_a_flow_gets_no_options_that_the_preset_has_for_another() -> None:
+    kind = STAGES.get("i3d_flow").Options
+    assert "flow_options" not in kind().arguments
+    assert kind(flow="tvl1").arguments["flow_options"] == {}

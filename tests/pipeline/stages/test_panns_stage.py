@@ -16,7 +16,8 @@ from typer.testing import CliRunner
 from data.dataset import MomentDataset
 from data.store import Store
 from data.store.types import ItemKey
-from data.video.types import SoundWindow, VideoFacts
+from data.video import IsolatedDecoder, Video
+from data.video.types import SoundRequest, SoundWindow, VideoFacts
 from models.backbones import create
 from pipeline.cli import app
 from pipeline.stage import Item, StageContext
@@ -96,6 +97,13 @@ def test_what_counts_as_sound_is_part_of_the_recipe_and_the_batch_is_not(tiny: P
 def test_the_declared_length_is_that_of_the_published_network() -> None:
     made = stage(preset="full")  # compares the network that it builds with what was declared
     assert made.schema.arrays["panns"].shape == (2048,)
+
+
+def test_an_unusual_width_is_declared_as_it_is_built() -> None:
+    made = stage(options={"divisor": 32})
+    assert made.schema.arrays["panns"].shape == (64,)
+    row = made.finish(ITEM, made.encode(ITEM, [window(unit, 1.0) for unit in range(3)]))
+    assert row["panns"].shape == (3, 64)
 
 
 # --- a run
@@ -180,3 +188,27 @@ def test_the_trainer_takes_sound_as_one_more_stream_and_silence_as_zeros(store: 
     loud, mute = dataset[0].video[:, 256:384], dataset[1].video[:, 256:384]
     np.testing.assert_allclose(np.linalg.norm(loud, axis=1), [1, 1, 1, 0], atol=1e-3)
     np.testing.assert_array_equal(mute, np.zeros((4, 128)))
+
+
+def test_the_sound_of_the_next_video_is_read_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = np.random.default_rng(0).uniform(-0.3, 0.3, 2 * RATE_HZ).astype(np.float32)
+    (tmp_path / "videos").mkdir()
+    for name in ("a", "b", "c"):
+        write_film(tmp_path / "videos" / f"{name}.mov", sound)
+    config = {"videos": {"root": "videos"}, "store": "store", "stages": {"panns": {}}}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(config))
+    ahead: list[str] = []
+    begin = IsolatedDecoder.prefetch_sound
+
+    def noted(self: IsolatedDecoder, video: Video, request: SoundRequest) -> None:
+        ahead.append(video.id)
+        begin(self, video, request)
+
+    monkeypatch.setattr(IsolatedDecoder, "prefetch_sound", noted)
+    words = ["run", "--config", str(tmp_path / "pipeline.yaml"), "--executor", "inline"]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert ahead == ["b", "c"]
+    assert Store.open(tmp_path / "store").reader("panns").ids() == ["a", "b", "c"]
