@@ -28,6 +28,9 @@ __all__ = ["MANIFEST", "ExportReport", "export"]
 MANIFEST = "storyline_export.json"
 """Written first and last: says what the folder is, and whether it is complete."""
 
+_ASSUMED_CLIP_LEN_S = 2.0
+"""What clip ids of annotation rows count where no `dataset.json` beside them says otherwise."""
+
 QUERIES = "queries"
 
 
@@ -110,6 +113,8 @@ def export(
     for split, queries in rows.items() if not stopped else ():
         folder.put(f"{split}.jsonl", jsonl_bytes(queries))
         files[f"{split}.jsonl"] = len(queries)
+    if rows and not stopped and store.clip_len_s != _ASSUMED_CLIP_LEN_S:
+        folder.put("dataset.json", json.dumps({"clip_len_s": store.clip_len_s}).encode() + b"\n")
     if not stopped:
         folder.end(files)
     return ExportReport(

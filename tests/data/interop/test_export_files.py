@@ -12,7 +12,7 @@ import pytest
 from feature_folders import annotation, new_store, npy_folder, npz_folder, rows
 
 from benchmarks.public_loader import PublicDataset, collate, l2_normalise
-from data.annotations import load_annotations
+from data.annotations import DATASETS, load_annotations
 from data.errors import UsageError
 from data.identity import query_id
 from data.interop import (
@@ -137,6 +137,18 @@ def test_annotations_have_what_its_labels_are_made_of(tmp_path: Path, store: Sto
         "relevant_clip_ids": [0, 1],
         "saliency_scores": [[4.0, 3.0, 2.0], [1.0, 0.0, 2.0]],
     }
+
+
+def test_clip_ids_of_another_clip_length_are_read_back_as_they_are(tmp_path: Path) -> None:
+    store = new_store(tmp_path / "s", clip_len_s=1.0)
+    rated = replace(annotation("a", 3.0), clip_ids=(2,), saliency=((4.0, 3.0, 2.0),))
+    store.save_annotations("train", [rated])
+    folder = npy_folder(tmp_path / "f", {"a": rows(3)})
+    import_streams(store, open_source(folder), ImportOptions("clip"))
+    export(store, tmp_path / "out", MOMENT_DETR)
+    train = tmp_path / "out" / "train.jsonl"
+    assert DATASETS.get("custom").clip_len_at(train) == 1.0
+    assert load_annotations("custom", train)[0].clip_ids == (2,)
 
 
 def test_only_a_split_and_only_a_stream_in_another_type(tmp_path: Path, store: Store) -> None:
