@@ -15,7 +15,7 @@ import torch
 from harness import Benchmark
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.backbones import BACKBONES, Backbone, create
+from models.backbones import Backbone, create
 from models.captioners import CaptionRequest
 from models.captioners import create as create_captioner
 from models.text import create as create_text_encoder
@@ -64,7 +64,7 @@ def measure(bench: Benchmark, name: str) -> None:
 def main() -> None:
     """Print the table."""
     bench = Benchmark(f"Tiny networks on {torch.get_num_threads()} threads, 64 x 64 pixels")
-    for name in BACKBONES:
+    for name in BATCHES:
         measure(bench, name)
     encoder = create_text_encoder("clip", preset="tiny")
     texts = [f"a red circle number {index} moves to the left" for index in range(128)]
