@@ -73,10 +73,6 @@ class StandIn(Backbone):
         super().__init__(PlainViT, dim=512, frames=1, size=224)
         self._settle(self._fill(None, (), 0, lambda _, t: (0.0, t[0].numel() ** -0.5)), 0, False)
 
-    def clip_times(self, *_: Any, **__: Any) -> NDArray[np.float64]:
-        """Nobody decodes here."""
-        raise NotImplementedError("frames are in memory here")
-
     def preprocess(self, frames: Tensor) -> Tensor:
         """uint8 (B, 1, H, W, 3) to float (B, 3, H, W)."""
         return (channels_first(frames).squeeze(2) / 255.0 - 0.45) / 0.27

@@ -6,6 +6,7 @@ of them.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -266,7 +267,7 @@ def _files(path: Path, suffix: str) -> Iterator[Path]:
                 yield each
 
 
-class _Folder:
+class _Folder(ABC):
     """One file per video."""
 
     name: str
@@ -276,13 +277,13 @@ class _Folder:
         """Whether there is such a file."""
         return next(_files(path, self.suffix), None) is not None
 
+    @abstractmethod
     def part(self, file: Path, options: SourceOptions) -> Part:
         """The array of a file."""
-        raise NotImplementedError
 
+    @abstractmethod
     def told(self, count: int, options: SourceOptions) -> str:
         """What was recognised."""
-        raise NotImplementedError
 
     def open(self, path: Path, options: SourceOptions) -> Source:
         """See `Format`."""

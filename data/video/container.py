@@ -41,7 +41,8 @@ def packets_of(container: Any, stream: Any) -> Iterator[Any]:
     """The packets of a stream from where the container is; the last one is empty.
 
     A stream that appears in the middle (broadcasts) is unknown to PyAV, whose loop then ends with
-    an IndexError, at one of its packets or at the end; another one goes on behind it.
+    an IndexError, at one of its packets or at the end; another one, begun when it is known, goes on
+    behind it. So there are no more rounds than streams, of which FFmpeg allows a thousand.
     """
     while True:
         try:

@@ -77,7 +77,7 @@ class SoundReader:
             try:
                 yield from self._pass(video, request, windows, from_s)
                 return
-            except _NotThereError:
+            except _NotThereError:  # the seek went past it: from the beginning then
                 continue
 
     def _pass(

@@ -103,7 +103,6 @@ class Backbone(nn.Module, ABC):
         """What random weights are calibrated on, as `preprocess` takes it: seeded drawings."""
         return torch.from_numpy(moving_shapes(seed, CALIBRATION_CLIPS, self.frames, self.size))
 
-    @abstractmethod
     def clip_times(
         self,
         starts_s: NDArray[np.float64],
@@ -112,7 +111,7 @@ class Backbone(nn.Module, ABC):
         native_fps: float | None = None,
         duration_s: float | None = None,
     ) -> NDArray[np.float64]:
-        """When to look for the frames of each clip.
+        """When to look for the frames of each clip: here the centres of its `frames` equal parts.
 
         Args:
             starts_s: start of each clip in seconds, shape (N,).
@@ -125,6 +124,10 @@ class Backbone(nn.Module, ABC):
             (`FrameRequest(inclusive=False)`), or the first of the video if there is none: frame j
             of ffmpeg's `fps=F` filter is the one for `(j + 1/2) / F`.
         """
+        del native_fps, duration_s
+        within = (np.arange(self.frames) + 0.5) * (clip_len_s / self.frames)
+        times: NDArray[np.float64] = np.asarray(starts_s, dtype=np.float64)[:, None] + within
+        return times
 
     @abstractmethod
     def preprocess(self, frames: Tensor) -> Tensor:

@@ -72,18 +72,6 @@ class Clip(Backbone):
         self.register_buffer("std", _channels(clip.pictures.std), persistent=False)
         self._settle(clip.weights, seed, calibrated)
 
-    def clip_times(
-        self,
-        starts_s: NDArray[np.float64],
-        clip_len_s: float,
-        *,
-        native_fps: float | None = None,
-        duration_s: float | None = None,
-    ) -> NDArray[np.float64]:
-        """The centre of each clip, shape (N, 1); see `Backbone.clip_times`."""
-        del native_fps, duration_s
-        return (np.asarray(starts_s, dtype=np.float64) + clip_len_s / 2)[:, None]
-
     def seen(self, window: NDArray[Any]) -> NDArray[Any]:
         """See `Backbone.seen`; a squashed picture has the size of the network from here on."""
         return super().seen(window) if self.crop else _squashed(window, self.size)

@@ -260,18 +260,6 @@ class Panns(Backbone):
         length_s = max(clip_len_s, LEAST_SAMPLES / RATE_HZ)
         return np.asarray(starts_s, dtype=np.float64) + (clip_len_s - length_s) / 2, length_s
 
-    def clip_times(
-        self,
-        starts_s: NDArray[np.float64],
-        clip_len_s: float,
-        *,
-        native_fps: float | None = None,
-        duration_s: float | None = None,
-    ) -> NDArray[np.float64]:
-        """The centre of the sound of each clip, shape (N, 1); `windows` gives its extent."""
-        del native_fps, duration_s
-        return (np.asarray(starts_s, dtype=np.float64) + clip_len_s / 2)[:, None]
-
     def preprocess(self, frames: Tensor) -> Tensor:
         """Sound (B, samples) as float32; the spectrogram is part of the network."""
         return frames.float()

@@ -17,9 +17,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -146,19 +144,6 @@ class Vgg(Backbone):
             self.register_buffer(name, torch.tensor(values).view(3, 1, 1, 1), persistent=False)
         adapt = fit_classes(self.name, "classifier.6.weight", classes, PUBLISHED_CLASSES)
         self._settle(self._fill(checkpoint, _LAYOUTS, seed, he_uniform, adapt), seed, calibrated)
-
-    def clip_times(
-        self,
-        starts_s: NDArray[np.float64],
-        clip_len_s: float,
-        *,
-        native_fps: float | None = None,
-        duration_s: float | None = None,
-    ) -> NDArray[np.float64]:
-        """Centres of the parts that a clip is cut into, (N, frames); see `Backbone.clip_times`."""
-        del native_fps, duration_s
-        within = (np.arange(self.frames) + 0.5) * (clip_len_s / self.frames)
-        return np.asarray(starts_s, dtype=np.float64)[:, None] + within
 
     def preprocess(self, frames: Tensor) -> Tensor:
         """uint8 (B, k, H, W, 3) to float (B, 3, size, size), or (B, 3, k, size, size) for k > 1."""
