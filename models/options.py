@@ -8,7 +8,7 @@ from typing import Any
 
 from data.errors import UsageError, nearest
 
-__all__ = ["check_options"]
+__all__ = ["check_options", "defaults_of"]
 
 
 def check_options(what: str, build: Callable[..., Any], given: Iterable[str]) -> None:
@@ -27,3 +27,12 @@ def check_options(what: str, build: Callable[..., Any], given: Iterable[str]) ->
     for name in given:
         if name not in allowed:
             raise UsageError(f"{what}: unknown option '{name}'; {nearest(name, allowed)}")
+
+
+def defaults_of(build: Callable[..., Any]) -> dict[str, Any]:
+    """The keyword-only parameters of `build` that have a default, with it."""
+    return {
+        each.name: each.default
+        for each in inspect.signature(build).parameters.values()
+        if each.kind is inspect.Parameter.KEYWORD_ONLY and each.default is not each.empty
+    }

@@ -15,6 +15,7 @@ from data.video.limits import VideoLimits
 
 __all__ = [
     "Decoder",
+    "Fit",
     "FrameRequest",
     "Mode",
     "SoundRequest",
@@ -27,6 +28,9 @@ __all__ = [
 
 Mode = Literal["exact", "fast"]
 """How pixels are made: as the ffmpeg command line makes them, or cheaper (docs/decoding.md)."""
+
+Fit = Literal["scaled", "padded", "cropped", "within"]
+"""How a frame comes to its size (`View`)."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,22 @@ class View:
 
     `mode` "exact" gives the bytes of the ffmpeg command line; "fast" gives the same picture by a
     cheaper filter, which frames are used does not change.
+
+    `fit` other than "scaled" makes the pixels of vision-language models, at native size by swscale
+    and resized by PIL's bicubic filter with antialiasing; `crop` then plays no part:
+
+    - "padded": the whole frame at the centre of a square of colour `background`, then resized to
+      `short_side`: LLaVA's `expand2square` and `CLIPImageProcessor`
+    - "cropped": the short side resized to `short_side`, then the square at its centre:
+      torchvision's `Resize` and `CenterCrop` on a PIL picture
+    - "within": made smaller until the long side is at most `short_side`; never made larger
     """
 
     short_side: int
     crop: bool = True
     mode: Mode = "exact"
+    fit: Fit = "scaled"
+    background: tuple[int, int, int] = (0, 0, 0)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from models.captioners import pixel  # noqa: F401  (adds itself to CAPTIONERS)
-from models.captioners.base import CAPTIONERS, Captioner, CaptionRequest, CaptionResult
+from models.captioners.base import CAPTIONERS, Captioner, CaptionRequest, CaptionResult, Sight
 from models.captioners.guards import caption_flags
 from models.captioners.prompts import Prompt, load_prompt
 from models.options import check_options
@@ -25,6 +25,7 @@ __all__ = [
     "CaptionResult",
     "Captioner",
     "Prompt",
+    "Sight",
     "caption_flags",
     "create",
     "load_prompt",

@@ -10,7 +10,10 @@ import re
 import zlib
 from collections import Counter
 
-__all__ = ["FLAGS", "caption_flags"]
+__all__ = ["FLAGS", "GUARDS_VERSION", "caption_flags"]
+
+GUARDS_VERSION = 1
+"""In recipes: other guards generate other captions again."""
 
 FLAGS = (
     "empty",

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UsageError
-from models.captioners.base import CAPTIONERS, Captioner, CaptionRequest, CaptionResult
+from models.captioners.base import CAPTIONERS, Captioner, CaptionRequest, CaptionResult, Sight
 from models.captioners.guards import caption_flags
 
 if TYPE_CHECKING:
@@ -82,11 +82,11 @@ class Pixel(Captioner):
         del seed, device
         if checkpoint is not None:
             raise UsageError("captioner pixel has no weights; leave its checkpoint out")
-        self.frames, self.short_side, self.crop = 2, 96, False
+        self.sight = Sight(frames=2, side=96)
 
     def params(self) -> dict[str, Any]:
         """See `Captioner.params`."""
-        return {"captioner": "pixel", "version": 1, "short_side": self.short_side}
+        return {"captioner": "pixel", "version": 1, "side": self.sight.side}
 
     def caption(self, requests: Sequence[CaptionRequest]) -> list[CaptionResult]:
         """See `Captioner.caption`."""

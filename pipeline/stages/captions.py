@@ -19,7 +19,7 @@ from pydantic import Field
 
 from data.identity import canonical_json
 from data.store.types import Row, Schema, StreamSpec
-from data.video.types import FrameRequest, VideoFacts, View, Window
+from data.video.types import FrameRequest, Mode, VideoFacts, View, Window
 from pipeline.stage import STAGES, FrameStage, Item
 from pipeline.stages.common import (
     Configured,
@@ -32,7 +32,7 @@ from pipeline.stages.common import (
 )
 
 if TYPE_CHECKING:
-    from models.captioners import Captioner, CaptionResult
+    from models.captioners import Captioner, CaptionResult, Sight
 
 __all__ = ["CaptionsOptions", "CaptionsStage", "choose_instruction"]
 
@@ -125,12 +125,12 @@ class CaptionsStage(Configured, FrameStage):
         """The frames on the screen at each timestamp, or spread over each clip."""
         captioner = built(self._captioner, self.name)
         starts = self._of_part(item)
-        frame = np.arange(captioner.frames, dtype=np.float64)
-        if self.options.per == "clip":
-            offsets = (frame + 0.5) * (self.context.clip_len_s / captioner.frames)
-        else:
-            offsets = (frame - frame[-1]) * self.options.frame_gap_s
-        view = View(captioner.short_side, captioner.crop, self.context.decode_mode)
+        offsets = captioner.offsets_s(
+            clip_len_s=self.context.clip_len_s if self.options.per == "clip" else None,
+            gap_s=self.options.frame_gap_s,
+            fps=facts_of(item).fps,
+        )
+        view = _view(captioner.sight, self.context.decode_mode)
         return FrameRequest(self.name, starts[:, None] + offsets, view, inclusive=True)
 
     def encode(self, item: Item, windows: Sequence[Window]) -> Sequence[CaptionResult]:
@@ -197,6 +197,12 @@ class CaptionsStage(Configured, FrameStage):
         index = self._index(item, unit)
         count = len(self._prompt.instructions)
         return choose_instruction(self.options.seed, item.key.content, index, count)
+
+
+def _view(sight: Sight, mode: Mode) -> View:
+    if sight.fit == "scaled" or sight.fit == "square":
+        return View(sight.side, sight.fit == "square", mode)
+    return View(sight.side, False, mode, sight.fit, sight.background)
 
 
 def choose_instruction(seed: int, content: str, index: int, count: int) -> int:

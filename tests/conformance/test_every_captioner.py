@@ -17,9 +17,8 @@ every = pytest.mark.parametrize("name", CAPTIONERS.names())
 
 def requests(captioner: Captioner) -> list[CaptionRequest]:
     random = np.random.Generator(np.random.PCG64(0))
-    height, width = captioner.short_side, captioner.short_side + 14
-    width = height if captioner.crop else width
-    shape = (captioner.frames, height, width, 3)
+    sight = captioner.sight
+    shape = (sight.frames, sight.side, sight.side + 14 * (sight.fit == "scaled"), 3)
     flat = np.zeros(shape, dtype=np.uint8)
     noise = random.integers(0, 256, shape).astype(np.uint8)
     return [
