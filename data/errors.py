@@ -6,7 +6,8 @@ StorylineError
 ├── StoreError      a store or shard that cannot be trusted or read             exit code 1
 │   ├── DamageError   bytes of a shard that are not what was written
 │   └── GoneError     a shard that is not there any more (compact, gc, repair)
-└── InputError      one input (video, query) that cannot be processed           quarantine
+├── InputError      one input (video, query) that cannot be processed           quarantine
+└── EngineDiedError   what computes (a GPU, a server's engine) is lost          another worker
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 __all__ = [
     "DamageError",
+    "EngineDiedError",
     "GoneError",
     "InputError",
     "StoreError",
@@ -77,6 +79,13 @@ class InputError(StorylineError):
 
     def __reduce__(self) -> tuple[type[InputError], tuple[str, str]]:
         return type(self), (self.reason, str(self))
+
+
+class EngineDiedError(StorylineError):
+    """What computes cannot be used any more by this process: a CUDA context after an illegal
+    access, the process of an inference engine. No input is charged for it at once: the worker is
+    replaced, and what it had in hand is tried again one by one.
+    """
 
 
 def how_to_install(extra: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Generic, TypeVar
 
 from data.errors import UsageError, nearest
@@ -20,6 +21,13 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._things: dict[str, T] = {}
+        self._offers: dict[str, str] = {}
+
+    def offer(self, name: str, module: str) -> None:
+        """`module` registers a thing under `name`, and is imported when it is asked for."""
+        if name in self:
+            raise ValueError(f"{self.kind} '{name}' is offered twice, now by {module}")
+        self._offers[name] = module
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that files the decorated thing under `name`."""
@@ -36,16 +44,18 @@ class Registry(Generic[T]):
 
     def get(self, name: str) -> T:
         """The thing called `name`; UsageError with the nearest known name if there is none."""
+        if name not in self._things and name in self._offers:
+            import_module(self._offers[name])
         if name not in self._things:
-            raise UsageError(f"unknown {self.kind} '{name}'; {nearest(name, self._things)}")
+            raise UsageError(f"unknown {self.kind} '{name}'; {nearest(name, self.names())}")
         return self._things[name]
 
     def names(self) -> list[str]:
         """All names, sorted."""
-        return sorted(self._things)
+        return sorted({*self._things, *self._offers})
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
 
     def __contains__(self, name: object) -> bool:
-        return name in self._things
+        return name in self._things or name in self._offers

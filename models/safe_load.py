@@ -30,22 +30,31 @@ _MAX_VALUES = 10_000_000
 _SPARE_BYTES = 1 << 20
 
 
-def load_plain(path: Path, device: torch.device | str = "cpu", also: Sequence[type] = ()) -> Any:
+def load_plain(
+    path: Path,
+    device: torch.device | str = "cpu",
+    also: Sequence[type] = (),
+    *,
+    mapped: bool = False,
+) -> Any:
     """What `torch.save` wrote, if it is made of tensors and plain values.
 
     Args:
         path: the file.
         device: where tensors go.
         also: plain classes that may occur, e.g. `argparse.Namespace`.
+        mapped: leave the numbers in the file until they are used (files of torch 1.6 and later).
 
     Raises:
         UsageError: no regular file, damaged, a program, or anything that is not plain.
     """
     check_plain_file(path, "the checkpoint")
-    _check_container(path)
+    zipped = _check_container(path)
     try:
         with torch.serialization.safe_globals(list(also)):
-            content = torch.load(path, map_location=device, weights_only=True)
+            content = torch.load(
+                path, map_location=device, weights_only=True, mmap=mapped and zipped
+            )
     except Exception as error:  # torch has its own error for each kind of damage
         raise _refused(path, _reason(error)) from None
     _check_tensors(content, path)
@@ -56,11 +65,12 @@ def _refused(path: Path, problem: str) -> UsageError:
     return UsageError(f"'{path}' cannot be read safely: {problem}")
 
 
-def _check_container(path: Path) -> None:
+def _check_container(path: Path) -> bool:
+    """Whether the file is a zip archive, as those since torch 1.6 are."""
     with path.open("rb") as file:
         head = file.read(len(LEGACY_MAGIC))
     if head == LEGACY_MAGIC:
-        return
+        return False
     if not head.startswith(b"PK") or not zipfile.is_zipfile(path):
         raise _refused(path, "it is no whole file of torch.save: truncated, or of another kind")
     try:
@@ -85,6 +95,7 @@ def _check_container(path: Path) -> None:
             f"it is a compressed archive of {unpacked:,} bytes, which torch.save never writes; "
             "unpack it, or save the tensors again",
         )
+    return True
 
 
 def _reason(error: Exception) -> str:

@@ -27,6 +27,7 @@ __all__ = [
     "Weights",
     "fill_seeded",
     "load_strictly",
+    "misfits",
     "own_layout",
     "read_checkpoint",
     "renaming_layout",
@@ -169,7 +170,10 @@ def _another(state: Mapping[str, Tensor], layouts: Sequence[Layout], source: str
     )
 
 
-def _check(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sentence: str) -> None:
+def misfits(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """Half a sentence each for tensors that are missing, left over or of another shape; their
+    numbers are not looked at.
+    """
     missing = [key for key in own if key not in given and not key.endswith(_COUNTER)]
     unexpected = [key for key in given if key not in own]
     misshapen = [
@@ -177,7 +181,7 @@ def _check(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sentence: str
         for key in own
         if key in given and given[key].shape != own[key].shape
     ]
-    problems = [
+    return [
         f"{label} {len(found)} tensors: {some(found, _SHOWN)}"
         for label, found in (
             ("missing", missing),
@@ -186,7 +190,10 @@ def _check(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sentence: str
         )
         if found
     ]
-    problems += check_numbers(own, given)
+
+
+def _check(own: Mapping[str, Tensor], given: Mapping[str, Tensor], sentence: str) -> None:
+    problems = [*misfits(own, given), *check_numbers(own, given)]
     if problems:
         raise UsageError(
             f"{sentence}; {'; '.join(problems)}. Give the checkpoint of this architecture, or the "

@@ -23,9 +23,11 @@ from data.errors import UsageError, nearest
 __all__ = [
     "FOLDER_FILES",
     "HF",
+    "INDEX_FILES",
     "ZOO",
     "ZOO_PREFIX",
     "ZooEntry",
+    "cache_folder",
     "find",
     "hub_cache",
     "in_hub",
@@ -45,9 +47,14 @@ FOLDER_FILES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
     "model.safetensors",
+    "model.safetensors.index.json",
     "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
 )
-"""What the file with the weights is called in folders of open_clip and Hugging Face."""
+"""What the file with the weights is called in folders of open_clip and Hugging Face, or the index
+of the shards that it is cut into; the first that is there is read."""
+
+INDEX_FILES = frozenset(each for each in FOLDER_FILES if each.endswith(".index.json"))
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -218,13 +225,13 @@ ZOO: Mapping[str, ZooEntry] = {each.name: each for each in _rows()}
 
 def own_folder() -> Path:
     """Where `pipeline weights fetch` puts files."""
-    return _cache() / "storyline" / "weights"
+    return cache_folder() / "storyline" / "weights"
 
 
 def places() -> list[Path]:
     """Folders in which files of the zoo are looked for, in this order."""
     given = [Path(each) for each in os.environ.get(WEIGHTS_VARIABLE, "").split(os.pathsep) if each]
-    torch_home = Path(os.environ.get("TORCH_HOME", _cache() / "torch"))
+    torch_home = Path(os.environ.get("TORCH_HOME", cache_folder() / "torch"))
     return [
         *given,
         own_folder(),
@@ -239,7 +246,7 @@ def hub_cache() -> Path:
     named = os.environ.get("HF_HUB_CACHE")
     if named:
         return Path(named)
-    return Path(os.environ.get("HF_HOME", _cache() / "huggingface")) / "hub"
+    return Path(os.environ.get("HF_HOME", cache_folder() / "huggingface")) / "hub"
 
 
 def find(entry: ZooEntry) -> Path | None:
@@ -334,5 +341,6 @@ def _in_hub(repository: str) -> Path:
     return found
 
 
-def _cache() -> Path:
+def cache_folder() -> Path:
+    """Where programs of this user keep what they can make again."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))

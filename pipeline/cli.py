@@ -49,6 +49,7 @@ from pipeline.options import (
 from pipeline.progress import Progress
 from pipeline.run import Result, Run, look, ray_or_inline
 from pipeline.store_commands import store_commands
+from pipeline.table_commands import table_commands
 from pipeline.weights_command import weights_commands
 
 __all__ = ["app", "main"]
@@ -56,6 +57,7 @@ __all__ = ["app", "main"]
 app = program("pipeline", "Turn videos and queries into features, captions, narratives and events.")
 app.add_typer(store_commands)
 app.add_typer(interop_commands)
+weights_commands.add_typer(table_commands)
 app.add_typer(weights_commands, name="weights")
 
 
@@ -76,11 +78,16 @@ def run(
         str | None,
         typer.Option(help="I/N: only the I-th of N shares of the inputs, I from 1 to N (SLURM)."),
     ] = None,
+    max_gpu_hours: Annotated[
+        float | None,
+        typer.Option(min=0, help="Refuse to begin if captions will cost more GPU-hours than this."),
+    ] = None,
 ) -> None:
     """Do everything that is asked for and not in the store yet. Run it again to continue."""
     settings = [*(set_ or []), *([f"engine.executor={executor}"] if executor else [])]
     console = new_console()
     again = _command_line(config, stage or [], settings, store, limit, share)
+    again += f" --max-gpu-hours {max_gpu_hours:g}" if max_gpu_hours is not None else ""
     retry = f"{again} --retry-failed"
     if retry_failed:
         again = retry  # stages that were not reached have theirs in quarantine still
@@ -91,7 +98,7 @@ def run(
             with Progress(console) as progress:
                 # One that is there and cannot be opened is the wrong one to name.
                 with opening() if is_there(view.store) else nullcontext():
-                    job = Run(loaded, view, ray_or_inline(loaded), progress, stop)
+                    job = Run(loaded, view, ray_or_inline(loaded), progress, stop, max_gpu_hours)
                 result = job.run(retry_failed=retry_failed)
         except KeyboardInterrupt:
             tell(f"pipeline: interrupted; to continue:\n  {again}", err=True)
@@ -120,11 +127,15 @@ def plan(
             help="Decode and encode seconds of three videos, to say how fast and how many workers.",
         ),
     ] = True,
+    gpu: Annotated[
+        str | None,
+        typer.Option(help="Reckon the cost of captions for this GPU (H200, A100, …)."),
+    ] = None,
 ) -> None:
     """Show what `run` would do and why, and how fast; changes nothing."""
     loaded = load_pipeline_config(config, [*(set_ or []), *overrides(store)])
     view = look(loaded, stage or [], limit)
-    made = plan_of(view, retry_failed, loaded, timed)
+    made = plan_of(view, retry_failed, loaded, timed, gpu)
     if as_json:
         tell(json.dumps(made.to_json(), indent=2))
         return
@@ -137,6 +148,8 @@ def plan(
     for speed in made.speeds:
         for sentence in speed.sentences:
             console.print(sentence, soft_wrap=True)
+    for cost in made.costs:
+        console.print(cost.sentence, soft_wrap=True)
     if made.unhashed:
         console.print(
             f"{len(made.unhashed):,} videos to do are known to the store, but their files were not "

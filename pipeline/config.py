@@ -24,9 +24,11 @@ from data.config import Group, load_config, parse_config
 from data.errors import UsageError
 from data.store.place import PlaceOption, is_url
 from data.video.limits import DEFAULT_LIMITS, VideoLimits
+from models.captioners.prompts import is_prompt_file
 from models.zoo import in_hub, is_named
 from pipeline.engine.limits import ATTEMPTS
 from pipeline.stage import STAGES, StageContext
+from pipeline.stages.common import NAME_OR_FILE
 
 __all__ = [
     "SHIPPED",
@@ -292,10 +294,21 @@ def _anchor_options(name: str, section: Any, folder: Path) -> Any:
         return section
     fields = STAGES.get(name).Options.model_fields
     paths = {key for key, field in fields.items() if "Path" in str(field.annotation)}
-    return {
-        key: _anchor_path(value, folder) if key in paths and isinstance(value, str) else value
+    named = {key for key, field in fields.items() if field.json_schema_extra == NAME_OR_FILE}
+    made = {
+        key: _anchor_path(value, folder)
+        if isinstance(value, str) and (key in paths or (key in named and is_prompt_file(value)))
+        else value
         for key, value in section.items()
     }
+    if isinstance(inner := made.get("options"), Mapping):
+        made["options"] = {
+            key: _anchor_path(value, folder)
+            if isinstance(value, str) and value and key in STAGES.get(name).inner_paths
+            else value
+            for key, value in inner.items()
+        }
+    return made
 
 
 def _anchor_path(value: str, folder: Path) -> str:

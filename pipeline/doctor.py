@@ -44,7 +44,7 @@ LIBRARIES = (
     ("av", "decoding", "14"),
     ("decord", "decoding, as a fallback", "0.6"),
     ("open_clip_torch", "stages clip, narratives and queries", "3.3"),
-    ("transformers", "vision-language captioners (none in this version)", "5.0"),
+    ("transformers", "vision-language captioners", "5.0"),
     ("spacy", "sentences of captions in stage narratives", "3.8"),
 )
 
@@ -86,6 +86,7 @@ def examine(config: PipelineConfig | None = None) -> list[Check]:
         _stages,
         _official_weights,
         partial(_weights_of_stages, config),
+        partial(_captioner, config),
         _object_stores,
         _scratch,
         _ray,
@@ -226,24 +227,75 @@ def _weights_of_stages(config: PipelineConfig | None) -> Iterator[Check]:
     options = {} if config is None else config.stage_options
     for name, section in options.items():
         seed = getattr(section, "seed", 0)
-        if hasattr(section, "checkpoint"):
+        told = _text_encoder(name, section)
+        if told is not None:
+            yield told
+        elif hasattr(section, "checkpoint") and not _told_by_captioner(section):
             yield _weights_of(f"weights of {name}", section.checkpoint, seed)
         flow = getattr(section, "flow_checkpoint", None)
         if flow is not None:
             yield _weights_of(f"weights of {name}'s flow", flow, seed)
 
 
+def _text_encoder(name: str, section: Any) -> Check | None:
+    """The table of a text encoder, or what is wrong with the options of any; None: nothing."""
+    from pipeline.stages.text import TextOptions
+
+    if not isinstance(section, TextOptions):
+        return None
+    what = f"text encoder of {name}"
+    try:
+        told = section.told
+    except UsageError as error:
+        return Check(what, "fail", f"{section.encoder} cannot be used", str(error))
+    return Check(what, "ok", told) if told else None
+
+
+def _told_by_captioner(section: Any) -> bool:
+    """Whether a section names a captioner that has no weights, or is itself asked about its files:
+    which there are differs. One that nobody knows is told below.
+    """
+    from models.captioners import CAPTIONERS
+
+    name = getattr(section, "captioner", None)
+    if name is None or name not in CAPTIONERS:
+        return name is not None
+    return section.checkpoint is not None or not CAPTIONERS.get(name).has_weights
+
+
+def _captioner(config: PipelineConfig | None) -> Iterator[Check]:
+    """The captioner that a config names: its options, its prompt, what it needs of this machine; a
+    server is asked whether it is there.
+    """
+    from pipeline.stages.captions import CaptionsOptions, CaptionsStage
+
+    section = None if config is None else config.stage_options.get("captions")
+    if config is None or not isinstance(section, CaptionsOptions):
+        return
+    what = f"captioner {section.captioner}"
+    stage = CaptionsStage(config.context, section)
+    try:
+        stage.check_options()
+        stage.check_machine()
+        told = stage.told
+    except UsageError as error:
+        yield Check(what, "fail", "cannot be used", str(error))
+        return
+    yield Check(what, "warn" if stage.notice else "ok", told, stage.notice)
+
+
 def _weights_of(what: str, checkpoint: Path | None, seed: int) -> Check:
     if checkpoint is None:
         return Check(what, "ok", f"random, seed {seed}", "untrained; name a checkpoint for others")
     try:
-        from models.checkpoints import weights_file
+        from models.shards import weights_files
 
-        file = weights_file(resolve(checkpoint))
-        size = file.stat().st_size
+        files = weights_files(resolve(checkpoint))
+        size = sum(file.stat().st_size for file in files)
     except (UsageError, OSError) as error:
         return Check(what, "fail", "not found", str(error))
-    return Check(what, "ok", f"{file} ({size / 1e6:,.1f} MB)")
+    shards = f" and {len(files) - 1} shards" if len(files) > 1 else ""
+    return Check(what, "ok", f"{files[0]}{shards} ({size / 1e6:,.1f} MB)")
 
 
 def _object_stores() -> Iterator[Check]:

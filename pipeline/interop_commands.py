@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,7 +22,7 @@ from rich.progress import Progress as Bar
 from data.annotations.types import Annotation
 from data.commands import EXIT_INTERRUPTED, EXIT_QUARANTINE
 from data.config import parse_config
-from data.errors import UsageError, some
+from data.errors import UsageError, nearest, some
 from data.store import Store
 from data.store.place import Place, place_of
 from data.terminal import new_table, say
@@ -148,9 +149,13 @@ def import_(
 @interop_commands.command("export")
 @answered
 def export_(
-    out: Annotated[Path, typer.Option(help="The folder; made if it is not there.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="The folder; made if it is not there. FILE.jsonl or .csv of captions."),
+    ],
     format_: Annotated[
-        str, typer.Option("--format", help="moment-detr (npz) or npy.")
+        str,
+        typer.Option("--format", help="moment-detr (npz), npy; captions, paragraphs: as text."),
     ] = "moment-detr",
     stream: Annotated[
         list[str] | None,
@@ -171,26 +176,39 @@ def export_(
     as_json: JsonOption = False,
 ) -> None:
     """Write the store as files that public training code reads."""
-    from data.interop import LAYOUTS, export
-
-    layout = LAYOUTS.get(format_)
+    write = _captions_call(format_, stream, dtype) or _features_call(format_, stream, dtype)
     opened = named_store(config, set_, store)
     with StopFlag() as stop:
-        report = export(
-            opened,
-            out,
-            layout,
-            streams=stream or (),
-            splits=split or (),
-            dtype=dtype,
-            overwrite=overwrite,
-            stop=lambda: bool(stop),
-        )
+        report = write(opened, out, splits=split or (), overwrite=overwrite, stop=stop.__bool__)
     _show_export(report, as_json)
     if report.interrupted:
         say("pipeline: interrupted; the same command continues", err=True)
         raise typer.Exit(EXIT_INTERRUPTED)
     raise typer.Exit(EXIT_QUARANTINE if report.missing else 0)
+
+
+def _features_call(
+    form: str, streams: list[str] | None, dtype: Literal["keep", "float16", "float32"]
+) -> Callable[..., ExportReport]:
+    from data.interop import CAPTION_FORMATS, LAYOUTS, export
+
+    known = [*LAYOUTS, *CAPTION_FORMATS]
+    if form not in known:
+        raise UsageError(f"unknown format of an export '{form}'; {nearest(form, known)}")
+    return partial(export, layout=LAYOUTS.get(form), streams=streams or (), dtype=dtype)
+
+
+def _captions_call(
+    form: str, streams: list[str] | None, dtype: str
+) -> Callable[..., ExportReport] | None:
+    """For formats of captions; None for others."""
+    from data.interop import CAPTION_FORMATS, export_captions
+
+    if form not in CAPTION_FORMATS:
+        return None
+    if streams or dtype != "keep":
+        raise UsageError(f"--format {form} is text: leave --stream and --dtype out")
+    return partial(export_captions, form=form)
 
 
 @dataclass(frozen=True)

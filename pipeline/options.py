@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +21,7 @@ from data.store.files import size_of
 from data.store.place import Place, place_of
 from data.terminal import plain_console
 from pipeline.config import PipelineConfig, load_pipeline_config
+from pipeline.cost import costs_of
 from pipeline.here import lacks
 from pipeline.plan import Plan, make_plan
 from pipeline.run import View
@@ -116,7 +118,11 @@ def opening() -> Iterator[None]:
 
 
 def plan_of(
-    view: View, retry_failed: bool, config: PipelineConfig | None = None, timed: bool = False
+    view: View,
+    retry_failed: bool,
+    config: PipelineConfig | None = None,
+    timed: bool = False,
+    gpu: str | None = None,
 ) -> Plan:
     """What `run` would do.
 
@@ -125,6 +131,7 @@ def plan_of(
         retry_failed: whether what is in quarantine counts as something to do.
         config: with it the plan says what this machine lacks.
         timed: whether to measure how fast it is, where nothing is lacking.
+        gpu: name of a GPU to reckon with; None: that of this machine.
     """
     ledger = Ledger(open_store(view.store) if is_there(view.store) else None)
     names = frozenset(view.program.recipes) if retry_failed else frozenset()
@@ -133,8 +140,9 @@ def plan_of(
     if config is None:
         return made
     made = replace(made, lacks=lacks(config, inventory.busy))
-    if made.lacks or not timed:
-        return made
-    wanted = config.engine.workers
-    workers = None if wanted == "auto" else wanted
-    return replace(made, speeds=speeds_of(inventory, ledger, lambda: machine_of(config), workers))
+    machine = cache(lambda: machine_of(config))
+    if timed and not made.lacks:
+        wanted = config.engine.workers
+        workers = None if wanted == "auto" else wanted
+        made = replace(made, speeds=speeds_of(inventory, ledger, machine, workers))
+    return replace(made, costs=costs_of(inventory, ledger, machine, made.speeds, gpu))

@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from data.terminal import new_table
+from pipeline.cost import Cost
 from pipeline.speeds import Speed
 from pipeline.stage import Given
 from pipeline.survey import Inventory, Ledger, Survey
@@ -76,6 +77,7 @@ class Plan:
             nobody can say before that whether their rows are those of these files.
         speeds: how fast the stages over frames are that have something to do; () if not measured.
         lacks: what this machine lacks for it; `run` would refuse.
+        costs: what captions that are left will cost.
     """
 
     lines: tuple[Line, ...]
@@ -83,6 +85,7 @@ class Plan:
     unhashed: tuple[str, ...] = ()
     speeds: tuple[Speed, ...] = ()
     lacks: tuple[str, ...] = ()
+    costs: tuple[Cost, ...] = ()
 
     @property
     def missing(self) -> int:
@@ -97,6 +100,7 @@ class Plan:
             "unhashed": list(self.unhashed),
             "speeds": [each.to_json() for each in self.speeds],
             "lacks": list(self.lacks),
+            "costs": [each.to_json() for each in self.costs],
         }
 
     def table(self) -> Table:

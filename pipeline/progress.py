@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from rich.console import Console
@@ -12,7 +13,10 @@ from rich.table import Table
 
 from data.terminal import new_table
 
-__all__ = ["Progress", "StageProgress", "duration"]
+__all__ = ["LimitOf", "Progress", "StageProgress", "duration"]
+
+LimitOf = Callable[[float], float | None]
+"""Mean new tokens of a caption to the captions per second that the machine can do at most."""
 
 _PLAIN_EVERY_S = 5.0
 
@@ -25,6 +29,8 @@ class StageProgress:
         name: the stage.
         total: units to work on in this run.
         before: units that were there already.
+        counts: sums over the rows that were made (`Stage.summed`).
+        limit: what could be at most, where somebody knows.
     """
 
     name: str
@@ -33,6 +39,8 @@ class StageProgress:
     clock: Callable[[], float] = time.monotonic
     done: int = 0
     failed: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    limit: LimitOf | None = None
     began: float = field(init=False)
     first: float | None = None
     ended: float | None = None
@@ -74,9 +82,26 @@ class StageProgress:
         """One line."""
         failures = f", {self.failed} failed" if self.failed else ""
         head = f"{self.name}: {self.done}/{self.total}{failures}, {_rate(self.rate_hz)}/s"
+        tail = f"; {self.counted}" if self.counts else ""
         if self.ended is not None:
-            return f"{head}, took {duration(self.seconds)}"
-        return f"{head}, {duration(self.eta_s)} left"
+            return f"{head}, took {duration(self.seconds)}{tail}"
+        return f"{head}, {duration(self.eta_s)} left{tail}"
+
+    @property
+    def counted(self) -> str:
+        """Captions and tokens, how fast they come, and the share of the limit; "" without any."""
+        if not self.counts:
+            return ""
+        seconds = max(self.seconds, 1e-6)
+        captions, tokens = self.counts["captions"], self.counts["new_tokens"]
+        others = ((name, self.counts[name]) for name in ("reused", "flagged", "failed"))
+        parts = [f"{captions:,} captions, {_rate(captions / seconds)}/s"]
+        parts += [f"{_rate(tokens / seconds)} tokens/s"] if tokens else []
+        parts += [f"{count:,} {name}" for name, count in others if count]
+        most_hz = self.limit(tokens / captions) if self.limit and captions else None
+        if most_hz:
+            parts.append(f"{captions / seconds / most_hz:.0%} of the computed limit")
+        return ", ".join(parts)
 
 
 class Progress:
@@ -122,6 +147,14 @@ class Progress:
         if self._live is None and time.monotonic() - self._printed >= self.every_s:
             self._line(one.text)
 
+    def count(self, stage: str, counts: Mapping[str, int]) -> None:
+        """What the rows of some units sum up to, e.g. captions and tokens."""
+        self.stages[stage].counts.update(counts)
+
+    def limit(self, stage: str, limit: LimitOf) -> None:
+        """What could be at most."""
+        self.stages[stage].limit = limit
+
     def note(self, text: str) -> None:
         """Something that a person should know."""
         self.console.print(text, soft_wrap=True)
@@ -133,6 +166,8 @@ class Progress:
             left = f"took {duration(one.seconds)}" if one.ended else duration(one.eta_s)
             counts = (one.before, one.done, one.total, one.failed)
             table.add_row(one.name, *map(str, counts), _rate(one.rate_hz), left)
+        told = [f"{one.name}: {one.counted}" for one in self.stages.values() if one.counts]
+        table.caption = "\n".join(told) or None
         return table
 
     def _line(self, text: str) -> None:

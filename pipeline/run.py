@@ -10,10 +10,12 @@ from typing import Protocol
 
 from data.commands import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_QUARANTINE, EXIT_WRONG
 from data.errors import UsageError
-from data.store import CatalogueEntry, Failure, Store
+from data.store import CatalogueEntry, Failure, Recipe, Store
 from data.store.recipes import is_import
 from data.video.types import VideoFacts
+from pipeline.adopt import adopt
 from pipeline.config import PipelineConfig
+from pipeline.cost import Budget, Pace, gpu_here, limit_of, remember_pace
 from pipeline.engine.exposure import warning
 from pipeline.engine.limits import Limits
 from pipeline.engine.scheduler import Scheduler
@@ -25,10 +27,12 @@ from pipeline.handout import HandOut
 from pipeline.heal import Healer
 from pipeline.here import lacks
 from pipeline.measure import samples_of
+from pipeline.packing import Packer
 from pipeline.plan import Plan, make_plan
 from pipeline.program import PROBE, Program
+from pipeline.progress import LimitOf
 from pipeline.stage import Item, StageSet
-from pipeline.survey import Inventory, Ledger, facts_from_row, survey, tasks_of
+from pipeline.survey import Inventory, Ledger, count_tasks, facts_from_row, survey, tasks_of
 from pipeline.throughput import usable_cpus
 from pipeline.view import View, look
 
@@ -47,6 +51,10 @@ class StageWatcher(Watcher, Protocol):
 
     def end(self, stage: str) -> None:
         """A stage ended."""
+        ...
+
+    def limit(self, stage: str, limit: LimitOf) -> None:
+        """How much a stage that began can do at most."""
         ...
 
 
@@ -102,6 +110,7 @@ class Run:
         make_executor: makes the executor when the first stage has something to do.
         watcher: who is told.
         stop: the wish to stop.
+        most_gpu_hours: captions that will cost more are not begun.
     """
 
     def __init__(
@@ -111,11 +120,13 @@ class Run:
         make_executor: Callable[[Program], Executor],
         watcher: StageWatcher,
         stop: StopFlag,
+        most_gpu_hours: float | None = None,
     ) -> None:
         self.config = config
         self.view = view
         self.watcher = watcher
         self.stop = stop
+        self.budget = None if most_gpu_hours is None else Budget(config, most_gpu_hours)
         self.store = Store.open_or_create(
             view.store, dataset=config.dataset, clip_len_s=config.clip_len_s
         )
@@ -145,6 +156,7 @@ class Run:
         worked = make_plan(inventory, self.ledger).missing > 0
         if worked:
             self._check_machine(inventory)
+            self._check_budget(inventory)
             try:
                 self._run_rounds(names)
             finally:
@@ -161,6 +173,11 @@ class Run:
         """UsageError now, not after the stages before have decoded everything."""
         if missing := lacks(self.config, inventory.busy):
             raise UsageError("; ".join(missing))
+
+    def _check_budget(self, inventory: Inventory) -> None:
+        """UsageError before the first caption; how many there are is known after the probe."""
+        if self.budget is not None:
+            self.budget.check(inventory, self.ledger, self.watcher.note)
 
     def _survey(
         self, *, retry: frozenset[str] = frozenset(), only: Sequence[str] | None = None
@@ -189,6 +206,8 @@ class Run:
     def _run_set(self, stages: StageSet, retry: frozenset[str]) -> list[StageSet]:
         """Run one set; what is left to run of it if one of its stages cannot be set up."""
         inventory = self._survey(retry=retry, only=stages.names)
+        if self._adopt(stages, inventory):
+            inventory = self._survey(retry=retry, only=stages.names)
         busy = tuple(
             each
             for each in stages.stages
@@ -207,8 +226,13 @@ class Run:
             return [StageSet(rest)] if rest else []
         if PROBE in stages.names:
             self._update_catalogue(self._survey(only=[PROBE]))
+            self._check_budget(self._survey(retry=retry))
         self._announce_complete(self._survey(only=stages.names))
         return []
+
+    def _adopt(self, stages: StageSet, inventory: Inventory) -> int:
+        target_bytes = int(self.config.engine.shard_mb * 2**20)
+        return adopt(self.store, stages, inventory, self.ledger, target_bytes, self.watcher.note)
 
     def _work(self, stages: StageSet, inventory: Inventory, retry: frozenset[str]) -> None:
         recipes = inventory.program.recipes
@@ -240,20 +264,41 @@ class Run:
             self.watcher,
             self.stop,
         )
-        tasks = max(sum(map(len, one.todo.values())) for one in surveys)
-        size = stages.stages[0].group_size if len(surveys) == 1 else 1
         room = executor.capacity(job)
         if isinstance(self.config.engine.workers, int) and room < self.config.engine.workers:
             self.watcher.note(f"{room} of {self.config.engine.workers} workers fit")
-        most = math.ceil(tasks / size)
+        most = count_tasks(stages, inventory, self.ledger)
         due = HandOut(job.recipes, self.ledger.reader, self.ledger.hash_of, self.watcher)
-        tally = scheduler.run(
-            due.only(tasks_of(stages, inventory, self.ledger)), min(room, most), most
-        )
+        target_bytes = job.shard_bytes
+        packer = Packer(self.store, stages, job.recipes, target_bytes, self.watcher)
+        tasks = packer.beside(due.only(tasks_of(stages, inventory, self.ledger)))
+        self._tell_limits(stages, min(room, most))
+        try:
+            tally = scheduler.run(tasks, min(room, most), most)
+        except BaseException:
+            packer.end(hurried=True)
+            raise
+        packer.end(hurried=bool(self.stop))
+        self._remember_paces(recipes, tally)
         self.times.append((stages.names, tally.time))
         self._take_note(tally, due.changed)
         for one in surveys:
             self.watcher.end(one.stage.name)
+
+    def _tell_limits(self, stages: StageSet, workers: int) -> None:
+        for stage in stages.stages:
+            limit = limit_of(stage, gpu_here(stage.context.device), workers)
+            if limit is not None:
+                self.watcher.limit(stage.name, limit)
+
+    def _remember_paces(self, recipes: Mapping[str, Recipe], tally: Tally) -> None:
+        """How fast captions came, for the next plan."""
+        gpu = gpu_here(self.config.context.device)
+        for stage, counts in tally.counts.items():
+            made = counts["captions"] - counts["reused"]
+            if made > 0:
+                pace = Pace(recipes[stage].id, gpu, made, counts["new_tokens"], tally.time.work_s)
+                remember_pace(self.store, pace)
 
     def _take_note(self, tally: Tally, changed: set[str]) -> None:
         """What a set met that is nobody's fault: mend what can be mended, and go round again."""

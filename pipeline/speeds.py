@@ -79,7 +79,11 @@ class Speed:
 
 
 def speeds_of(
-    inventory: Inventory, ledger: Ledger, machine: Callable[[], Machine], workers: int | None
+    inventory: Inventory,
+    ledger: Ledger,
+    machine: Callable[[], Machine],
+    workers: int | None,
+    only: Callable[[StageSet], bool] = can_be_measured,
 ) -> tuple[Speed, ...]:
     """Measure every set over frames that has something to do.
 
@@ -88,13 +92,14 @@ def speeds_of(
         ledger: knows the lengths of probed videos.
         machine: tells what there is; asked once, and only if there is something to do.
         workers: the number of workers that the config asks for; None: as many as fit.
+        only: which sets.
     """
     found: list[Speed] = []
     there: Machine | None = None
     durations_s = {id_: each.facts.duration_s for id_, each in ledger.catalogue().items()}
     for stages in inventory.program.sets:
         items = _to_do(stages, inventory)
-        if items and can_be_measured(stages):
+        if items and can_be_measured(stages) and only(stages):
             there = machine() if there is None else there
             found.append(_speed(stages, items, durations_s, there, workers))
     return tuple(found)

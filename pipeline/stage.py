@@ -7,8 +7,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
+from data.errors import InputError
 from data.registry import Registry
 from data.store.types import ItemKey, Recipe, Row, Schema
 from data.video.limits import DEFAULT_LIMITS, VideoLimits
@@ -22,6 +23,9 @@ from data.video.types import (
     Window,
 )
 
+if TYPE_CHECKING:
+    from models.captioners.limits import Work
+
 __all__ = [
     "STAGES",
     "FrameStage",
@@ -34,6 +38,7 @@ __all__ = [
     "Stage",
     "StageContext",
     "StageSet",
+    "UnfinishedError",
 ]
 
 STAGES: Registry[type[Stage]] = Registry("stage")
@@ -86,6 +91,8 @@ class Item:
         facts: what `probe` found, for stages after it.
         text: the sentence, for stages over queries.
         stamp: size in bytes and modification time in ns of the file whose content is in `key`.
+        kept: what an earlier attempt left in an `UnfinishedError`; "" if there was none. It comes
+            from the store: check it like any file of a stranger's.
     """
 
     key: ItemKey
@@ -93,6 +100,26 @@ class Item:
     facts: VideoFacts | None = None
     text: str | None = None
     stamp: tuple[int, int] | None = None
+    kept: str = ""
+
+
+class UnfinishedError(InputError):
+    """A part of an item was done and a part failed: the item goes to quarantine, what was done is
+    kept beside the stage's rows and given back as `Item.kept` at the next attempt
+    (`--retry-failed`), until the row is stored. Only for stages with `commit_each`.
+
+    Args:
+        reason: short machine-readable code.
+        message: a sentence for a person.
+        kept: JSON text of what was done, at most `data.store.kept.MOST_BYTES` long.
+    """
+
+    def __init__(self, reason: str, message: str, kept: str) -> None:
+        super().__init__(reason, message)
+        self.kept = kept
+
+    def __reduce__(self) -> tuple[type[UnfinishedError], tuple[str, str, str]]:  # type: ignore[override]  # one argument more
+        return type(self), (self.reason, str(self), self.kept)
 
 
 class Inputs(Protocol):
@@ -116,8 +143,20 @@ class Stage(ABC):
     reads: ClassVar[tuple[str, ...]] = ()
     """Stages whose rows are read or that must have run before."""
     over: ClassVar[Literal["videos", "queries"]] = "videos"
+    commit_each: ClassVar[bool] = False
+    """Whether rows are dear: each is on disk before work on the next one begins, so that a worker
+    that dies costs what it had in hand and no row before it. The engine packs the many small
+    shards of such a stage into large ones on the way and at its end.
+    """
+    summed: ClassVar[tuple[str, ...]] = ()
+    """Facts of a row, whole numbers, that are summed while the stage runs (captions, tokens)."""
+    remarked: ClassVar[tuple[str, ...]] = ()
+    """Facts of a row, whole numbers, that `remarks` wants the sums of."""
     Options: ClassVar[type[Any]]
     """pydantic model (`extra="forbid"`) of the stage's section in pipeline.yaml."""
+    inner_paths: ClassVar[frozenset[str]] = frozenset()
+    """Which of the section's `options`, the further arguments of what it runs, are paths: relative
+    ones are meant from the file that names them, like those that the model declares as such."""
 
     def __init__(self, context: StageContext, options: Any) -> None:
         self.context = context
@@ -127,6 +166,14 @@ class Stage(ABC):
     def upstream(self) -> tuple[str, ...]:
         """Stages that this one reads with these options (`events` reads the stream it is told)."""
         return self.reads
+
+    @classmethod
+    def remarks(cls, sums: Mapping[str, int]) -> list[str]:
+        """What a person should know of the rows that are there, from the sums of the facts that
+        `remarked` names: half sentences for `pipeline status`.
+        """
+        del sums
+        return []
 
     @property
     @abstractmethod
@@ -146,6 +193,25 @@ class Stage(ABC):
         """Into how many parts the work on one video is cut; parts are resumed one by one."""
         del facts
         return 1
+
+    @property
+    def by_content(self) -> bool:
+        """Whether rows depend on the content of a video's file and on nothing else of it, so that
+        those of the same file under another id serve as well.
+        """
+        return False
+
+    counts: ClassVar[bool] = False
+    """Whether `amount` says how much there is to do, so that a plan can tell what it costs."""
+
+    def amount(self, facts: VideoFacts, part: int) -> int:
+        """How many captions one part of a video has."""
+        del facts, part
+        return 0
+
+    def work(self) -> Work | None:
+        """What one of them costs a GPU; None if nobody knows."""
+        return None
 
     @property
     def group_size(self) -> int:
@@ -217,6 +283,11 @@ class FrameStage(Stage):
     """
 
     reads: ClassVar[tuple[str, ...]] = ("probe",)
+    shares_batches: ClassVar[bool] = False
+    """Whether windows of several items may be in one batch, so that short videos do not mean small
+    batches. The engine then puts items together by `amount` until they fill `batch_size`, and
+    calls `encode_shared`. Such a stage has each decode for itself.
+    """
 
     @property
     @abstractmethod
@@ -225,11 +296,20 @@ class FrameStage(Stage):
 
     @abstractmethod
     def request(self, item: Item) -> FrameRequest:
-        """Which frames this stage wants of `item.video`; `item.facts` holds its duration."""
+        """Which frames this stage wants of `item.video`; `item.facts` holds its duration.
+
+        Nothing is decoded for a request without units.
+        """
 
     @abstractmethod
     def encode(self, item: Item, windows: Sequence[Window]) -> Sequence[Any]:
         """At most `batch_size` windows to one result each."""
+
+    def encode_shared(self, windows: Sequence[tuple[Item, Window]]) -> Sequence[Any]:
+        """As `encode`, each window with its item. If it raises, it is called again for the windows
+        of each item alone, so that only the one at fault is charged.
+        """
+        raise NotImplementedError(f"stage '{self.name}' shares batches and has no encode_shared")
 
     @abstractmethod
     def finish(self, item: Item, results: Sequence[Any]) -> Row:
@@ -301,4 +381,5 @@ class StageSet:
 
 
 def _shares_decode(stage: Stage) -> bool:
-    return isinstance(stage, FrameStage) and type(stage).parts is Stage.parts
+    alone = type(stage).parts is not Stage.parts
+    return isinstance(stage, FrameStage) and not alone and not stage.shares_batches

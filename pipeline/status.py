@@ -43,6 +43,7 @@ class StageStatus:
         other_recipes: recipes that are kept beside the current one.
         last_write: time of the newest shard, ISO 8601, of the machine's clock; None without shards.
         imported: whether the rows come from files of others (`pipeline import`).
+        told: what the stage says of its rows (`Stage.remarks`).
     """
 
     stage: str
@@ -57,11 +58,13 @@ class StageStatus:
     other_recipes: int
     last_write: str | None
     imported: bool = False
+    told: tuple[str, ...] = ()
 
     @property
     def remarks(self) -> list[str]:
         """What a maintainer may want to do about it, with the command."""
         remarks = ["imported"] if self.imported else []
+        remarks += self.told
         if self.failed:
             remarks.append(f"{self.failed} failed: `pipeline failures --stage {self.stage}`")
         if self.damaged:
@@ -149,7 +152,23 @@ def _stage(store: Store, name: str, recipe: str, plan: Plan | None) -> StageStat
         other_recipes=len([each for each in store.recipes(name) if each != recipe]),
         last_write=_newest(shards),
         imported=recipe in store.recipes(name) and is_import(store.recipe(name, recipe)),
+        told=_told(reader, name),
     )
+
+
+def _told(reader: StageReader, name: str) -> tuple[str, ...]:
+    """What the stage makes of the facts of its rows; nothing for one that counts none."""
+    kind = STAGES.get(name) if name in STAGES else None
+    if kind is None or not kind.remarked:
+        return ()
+    sums = dict.fromkeys(kind.remarked, 0)
+    for id_ in reader.ids():
+        facts = reader.facts(id_)
+        for part in facts.get("parts", (facts,)):
+            for each in sums:
+                value = part.get(each, 0)
+                sums[each] += value if isinstance(value, int) else 0
+    return tuple(kind.remarks(sums))
 
 
 def _stored(store: Store, reader: StageReader, name: str, ids: Sequence[str]) -> int:

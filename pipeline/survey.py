@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -15,13 +16,15 @@ from data.video.types import VideoFacts
 from pipeline.corpus import Corpus
 from pipeline.engine.types import UNKNOWN_CONTENT, Task
 from pipeline.program import PROBE, Program
-from pipeline.stage import Given, Item, Stage, StageSet
+from pipeline.shared_batches import together
+from pipeline.stage import FrameStage, Given, Item, Stage, StageSet
 
 __all__ = [
     "Inventory",
     "Ledger",
     "State",
     "Survey",
+    "count_tasks",
     "facts_from_row",
     "survey",
     "tasks_of",
@@ -332,6 +335,9 @@ def tasks_of(stages: StageSet, inventory: Inventory, ledger: Ledger) -> Iterator
     items = inventory.queries if first.over == "queries" else inventory.videos
     after_probe = PROBE in _with_upstream(inventory.program, [first.name]) - {first.name}
     facts = _Facts(ledger, inventory.program) if after_probe else None
+    if isinstance(first, FrameStage) and first.shares_batches:
+        yield from _sharing(first, items, surveys[0], facts)
+        return
     group: list[Item] = []
     for item in items:
         todo = {one.stage.name: one.todo[item.key.id] for one in surveys if item.key.id in one.todo}
@@ -348,3 +354,33 @@ def tasks_of(stages: StageSet, inventory: Inventory, ledger: Ledger) -> Iterator
                 group = []
     if group:
         yield Task(tuple(group), stages.names)
+
+
+def count_tasks(stages: StageSet, inventory: Inventory, ledger: Ledger) -> int:
+    """How many tasks `tasks_of` gives."""
+    first, *others = stages.stages
+    if isinstance(first, FrameStage) and first.shares_batches:
+        return sum(1 for _ in tasks_of(stages, inventory, ledger))
+    todo = [inventory.surveys[name].todo.values() for name in stages.names]
+    return math.ceil(
+        max(sum(map(len, each)) for each in todo) / (1 if others else first.group_size)
+    )
+
+
+def _sharing(
+    stage: FrameStage, items: Iterable[Item], survey: Survey, facts: _Facts | None
+) -> Iterator[Task]:
+    """Tasks of a stage that shares batches; it is always alone in its set."""
+
+    def due() -> Iterator[Item]:
+        for item in items:
+            keys = survey.todo.get(item.key.id, ())
+            if keys and facts:
+                item = replace(item, facts=facts.of(item.key))
+            yield from (replace(item, key=key) for key in keys)
+
+    def amount(item: Item) -> int:
+        return stage.amount(item.facts, item.key.part) if item.facts is not None else 1
+
+    for group in together(due(), amount, stage.batch_size):
+        yield Task(group, (stage.name,))

@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -125,6 +125,8 @@ class Layout:
     def sentence(self) -> str:
         """How many, why not more, and what they wait for."""
         each = f", {self.per_gpu} per GPU (gpus: {self.gpu_share:g})" if self.per_gpu else ""
+        if self.gpu_share > 1:
+            each = f", {self.gpu_share:g} GPUs each"
         other = "network" if self.bottleneck == "decoder" else "decoder"
         could = f", the {other} could do {_x(self.other_x)}" if self.other_x is not None else ""
         return (
@@ -150,8 +152,17 @@ def lay_out(
         cpus: CPUs of one worker.
         memory_mb: MiB of one worker; 0: not known.
         workers: the number that somebody asked for.
-        gpu_share: the part of a GPU that somebody asked for; None: to be worked out.
+        gpu_share: the part of a GPU that somebody asked for, or the number of GPUs; None: to be
+            worked out.
     """
+    if gpu_share is not None and gpu_share > 1:
+        # A worker over several GPUs is one on a machine of fewer, larger ones.
+        each = math.ceil(gpu_share)
+        grouped = replace(machine, gpus=max(1, machine.gpus // each))
+        layout = lay_out(
+            grouped, rates, cpus=cpus, memory_mb=memory_mb, workers=workers, gpu_share=1.0
+        )
+        return replace(layout, gpu_share=float(each))
     if machine.gpus == 0 or gpu_share == 0.0:
         return _without_gpu(machine, rates, cpus, memory_mb, workers)
     bounds = _bounds_per_gpu(machine, rates, cpus, memory_mb, workers, gpu_share)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +18,7 @@ from data.terminal import say as tell
 from models.zoo import (
     FOLDER_FILES,
     HF,
+    INDEX_FILES,
     ZOO,
     ZOO_PREFIX,
     ZooEntry,
@@ -111,13 +114,10 @@ def _fetch_from_hub(repository: str, to: Path | None, console: Console) -> None:
     try:
         info = HfApi().model_info(repository)
         files = [each.rfilename for each in info.siblings or []]
-        weights = next((each for each in FOLDER_FILES if each in files), None)
-        if weights is None:
-            raise UsageError(f"'{repository}' publishes none of: {', '.join(FOLDER_FILES)}")
+        wanted = files_of_model(repository, files)
         card: Any = info.card_data
         licence = getattr(card, "license", None) or "not stated"
         console.print(f"licence: {licence} (https://huggingface.co/{repository})", soft_wrap=True)
-        wanted = [weights, *(each for each in files if "/" not in each and each.endswith(".json"))]
         snapshot_download(repository, allow_patterns=wanted)
     except UsageError:
         raise
@@ -128,6 +128,34 @@ def _fetch_from_hub(repository: str, to: Path | None, console: Console) -> None:
             "name and the network, or copy the model's folder here and give its path"
         ) from None
     console.print(f"{snapshot(repository)}; in pipeline.yaml: checkpoint: {HF}{repository}")
+
+
+_BESIDE = ("*.json", "*.jinja", "*.model", "merges.txt", "vocab.txt")
+"""What a model needs beside its weights: configurations, templates, tokenizers."""
+
+
+def files_of_model(repository: str, files: Sequence[str]) -> list[str]:
+    """Which files of a repository of Hugging Face are fetched: its weights once, whole or in
+    shards, as `models.shards` reads them, and what stands beside them.
+
+    Raises:
+        UsageError: it publishes no weights that are read.
+    """
+    own = [each for each in files if "/" not in each]
+    weights = next((each for each in FOLDER_FILES if each in own), None)
+    if weights is None:
+        raise UsageError(f"'{repository}' publishes none of: {', '.join(FOLDER_FILES)}")
+    shards = []
+    if weights in INDEX_FILES:
+        stem, suffix = weights.removesuffix(".index.json").rsplit(".", 1)
+        shards = [each for each in own if fnmatchcase(each, f"{stem}-*-of-*.{suffix}")]
+    indices = INDEX_FILES - {weights}  # of shards that are not fetched
+    beside = [
+        each
+        for each in own
+        if each not in indices and any(fnmatchcase(each, pattern) for pattern in _BESIDE)
+    ]
+    return [*dict.fromkeys([weights, *shards, *beside])]
 
 
 def _for(entry: ZooEntry) -> str:

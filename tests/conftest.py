@@ -76,6 +76,38 @@ def s3_server() -> Iterator[str]:
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def word_tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A small table for each text encoder that needs one: some words, and nothing left to ask."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    from models.word_tables import table_bytes
+
+    text = "a the red blue dog square circle moves isn't there , . ! ' t s"
+    words = sorted({*text.split()})
+    vectors = np.random.default_rng(0).normal(size=(len(words), 8)).astype(np.float16)
+    tokenizer = Tokenizer(
+        models.WordLevel({"[unk]": 0, **{each: 1 + i for i, each in enumerate(words)}}, "[unk]")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    more = np.concatenate([vectors[:1] * 0.5, vectors])
+    contents = {
+        "glove": table_bytes(
+            "glove", vectors, {"words": "\n".join(words).encode()}, {"whole": "1"}
+        ),
+        "llama_embedding": table_bytes(
+            "llama_embedding",
+            more,
+            {"tokenizer": tokenizer.to_str().encode()},
+            {"tokenizer": "tokenizer.json"},
+        ),
+    }
+    folder = tmp_path_factory.mktemp("tables")
+    for name, content in contents.items():
+        (folder / f"{name}.safetensors").write_bytes(content)
+    return {name: folder / f"{name}.safetensors" for name in contents}
+
+
 @pytest.fixture
 def s3_place(s3_server: str, scratch: Path) -> UPath:
     """A place on the local S3 server where nothing is yet."""

@@ -23,7 +23,7 @@ from data.store import StageReader, Store
 from data.store.files import atomic_write, read_json
 from data.store.recipes import is_import
 
-__all__ = ["MANIFEST", "ExportReport", "export"]
+__all__ = ["MANIFEST", "ExportReport", "OutFolder", "export"]
 
 MANIFEST = "storyline_export.json"
 """Written first and last: says what the folder is, and whether it is complete."""
@@ -100,7 +100,7 @@ def export(
     if not readers:
         raise UsageError(f"store {store.path} has no stream that can be written")
     recipes = {name: reader.recipe_id for name, reader in readers.items()}
-    folder = _Folder(out, _manifest(store, layout, recipes, splits, dtype), overwrite)
+    folder = OutFolder(out, _manifest(store, layout, recipes, splits, dtype), overwrite)
     folder.begin()
     job = _Job(layout, dtype, rows, bool(splits))
     files = dict.fromkeys(readers, 0) | {f"{split}.jsonl": 0 for split in rows}
@@ -238,7 +238,7 @@ class _Job:
         return typed
 
 
-class _Folder:
+class OutFolder:
     """The folder of an export: what may be written into it, and how.
 
     Args:

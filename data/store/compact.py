@@ -10,8 +10,8 @@ that is stored twice the same one as before.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from data.store.upkeep import build_items, in_order, write_shard
 if TYPE_CHECKING:
     from data.store.store import Store
 
-__all__ = ["TARGET_BYTES", "Compaction", "compact"]
+__all__ = ["TARGET_BYTES", "Compaction", "compact", "pack"]
 
 TARGET_BYTES = 128 << 20
 """What `pipeline run` aims at, too (`engine.shard_mb`)."""
@@ -100,14 +100,54 @@ def compact(
             yield _Compaction(folder, target_bytes, contents, dry_run).run()
 
 
+class _GivenUpError(Exception):
+    """Nobody waits for it any more."""
+
+
+def pack(
+    store: Store,
+    stage: str,
+    recipe_id: str,
+    target_bytes: int,
+    go_on: Callable[[], bool] = lambda: True,
+) -> Compaction | None:
+    """The same for one recipe, current or not, while it is written; None if it does not pay.
+
+    It pays when merging the shards that are too small leaves fewer of them.
+
+    Args:
+        store: the store.
+        stage, recipe_id: which rows.
+        target_bytes: size of a new shard, about.
+        go_on: asked between shards; False ends it early. Then some rows may lie in two shards,
+            which no reader sees, and the next packing ends.
+
+    Raises:
+        StoreError: as `compact`.
+    """
+    folder = store.folder(stage, recipe_id)
+    small = [size for size in shard_sizes(folder).values() if size < _GOOD[0] * target_bytes]
+    if len(small) <= max(1, math.ceil(sum(small) / target_bytes)):
+        return None
+    with _alone(folder), suppress(_GivenUpError):
+        return _Compaction(folder, target_bytes, {}, dry_run=False, go_on=go_on).run()
+    return None
+
+
 Piece = tuple[ItemKey, ...]
 """The items of one shard that is to be, in order."""
 
 
 class _Compaction:
     def __init__(
-        self, folder: Place, target_bytes: int, contents: Mapping[str, str], dry_run: bool
+        self,
+        folder: Place,
+        target_bytes: int,
+        contents: Mapping[str, str],
+        dry_run: bool,
+        go_on: Callable[[], bool] = lambda: True,
     ) -> None:
+        self.go_on = go_on
         self.folder = folder
         self.target_bytes = max(1, target_bytes)
         self.contents = contents
@@ -161,6 +201,7 @@ class _Compaction:
         """In name order; without those that are damaged, or were taken away meanwhile."""
         shards = []
         for place in self._files.ahead(shard_sizes(self.folder)):
+            self._look_up()
             if str(place) in self.amiss:
                 continue
             try:
@@ -186,7 +227,12 @@ class _Compaction:
         self, pieces: Sequence[Piece], where: Mapping[ItemKey, tuple[Shard, int]]
     ) -> Iterator[Place]:
         for piece in pieces:
+            self._look_up()
             yield self._write_one([where[key] for key in piece])
+
+    def _look_up(self) -> None:
+        if not self.go_on():
+            raise _GivenUpError
 
     def _write_one(self, places: Sequence[tuple[Shard, int]]) -> Place:
         items = [shard.encoded(index) for shard, index in places]

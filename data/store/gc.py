@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from data.errors import StoreError
 from data.store.files import Entry, remove, size_of
 from data.store.place import Place
+from data.store.unfinished import FOLDER as UNFINISHED
 from data.store.upkeep import (
     files_below,
     is_our_file,
@@ -32,6 +33,9 @@ if TYPE_CHECKING:
     from data.store.store import Store
 
 __all__ = ["Waste", "gc"]
+
+_FOLDERS = ("failures.jsonl.d", UNFINISHED)
+"""Folders that a recipe may have."""
 
 WEEK_S = 7 * 86_400.0
 _HOUR_S = 3_600.0
@@ -126,7 +130,8 @@ class _Collection:
             files = [each for each in files_below(folder) if self._is_ours(folder, each[0])]
             yield from self._remove(_rows_first(files), folder, "neither current nor read by one")
             if not self.dry_run:
-                remove_if_empty(folder / "failures.jsonl.d")
+                for name in _FOLDERS:
+                    remove_if_empty(folder / name)
                 remove_if_empty(folder)
                 remove_if_empty(folder.parent)
 
@@ -159,7 +164,7 @@ class _Collection:
 
     @staticmethod
     def _is_ours(folder: Place, place: Place) -> bool:
-        return is_our_file(place.name) or place.parent == folder / "failures.jsonl.d"
+        return is_our_file(place.name) or place.parent in [folder / name for name in _FOLDERS]
 
     def _remove(self, files: list[tuple[Place, Entry]], what: Place, why: str) -> Iterator[Waste]:
         if not files:

@@ -232,6 +232,22 @@ class StageReader:
         rows = self._read(id, content, lambda shard, index: shard.row(index))
         return rows[0] if len(rows) == 1 else self._join(rows)
 
+    def part(self, key: ItemKey) -> Row:
+        """The row of one part of an item, not joined to the others.
+
+        Raises:
+            StoreError: there is no such row, or it is damaged.
+        """
+        if key not in self._where:
+            raise StoreError(f"stage '{self.stage}' (recipe {self.recipe_id}) has no row for {key}")
+        shard, index = self._where[key]
+        try:
+            return shard.row(index)
+        except GoneError:  # a compact or repair put it elsewhere
+            self.refresh()
+            shard, index = self._where[key]
+            return shard.row(index)
+
     def array(self, id: str, name: str, content: str | None = None) -> NDArray[Any]:
         """One array of `row`, without reading the others."""
         if name not in self.recipe.schema.arrays:

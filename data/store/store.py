@@ -4,7 +4,7 @@
     videos.jsonl                   present content and facts of each video
     annotations/<split>.jsonl      queries and moments
     cache/                         may be deleted at any time
-    <stage>/<recipe_id>/           recipe.json, shard-<16 hex>.h5, failures.jsonl
+    <stage>/<recipe_id>/           recipe.json, shard-<16 hex>.h5, failures.jsonl, unfinished/
 
 The set of complete shards is the truth. Writers need no lock: a shard appears at once under a
 name that carries its hash, and the same row twice does no harm.
@@ -48,6 +48,7 @@ from data.store.records import (
 from data.store.scratch import scratch_file
 from data.store.shard import build_shard
 from data.store.types import SCHEMA_VERSION, ItemKey, Recipe, Row
+from data.store.unfinished import Unfinished
 from data.store.upkeep import in_order, recipe_folders
 
 __all__ = ["ShardRef", "ShardWriter", "Store", "checked"]
@@ -312,6 +313,10 @@ class Store:
     def failures(self, stage: str, recipe_id: str | None = None) -> FailureLog:
         """The quarantine of a stage under a recipe; None is the current one."""
         return FailureLog(self.folder(stage, recipe_id) / "failures.jsonl")
+
+    def unfinished(self, stage: str, recipe_id: str | None = None) -> Unfinished:
+        """What was done of rows of a stage that are not finished; None is the current recipe."""
+        return Unfinished(self.folder(stage, recipe_id))
 
     def catalogue(self) -> dict[str, CatalogueEntry]:
         """Present content and facts of each video, by id."""

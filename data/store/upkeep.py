@@ -16,6 +16,7 @@ from data.store.place import Place
 from data.store.recipes import load_recipe
 from data.store.shard import build_shard
 from data.store.types import ItemKey, Recipe
+from data.store.unfinished import FOLDER as UNFINISHED
 
 if TYPE_CHECKING:
     from data.store.store import Store
@@ -44,7 +45,7 @@ SET_ASIDE = "set-aside"
 
 _RECIPE_ID = re.compile(r"[0-9a-f]{16}")
 _SHARD = re.compile(r"shard-[0-9a-f]{16}\.h5")
-_RECORDS = ("recipe.json", "failures.jsonl", "failures.jsonl.d")
+_RECORDS = ("recipe.json", "failures.jsonl", "failures.jsonl.d", UNFINISHED)
 
 
 def is_temporary(name: str) -> bool:

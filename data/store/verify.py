@@ -14,6 +14,8 @@ from data.store.place import Place
 from data.store.reader import Problem, shard_paths
 from data.store.recipes import load_recipe
 from data.store.types import ItemKey
+from data.store.unfinished import FOLDER as UNFINISHED
+from data.store.unfinished import Unfinished
 from data.store.upkeep import (
     SET_ASIDE,
     is_our_file,
@@ -80,6 +82,9 @@ class _Inspection:
             if current.get(stage) == folder.name:
                 self._compare_grids(name, clips)
             self._try("failures", name, self.store.failures(stage, folder.name).read)
+            for file in self._try("file", name, Unfinished(folder).damaged) or ():
+                told = "is not what was written; its row is made again as a whole"
+                self._note("file", str(folder / UNFINISHED / file), told)
         for stage, recipe_id in current.items():
             if not list_folder(self.store.path / stage / recipe_id):
                 told = f"{recipe_id} is current but has no folder; `pipeline run --stage {stage}`"

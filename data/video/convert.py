@@ -7,6 +7,9 @@ SlowFast features; `frame.reformat`, PIL and torch do not (specs/feature_extract
 Mode "fast" gives the same picture in about a third of the time: only the part of the frame that the
 crop keeps is scaled, by averaging areas, and colours are computed by the routine for BGR, which has
 vector instructions where that for RGB has none; swapping the channels back costs next to nothing.
+
+Views of vision-language models (`View.fit`) are converted at the size of the frame, as
+`ffmpeg -pix_fmt rgb24` does, and resized by PIL (`data.video.fits`).
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data.video.checks import require
+from data.video.fits import fit_picture, within_size
 from data.video.select import Picture
 from data.video.types import Mode, View
 
@@ -155,6 +159,7 @@ class Converter:
         self._av = require("av")
         self._graphs: dict[tuple[Any, ...], Any] = {}
         self._geometries: dict[View, Geometry] = {}
+        self._sizes: dict[View, tuple[int, int]] = {}
 
     def picture(self, frame: Any) -> Picture:
         """The frame (`av.VideoFrame`) as something that is converted on demand."""
@@ -162,13 +167,23 @@ class Converter:
 
     def rgb_picture(self, pixels: NDArray[np.uint8]) -> Picture:
         """Upright RGB pixels, shape (H, W, 3), of another decoder as a picture."""
-        return lambda view: self._convert(self._av.VideoFrame.from_ndarray(pixels, "rgb24"), view)
+
+        def picture(view: View) -> NDArray[np.uint8]:
+            if view.fit != "scaled":
+                return self._fitted(pixels, view)
+            return self._convert(self._av.VideoFrame.from_ndarray(pixels, "rgb24"), view)
+
+        return picture
 
     def _convert(self, frame: Any, view: View) -> NDArray[np.uint8]:
         graph = self._graph(frame, view)
         graph.vpush(frame)
         pixels: NDArray[np.uint8] = graph.vpull().to_ndarray()
-        return pixels
+        return pixels if view.fit == "scaled" else self._fitted(pixels, view)
+
+    def _fitted(self, pixels: NDArray[np.uint8], view: View) -> NDArray[np.uint8]:
+        size = within_size(pixels.shape[1], pixels.shape[0], view.short_side)
+        return fit_picture(pixels, view, self._sizes.setdefault(view, size))
 
     def _graph(self, frame: Any, view: View) -> Any:
         source = (
@@ -182,8 +197,11 @@ class Converter:
             if len(self._graphs) >= _MAX_GRAPHS:
                 self._graphs.clear()
             size = upright_size(frame.width, frame.height, frame.rotation)
-            geometry = self._geometry(*size, view)
-            self._graphs[key] = self._build(source, _steps(turns, geometry, view.mode))
+            if view.fit != "scaled":
+                steps = _steps(turns, Geometry(*size, None), "exact")
+            else:
+                steps = _steps(turns, self._geometry(*size, view), view.mode)
+            self._graphs[key] = self._build(source, steps)
         return self._graphs[key]
 
     def _geometry(self, width: int, height: int, view: View) -> Geometry:

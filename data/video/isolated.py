@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
@@ -53,6 +54,7 @@ class IsolatedDecoder:
             it and asks for more, or one window is larger, windows come through a pipe instead,
             slower, one at a time.
         limits: what a video may declare, and the memory of a child.
+        ahead: how many videos may be decoded ahead (`prefetch`), each in a child of its own.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class IsolatedDecoder:
         timeout_s: float = 300.0,
         buffer_bytes: int = 128 * 2**20,
         limits: VideoLimits = DEFAULT_LIMITS,
+        ahead: int = 1,
     ) -> None:
         self.name = decoder
         self.used = decoder
@@ -73,7 +76,8 @@ class IsolatedDecoder:
         self._limits = limits
         self._idle: list[Child] = []
         self._running: list[Work] = []
-        self._prefetched: Work | None = None
+        self._ahead = ahead
+        self._prefetched: deque[Work] = deque()
         self._failed: set[tuple[str, str]] = set()
 
     def __enter__(self) -> IsolatedDecoder:
@@ -132,7 +136,7 @@ class IsolatedDecoder:
     def prefetch(self, video: Video, requests: Sequence[FrameRequest]) -> None:
         """Start decoding now for a later `windows` with the same video and requests.
 
-        It replaces an earlier prefetch that was not used.
+        It replaces the oldest prefetch that was not used, if there are `ahead` of them.
         """
         self._begin(self._job(self._order(video)[0], "windows", video, requests))
 
@@ -141,10 +145,14 @@ class IsolatedDecoder:
         self._begin(self._sound_job(video, request))
 
     def _begin(self, job: wire.Job) -> None:
-        if self._prefetched is not None and self._prefetched.job.pack() == job.pack():
+        if self._prefetched_as(job) is not None:
             return
-        self._drop_prefetched()
-        self._prefetched = self._start(job)
+        self._drop_prefetched(self._ahead - 1)
+        self._prefetched.append(self._start(job))
+
+    def _prefetched_as(self, job: wire.Job) -> Work | None:
+        packed = job.pack()
+        return next((each for each in self._prefetched if each.job.pack() == packed), None)
 
     def warm(self) -> None:
         """Start a child that gets ready while the caller does something else, if there is none."""
@@ -225,11 +233,11 @@ class IsolatedDecoder:
         return wire.Job("sounds", _SOUND_DECODER, video, limits=self._limits, sound=request)
 
     def _started(self, job: wire.Job) -> Work:
-        prefetched = self._prefetched
-        if prefetched is not None and prefetched.job.pack() == job.pack():
-            self._prefetched = None
-            return prefetched
-        return self._start(job)
+        prefetched = self._prefetched_as(job)
+        if prefetched is None:
+            return self._start(job)
+        self._prefetched.remove(prefetched)
+        return prefetched
 
     def _start(self, job: wire.Job) -> Work:
         while self._idle and not self._idle[-1].alive:
@@ -259,10 +267,10 @@ class IsolatedDecoder:
             self._running.remove(work)
         return work.abandon()
 
-    def _drop_prefetched(self) -> None:
-        if self._prefetched is not None:
-            self._abandon(self._prefetched)
-            self._prefetched = None
+    def _drop_prefetched(self, most: int = 0) -> None:
+        """Leave at most so many, the latest."""
+        while len(self._prefetched) > most:
+            self._abandon(self._prefetched.popleft())
 
     def _judge(self, video: Video, damaged: int) -> None:
         if damaged and self._damaged == "quarantine":

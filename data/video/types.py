@@ -29,7 +29,7 @@ __all__ = [
 Mode = Literal["exact", "fast"]
 """How pixels are made: as the ffmpeg command line makes them, or cheaper (docs/decoding.md)."""
 
-Fit = Literal["scaled", "padded", "cropped", "within"]
+Fit = Literal["scaled", "padded", "cropped", "stretched", "within"]
 """How a frame comes to its size (`View`)."""
 
 
@@ -119,6 +119,8 @@ class View:
       `short_side`: LLaVA's `expand2square` and `CLIPImageProcessor`
     - "cropped": the short side resized to `short_side`, then the square at its centre:
       torchvision's `Resize` and `CenterCrop` on a PIL picture
+    - "stretched": the whole frame resized to a square of `short_side`, whatever its shape:
+      torchvision's `Resize((side, side))` on a PIL picture
     - "within": made smaller until the long side is at most `short_side`; never made larger
     """
 

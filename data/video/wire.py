@@ -86,6 +86,8 @@ class Job:
                 "short_side": each.view.short_side,
                 "crop": each.view.crop,
                 "mode": each.view.mode,
+                "fit": each.view.fit,
+                "background": list(each.view.background),
                 "inclusive": each.inclusive,
             }
             for each, array in zip(self.requests, times, strict=True)
@@ -115,7 +117,10 @@ class Job:
         for each in header["requests"]:
             size = int(np.prod(each["shape"]))
             array = times[used : used + size].reshape(each["shape"])
-            view = View(each["short_side"], each["crop"], each["mode"])
+            red, green, blue = each["background"]
+            view = View(
+                each["short_side"], each["crop"], each["mode"], each["fit"], (red, green, blue)
+            )
             requests.append(FrameRequest(each["name"], array, view, each["inclusive"]))
             used += size
         sound = None

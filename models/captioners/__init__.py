@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from models.captioners import pixel  # noqa: F401  (adds itself to CAPTIONERS)
 from models.captioners.base import CAPTIONERS, Captioner, CaptionRequest, CaptionResult, Sight
 from models.captioners.guards import caption_flags
 from models.captioners.prompts import Prompt, load_prompt
@@ -30,6 +29,20 @@ __all__ = [
     "create",
     "load_prompt",
 ]
+
+
+# A captioner is imported when it is asked for: a plan must not pay for torch (most import it).
+for _name, _module in {
+    "blip2": "blip2",
+    "llava": "llava",
+    "openai": "openai_server",
+    "pixel": "pixel",
+    "precomputed": "precomputed",
+    "videochat": "videochat",
+    "vllm": "vllm_captioner",
+    "vlm": "vlm",
+}.items():
+    CAPTIONERS.offer(_name, f"{__name__}.{_module}")
 
 
 def create(name: str, checkpoint: Checkpoint | None = None, **options: Any) -> Captioner:

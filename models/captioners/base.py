@@ -23,7 +23,7 @@ CAPTIONERS: Registry[type[Captioner]] = Registry("captioner")
 
 Status = Literal["ok", "flagged", "failed"]
 
-Fit = Literal["scaled", "square", "padded", "cropped", "within"]
+Fit = Literal["scaled", "square", "padded", "cropped", "stretched", "within"]
 """How a frame becomes the picture that a captioner sees:
 
 - `scaled`: short side `side`, by swscale, as features see it
@@ -32,6 +32,8 @@ Fit = Literal["scaled", "square", "padded", "cropped", "within"]
   antialiasing) to `side`: LLaVA's `expand2square` and `CLIPImageProcessor`
 - `cropped`: short side resized by PIL (bicubic, antialiased), and the square at its centre:
   torchvision's `Resize` and `CenterCrop` on a PIL picture
+- `stretched`: the whole frame resized by PIL (bicubic, antialiased) to a square, whatever its
+  shape: torchvision's `Resize((side, side))` on a PIL picture
 - `within`: made smaller by PIL until the long side is at most `side`; never made larger
 """
 
@@ -117,6 +119,8 @@ class Captioner(ABC):
     """False for one whose weights are not given by `checkpoint`: a rule, a server, a file."""
     own_times: ClassVar[bool] = False
     """True for one that says at which times of a video there are captions (`times_s`)."""
+    follows_prompt: ClassVar[bool] = True
+    """False for one that says what it says whatever it is asked: no recipe speaks of a prompt."""
     machine_options: ClassVar[frozenset[str]] = frozenset({"device"})
     """Options that change how fast captions come and not what they should be: not in the recipe.
     What the machine did to the last bit is told as provenance."""
@@ -133,6 +137,32 @@ class Captioner(ABC):
         every = {**defaults_of(cls), **options}
         left_out = cls.machine_options | {"seed"}  # the stage has a seed of its own
         return {key: value for key, value in every.items() if key not in left_out}
+
+    @classmethod
+    def gpus(cls, options: Mapping[str, Any]) -> float:
+        """GPUs that it fills, where there are some: a whole one if it has weights, for it takes as
+        many captions at once as fit into its memory.
+        """
+        del options
+        return 1.0 if cls.has_weights else 0.0
+
+    @classmethod
+    def check(cls, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> None:
+        """What this machine lacks for it, known without building anything: a library, a server
+        that answers, a file of the checkpoint. Asked where the workers run, before any decoding.
+
+        Raises:
+            UsageError: it cannot be built here.
+        """
+        del checkpoint, options
+
+    @classmethod
+    def notice(cls, options: Mapping[str, Any]) -> str:
+        """What a user should know before the first frame: that frames leave this machine. "" if
+        there is nothing.
+        """
+        del options
+        return ""
 
     @classmethod
     def work(cls, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> Work | None:

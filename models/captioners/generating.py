@@ -6,16 +6,26 @@ still wrong after the last attempt is kept and flagged. Nothing is dropped, noth
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
+from data.errors import UsageError
 from models.captioners.base import Captioner, CaptionRequest, CaptionResult, Status
 from models.captioners.guards import GUARDS_VERSION, caption_flags
 
 __all__ = ["Decoding", "GeneratingCaptioner", "Written"]
+
+_ALLOWED = (
+    ("max_new_tokens", 1, math.inf),
+    ("temperature", 0.0, 100.0),
+    ("top_p", 0.0, 1.0),
+    ("repetition_penalty", 0.01, 100.0),
+    ("top_k", 0, math.inf),
+)
 
 
 @dataclass(frozen=True)
@@ -29,6 +39,8 @@ class Decoding:
         repetition_penalty: logits of tokens that were generated already are divided by this if
             positive, multiplied if negative (as in transformers); 1 changes nothing.
         seed: of sampling, together with the key of the request.
+        top_k: only so many of the likeliest tokens are sampled from; 0: all. transformers samples
+            from 50 where nothing is said, and so did the public code that says nothing.
     """
 
     max_new_tokens: int = 128
@@ -36,6 +48,21 @@ class Decoding:
     top_p: float = 1.0
     repetition_penalty: float = 1.0
     seed: int = 0
+    top_k: int = 0
+
+    def __post_init__(self) -> None:
+        """These are options of users, too.
+
+        Raises:
+            UsageError: a value that means nothing.
+        """
+        for name, least, most in _ALLOWED:
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not least <= value <= most:
+                raise UsageError(
+                    f"option '{name}' is {value!r}; allowed: "
+                    + (f"{least:g} to {most:g}" if math.isfinite(most) else f"{least:g} and more")
+                )
 
     def attempt(self, number: int) -> Decoding:
         """The settings of attempt 0, 1, 2, …: first a penalty for repetition, then also sampling

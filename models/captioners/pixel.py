@@ -75,6 +75,7 @@ class Pixel(Captioner):
 
     name = "pixel"
     has_weights = False
+    follows_prompt = False
 
     def __init__(
         self, checkpoint: Checkpoint | None = None, *, seed: int = 0, device: str = "cpu"

@@ -10,7 +10,12 @@ from typing import Any
 
 from data.errors import UsageError, nearest
 from models.options import check_options
-from models.text import clip, hash  # noqa: F401  (each adds itself to TEXT_ENCODERS)
+from models.text import (  # noqa: F401  (each adds itself to TEXT_ENCODERS)
+    clip,
+    glove,
+    hash,
+    llama_embedding,
+)
 from models.text.base import TEXT_ENCODERS, CaptionVector, TextEncoder, TextStates
 from models.weights import Checkpoint
 
@@ -25,7 +30,8 @@ def create(
     Args:
         name: of the encoder.
         checkpoint: path or state dict in any layout that the encoder knows; None gives seeded
-            random weights, which `weights.kind` and `params()` say.
+            random weights, which `weights.kind` and `params()` say. `glove` and `llama_embedding`
+            want the path of their table (`models.word_tables`).
         preset: a set of options: "full" is the published architecture, "tiny" the narrow one of
             the embedded default.
         options: of the encoder's constructor; they win over the preset.

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from data.errors import UsageError
 from models.calibration import Standardise, calibrated_weights, example_sentences
 from models.clip import TINY_MODEL, BuiltClip, build_clip
-from models.text.base import TEXT_ENCODERS, TextEncoder, TextStates
+from models.text.base import SIGN, TEXT_ENCODERS, WORD, TextEncoder, TextStates, is_sign
 from models.weights import Checkpoint
 
 __all__ = ["ClipText"]
@@ -107,9 +107,14 @@ class ClipText(TextEncoder):
                 states[i, : len(row)].numpy().copy(),
                 pooled[i].numpy().copy(),
                 len(word) > context - 2,
+                np.array([self._kind(each) for each in row], np.uint8),
             )
             for i, (row, word) in enumerate(zip(rows, words, strict=True))
         ]
+
+    def _kind(self, token: int) -> int:
+        piece: str = self._tokenizer.decoder[token]
+        return SIGN if is_sign(piece.removesuffix("</w>")) else WORD
 
     def _forward(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Token ids to states (B, T, D) and pooled (B, P)."""

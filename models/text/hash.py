@@ -34,6 +34,7 @@ class HashText(TextEncoder):
 
     name = "hash"
     PRESETS: ClassVar[dict[str, dict[str, Any]]] = {"full": {"dim": 300}, "tiny": {"dim": 64}}
+    keeps_punctuation = False  # it has none to keep
 
     def __init__(
         self,

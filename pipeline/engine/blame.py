@@ -84,7 +84,7 @@ class Blame:
 
     def is_suspect(self, unit: Unit) -> bool:
         """Whether a unit may end or hang the next worker, too."""
-        deadly = (*FROM_OUTSIDE, "crash", "timeout")
+        deadly = (*FROM_OUTSIDE, "crash", "engine-died", "timeout")
         return any(
             each[unit][cause]
             for each in (self._counted, self._forgiven)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
-from pipeline.engine.types import Event, Failed, Finished, Job, Ready, Report, Task
+from data.errors import EngineDiedError
+from pipeline.engine.types import Crashed, Event, Failed, Finished, Job, Ready, Report, Task
 from pipeline.engine.work import Worker
 from pipeline.stage import Item
 
@@ -61,6 +63,10 @@ class InlineExecutor:
         worker, call = self._calls.popleft()
         try:
             return [call()]
+        except EngineDiedError as error:
+            with suppress(Exception):  # what is dead may not be able to close
+                self.kill(worker)
+            return [Crashed(worker, str(error), "engine-died")]
         except Exception as error:
             return [Failed(worker, error)]
 

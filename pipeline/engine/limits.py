@@ -33,6 +33,10 @@ ATTEMPTS: Mapping[str, int] = MappingProxyType(
 - `decoder`: the decoder's child process died or hung
 """
 
+_AS = {"engine-died": "crash"}
+"""What counts like another cause. `engine-died`: the worker lives, what it computes with does not
+(`data.errors.EngineDiedError`)."""
+
 FROM_OUTSIDE = frozenset({"killed", "node-lost", "out-of-memory"})
 """Causes that may well be no fault of the input that was at hand."""
 
@@ -69,7 +73,7 @@ class Limits:
 
     def of(self, cause: str) -> int:
         """How often `cause` may happen to one unit."""
-        kind = "decoder" if cause.startswith("decoder-") else cause
+        kind = "decoder" if cause.startswith("decoder-") else _AS.get(cause, cause)
         return self.attempts.get(kind, ATTEMPTS[kind])
 
     def rest_after(self, deaths: int) -> float:

@@ -21,7 +21,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
-from data.errors import UsageError
+from data.errors import EngineDiedError, UsageError
 from pipeline.engine.deaths import Home, autopsy
 from pipeline.engine.types import (
     Crashed,
@@ -265,6 +265,10 @@ class RayExecutor:
             report = self._ray.get(call)
         except errors.RayTaskError as error:
             cause = error.cause if isinstance(error.cause, Exception) else error
+            if isinstance(cause, EngineDiedError):
+                said = self.said(worker)
+                self.kill(worker)  # its process lives, and holds a GPU that it cannot use
+                return Crashed(worker, str(cause), "engine-died", said)
             return Failed(worker, cause)
         except errors.RayError as error:
             event = autopsy(worker, error, self._homes.get(worker), self._dead_nodes())

@@ -13,8 +13,8 @@ behind `Executor`. What it promises:
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 
@@ -23,6 +23,7 @@ from data.store import Failure, FailureLog, FileHashes
 from pipeline.engine.blame import Blame
 from pipeline.engine.content import is_readable
 from pipeline.engine.limits import FROM_OUTSIDE, Limits
+from pipeline.engine.queue import TaskQueue
 from pipeline.engine.stop import StopFlag
 from pipeline.engine.tally import Seat, Tally, Watcher
 from pipeline.engine.types import (
@@ -92,10 +93,8 @@ class Scheduler:
         self.stop = stop
         self.tally = Tally()
         self._seats: dict[int, Seat] = {}
-        self._fresh: Iterator[Task] = iter(())
-        self._again: deque[Task] = deque()
-        self._suspects: deque[tuple[float, Task]] = deque()
         self._blame = Blame(limits)
+        self._queue = TaskQueue(self._blame, self._fail)
         self._barren: Counter[str] = Counter()
         self._gusts: Counter[int] = Counter()
         self._error: Exception | None = None
@@ -120,7 +119,7 @@ class Scheduler:
             StageSetupError: a stage cannot be set up, or its workers keep dying without work.
             StoreError, OSError: the store cannot be written.
         """
-        self._fresh = iter(tasks)
+        self._queue.fill(tasks)
         self._most = workers if most is None else most
         try:
             for number in range(workers):
@@ -160,9 +159,9 @@ class Scheduler:
     def _give_work(self, number: int, seat: Seat) -> None:
         task = None if self._closing else self._next_for(seat)
         if task is not None and not self._may_begin(task):
-            self._put_back(task)
+            self._queue.put_back(task)
             task = None
-        suspect = task is not None and self._is_suspect(task)
+        suspect = task is not None and self._queue.is_suspect(task)
         stale = task is not None and time.monotonic() - seat.since > _STALE_S
         if stale or (seat.held and (task is None or suspect)):
             seat.upcoming = task
@@ -172,14 +171,14 @@ class Scheduler:
             seat.task, seat.upcoming = task, self._peek()
             self._begin(seat, "working", self.limits.allowed_s(task))
             self.executor.submit(number, task, seat.upcoming)
-        elif self._closing or not (self._is_busy() or self._suspects):
+        elif self._closing or not (self._is_busy() or self._queue.has_suspects):
             self._dismiss(number)
 
     def _wake(self, number: int, seat: Seat) -> None:
         """End the rest of a place whose worker died from outside."""
-        if self._closing or not (self._has_work() or self._is_busy()):
+        if self._closing or not (self._queue.has_work() or self._is_busy()):
             self._dismiss(number)
-        elif self._has_work() and time.monotonic() > seat.deadline:
+        elif self._queue.has_work() and time.monotonic() > seat.deadline:
             self._start(number)
 
     def _is_busy(self) -> bool:
@@ -195,47 +194,13 @@ class Scheduler:
 
     def _next_for(self, seat: Seat) -> Task | None:
         task, seat.upcoming = seat.upcoming, None
-        return task or self._take() or self._steal()
-
-    def _take(self) -> Task | None:
-        if self._again:
-            return self._again.popleft()
-        return self._next_fresh() or self._rested()
-
-    def _next_fresh(self) -> Task | None:
-        try:
-            return next(self._fresh, None)
-        except StorylineError as error:
-            # Rows that tell about the next input cannot be read: what is held is written first.
-            self._fail(error)
-            return None
-
-    def _rested(self) -> Task | None:
-        """The first suspect that may be tried again by now."""
-        now = time.monotonic()
-        for index, (due, task) in enumerate(self._suspects):
-            if due <= now:
-                del self._suspects[index]
-                return task
-        return None
-
-    def _put_back(self, task: Task) -> None:
-        if self._is_suspect(task):
-            self._suspects.appendleft((0.0, task))
-        else:
-            self._again.appendleft(task)
-
-    def _has_work(self) -> bool:
-        """Whether anything waits for a worker."""
-        if not (self._again or self._suspects) and (task := self._next_fresh()):
-            self._again.append(task)
-        return bool(self._again or self._suspects)
+        return task or self._queue.take() or self._steal()
 
     def _peek(self) -> Task | None:
         """The task that a worker gets after the current one, so that it can decode ahead."""
-        task = self._take() if self._prefetches and not self._closing else None
-        if task is not None and self._is_suspect(task):
-            self._put_back(task)
+        task = self._queue.take() if self._prefetches and not self._closing else None
+        if task is not None and self._queue.is_suspect(task):
+            self._queue.put_back(task)
             return None
         return task
 
@@ -246,9 +211,6 @@ class Scheduler:
                 task, seat.upcoming = seat.upcoming, None
                 return task
         return None
-
-    def _is_suspect(self, task: Task) -> bool:
-        return any(map(self._blame.is_suspect, task.units))
 
     def _begin(self, seat: Seat, doing: str, seconds: float) -> None:
         now = time.monotonic()
@@ -293,7 +255,7 @@ class Scheduler:
         except UsageError:
             room = 0  # a cluster may be empty for a while
         for number in range(self._most):
-            if number not in self._seats and len(self._seats) < room and self._has_work():
+            if number not in self._seats and len(self._seats) < room and self._queue.has_work():
                 self.watcher.note("one more worker fits by now")
                 self._start(number)
         for number, seat in list(self._seats.items()):
@@ -349,6 +311,9 @@ class Scheduler:
                 self.hashes.remember(each.path, each.sha256, each.stat)
         for outcome in report.outcomes:
             self._settle(seat, outcome)
+        for stage, counts in report.counts.items():
+            self.tally.counts.setdefault(stage, Counter()).update(counts)
+            self.watcher.count(stage, counts)
         for shard in report.shards:
             self.tally.bytes += shard.size_bytes
             self.tally.stored[shard.stage] += len(shard.keys)
@@ -360,6 +325,7 @@ class Scheduler:
             raise ValueError(f"a worker answered for {outcome.unit}, which it was not asked for")
         item = replace(seat.task.item_of(outcome.key), key=outcome.key)
         if outcome.status == "done":
+            self._barren["engine"] = 0
             seat.held[outcome.unit] = item
             self._blame.done(outcome.unit)
             self.watcher.advance(outcome.stage, done=1)
@@ -400,8 +366,7 @@ class Scheduler:
         if self._blame.count(unit, cause):
             self._give_up(unit[0], task.items[0], cause, message, log)
         else:
-            rest_s = self.limits.rest_after(self._blame.deaths(unit))
-            self._suspects.append((time.monotonic() + rest_s, task))
+            self._queue.suspect(task, self.limits.rest_after(self._blame.deaths(unit)))
 
     def _give_up(self, stage: str, item: Item, reason: str, message: str, log: str) -> None:
         attempts = self._blame.attempts(unit_of(stage, item.key))
@@ -416,27 +381,43 @@ class Scheduler:
         outside = cause in FROM_OUTSIDE
         self._gusts[number] += outside
         if seat.upcoming is not None:
-            self._again.append(seat.upcoming)
+            self._queue.again([seat.upcoming])
         self._requeue_lost(seat)
+        at_hand = self._left_of(seat.task)
         if self.stop:
             self.tally.interrupted = True
         elif self._error is None:
             self._rest(number, self.limits.rest_after(self._gusts[number]))
-        if seat.task is not None:
-            self._suspect(seat.task, cause, why, log)
+        if cause == "engine-died":
+            self._give_up_on_engines(why)
+        if at_hand:
+            self._suspect(at_hand, cause, why, log)
         else:
             if cause in ("killed", "node-lost"):
                 self._blame.random_death()
             self._give_up_on_workers(number, seat.doing, cause, why)
 
-    def _suspect(self, task: Task, cause: str, why: str, log: str) -> None:
-        first, *others = [item.key.id for item in task.items]
+    def _left_of(self, task: Task | None) -> list[Task]:
+        """What a lost worker had in hand, unit by unit, without what it had written before."""
+        if task is None:
+            return []
+        units = {unit: item for item in task.items for unit in Task((item,), task.stages).units}
+        written = self.durable(units)
+        for unit in written:
+            self._blame.done(unit)
+            self.tally.stored[unit[0]] += 1
+            self.watcher.advance(unit[0], done=1)
+        return [each for each in task.split() if each.units[0] not in written]
+
+    def _suspect(self, tasks: list[Task], cause: str, why: str, log: str) -> None:
+        first, *others = dict.fromkeys(each.items[0].key.id for each in tasks)
         ids = f"{first} and {len(others)} more" if others else first
         self.watcher.note(f"a worker was lost while it worked on {ids}: {why}")
-        if len(task.units) == 1:
-            self._charge(task, cause, why, log)
-        else:
-            self._suspects.extend((0.0, each) for each in task.split())
+        if len(tasks) == 1:
+            self._charge(tasks[0], cause, why, log)
+            return
+        for each in tasks:
+            self._queue.suspect(each)
 
     def _rest(self, number: int, seconds: float) -> None:
         seat = self._seats[number] = Seat()
@@ -458,7 +439,7 @@ class Scheduler:
             else:
                 by_item.setdefault(f"{id_}/{part}", (item, []))[1].append(stage)
                 self.watcher.advance(stage, done=-1)
-        self._again.extend(Task((item,), tuple(stages)) for item, stages in by_item.values())
+        self._queue.again(Task((item,), tuple(stages)) for item, stages in by_item.values())
 
     def _give_up_on_workers(self, number: int, doing: str, cause: str, why: str) -> None:
         """End the stage if its workers never get to work; kills from outside are no reason soon."""
@@ -478,6 +459,17 @@ class Scheduler:
             f"workers of {names} end while they start ({count} in a row): {why}; run once "
             "with --executor inline to see the error itself",
         )
+
+    def _give_up_on_engines(self, why: str) -> None:
+        """End the stage if no engine gets anything done: that is no fault of so many inputs."""
+        self._barren["engine"] += 1
+        if self._barren["engine"] >= self.limits.barren_outside + len(self._seats):
+            names = ", ".join(self.job.stages.names)
+            raise StageSetupError(
+                self.job.stages.names[0],
+                f"what {names} computes with died {self._barren['engine']} times in a row and did "
+                f"nothing in between: {why}",
+            )
 
     def _excuse_pause(self) -> None:
         """Time in which this process stood still is nobody's."""

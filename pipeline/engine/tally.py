@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -18,6 +19,10 @@ class Watcher(Protocol):
 
     def advance(self, stage: str, *, done: int = 0, failed: int = 0) -> None:
         """Units were computed (negative: lost again) or given up."""
+        ...
+
+    def count(self, stage: str, counts: Mapping[str, int]) -> None:
+        """What the rows of some units sum up to (`Stage.summed`), told once for each row."""
         ...
 
     def note(self, text: str) -> None:
@@ -39,6 +44,7 @@ class Tally:
         interrupted: whether work was left because of the wish to stop.
         bytes: size of the shards.
         time: where the time of the workers went.
+        counts: sums over the rows of this run, by stage and name (`Stage.summed`).
     """
 
     stored: Counter[str] = field(default_factory=Counter)
@@ -50,6 +56,7 @@ class Tally:
     interrupted: bool = False
     bytes: int = 0
     time: TimeOfWorkers = field(default_factory=TimeOfWorkers)
+    counts: dict[str, Counter[str]] = field(default_factory=dict)
 
 
 @dataclass

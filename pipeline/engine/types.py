@@ -184,12 +184,14 @@ class Report:
         shards: shards that were written; they name the keys that are durable now.
         hashes: media files that this worker hashed.
         spent: where the time of the call went.
+        counts: sums over the rows that were made, by stage and name (`Stage.summed`).
     """
 
     outcomes: tuple[Outcome, ...] = ()
     shards: tuple[ShardRef, ...] = ()
     hashes: tuple[FileHash, ...] = ()
     spent: Spent = field(default_factory=Spent)
+    counts: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -217,12 +219,13 @@ class Failed:
 
 @dataclass(frozen=True)
 class Crashed:
-    """The process of a worker is gone.
+    """The process of a worker is gone, or what it computes with.
 
     Args:
         worker: its number.
         why: a sentence.
-        cause: `crash`, `killed`, `out-of-memory` or `node-lost` (`pipeline.engine.limits`).
+        cause: `crash`, `engine-died`, `killed`, `out-of-memory` or `node-lost`
+            (`pipeline.engine.limits`).
         log: end of what it wrote to stderr.
     """
 

@@ -31,7 +31,8 @@ def align(
     what comes after it (the grid may end half a clip before the video). A clip without captions
     is filled: "nearest" in time to its centre (of two equally near the earlier), "hold" the last
     one not after its centre, "linear" between the two around its centre, "zero". Beyond the
-    first and last caption "hold" and "linear" give the nearest.
+    first and last caption "hold" and "linear" give the nearest. Captions of the same time fill as
+    one, their mean, so that their order makes no difference.
 
     Args:
         times_s: caption times in seconds, any order, shape (M,); M may be 0.
@@ -45,18 +46,25 @@ def align(
     """
     if fill not in FILLS:
         raise ValueError(f"unknown fill {fill!r}; allowed: {', '.join(sorted(FILLS))}")
-    order = np.argsort(times_s, kind="stable")
-    times = np.asarray(times_s, dtype=np.float64)[order]
-    values = np.asarray(embeddings, dtype=np.float64)[order]
-    clips = clips_of(times, grid)
-    counts = np.bincount(clips, minlength=grid.n)
-    narrative = np.zeros((grid.n, values.shape[1]))
-    np.add.at(narrative, clips, values)
-    narrative /= np.maximum(counts, 1)[:, None]
+    times = np.asarray(times_s, dtype=np.float64)
+    values = np.asarray(embeddings, dtype=np.float64)
+    narrative, counts = _means(values, clips_of(times, grid), grid.n)
     empty = counts == 0
     if len(times) and empty.any():
-        narrative[empty] = FILLS[fill](times, values, grid.centres_s[empty])
+        different, which = np.unique(times, return_inverse=True)
+        at_times, _ = _means(values, which, len(different))
+        narrative[empty] = FILLS[fill](different, at_times, grid.centres_s[empty])
     return narrative, (~empty).astype(np.uint8)
+
+
+def _means(
+    values: Floats, groups: NDArray[np.int64], count: int
+) -> tuple[Floats, NDArray[np.int64]]:
+    """Mean of the rows of each group, zeros for one without rows, and how many it has."""
+    counts = np.bincount(groups, minlength=count)
+    sums = np.zeros((count, values.shape[1]))
+    np.add.at(sums, groups, values)
+    return sums / np.maximum(counts, 1)[:, None], counts
 
 
 def clips_of(times_s: Floats, grid: Grid) -> NDArray[np.int64]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -13,16 +12,18 @@ from pydantic import Field, model_validator
 from data.config import Group
 from data.errors import UsageError
 from data.grid import Grid
-from data.identity import digest, file_sha256
 from data.video.types import Video, VideoFacts
+from models.file_hashes import files_sha256
 from models.zoo import ZOO, ZOO_PREFIX, is_named, resolve
 from pipeline.stage import Item, Resources, StageContext
 
 __all__ = [
+    "NAME_OR_FILE",
     "Configured",
     "NetworkOptions",
     "WorkerOptions",
     "built",
+    "check_gpu",
     "explaining_preset",
     "facts_of",
     "grid_of",
@@ -32,6 +33,9 @@ __all__ = [
 ]
 
 T = TypeVar("T")
+
+NAME_OR_FILE: dict[str, Any] = {"anchor": "file"}
+"""`json_schema_extra` of an option that is a prompt's id, or a file beside the config."""
 
 
 class WorkerOptions(Group):
@@ -104,17 +108,21 @@ class Configured:
 
     def check_machine(self) -> None:
         """A GPU, if networks are to run on one (`Stage.check_machine`)."""
-        if not (
-            self.context.device.startswith("cuda") and isinstance(self.options, NetworkOptions)
-        ):
-            return
-        import torch
+        if isinstance(self.options, NetworkOptions):
+            check_gpu(self.context.device)
 
-        if not torch.cuda.is_available():
-            raise UsageError(
-                "device: cuda is asked for and torch finds no GPU on this machine; say device: "
-                "cpu or auto, or name a cluster that has GPUs (engine.address)"
-            )
+
+def check_gpu(device: str) -> None:
+    """UsageError if networks are to run on a GPU and this machine has none."""
+    if not device.startswith("cuda"):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        raise UsageError(
+            "device: cuda is asked for and torch finds no GPU on this machine; say device: "
+            "cpu or auto, or name a cluster that has GPUs (engine.address)"
+        )
 
 
 _OF_WORKERS = frozenset(WorkerOptions.model_fields)
@@ -178,7 +186,8 @@ def weights_params(checkpoint: Path | None, seed: int) -> dict[str, Any]:
     """What a recipe says about the weights of a network, known without building it.
 
     Returns:
-        `kind: file` with a sha256 over the file (or over all files of the folder), or
+        `kind: file` with a sha256 over the file (or over the files of the folder that matter,
+        `models.file_hashes`), or
         `kind: random` with the seed, which together with the architecture fixes every weight.
 
     Raises:
@@ -189,18 +198,10 @@ def weights_params(checkpoint: Path | None, seed: int) -> dict[str, Any]:
         return {"kind": "random", "seed": seed}
     named = str(checkpoint)
     checkpoint = resolve(checkpoint)
-    files = [checkpoint] if checkpoint.is_file() else sorted(checkpoint.rglob("*"))
-    hashes = {
-        "" if file == checkpoint else file.relative_to(checkpoint).as_posix(): _sha256(
-            file, file.stat().st_size, file.stat().st_mtime_ns
-        )
-        for file in files
-        if file.is_file()
-    }
-    if checkpoint.is_dir():
-        return {"kind": "file", "sha256": digest(hashes)}
-    _check_published(named, checkpoint, hashes[""])
-    return {"kind": "file", "sha256": hashes[""]}
+    sha256 = files_sha256(checkpoint)
+    if checkpoint.is_file():
+        _check_published(named, checkpoint, sha256)
+    return {"kind": "file", "sha256": sha256}
 
 
 def _check_published(named: str, file: Path, sha256: str) -> None:
@@ -211,10 +212,3 @@ def _check_published(named: str, file: Path, sha256: str) -> None:
             f"'{file}' is not the file that '{named}' means: its sha256 is {sha256}, published is "
             f"{entry.sha256}; remove it and run: pipeline weights fetch {entry.name}"
         )
-
-
-@lru_cache
-def _sha256(file: Path, size: int, mtime_ns: int) -> str:
-    """Several stages may use one file; size and time tell a changed file from a known one."""
-    del size, mtime_ns
-    return file_sha256(file)

@@ -95,6 +95,11 @@ class BackboneStage(Configured, FrameStage):
         return {**options.params, **options.precision_params, **pixels_params(self.context)}
 
     @property
+    def by_content(self) -> bool:
+        """Frames and nothing else."""
+        return True
+
+    @property
     def batch_size(self) -> int:
         """Clips per call of `encode`."""
         return self.options.batch_size

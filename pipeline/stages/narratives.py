@@ -20,12 +20,12 @@ from data.store.types import Row, Schema, StreamSpec
 from pipeline.stage import STAGES, Inputs, Item, RowStage
 from pipeline.stages.align import align
 from pipeline.stages.common import Configured, built
-from pipeline.stages.text import TextOptions, build_encoder, text_dims
+from pipeline.stages.text import TextOptions, build_encoder, shares, text_dims
 
 if TYPE_CHECKING:
     from models.text import CaptionVector, TextEncoder
 
-__all__ = ["NarrativesOptions", "NarrativesStage"]
+__all__ = ["NarrativesOptions", "NarrativesStage", "paragraph_line"]
 
 
 class NarrativesOptions(TextOptions):
@@ -36,6 +36,11 @@ class NarrativesOptions(TextOptions):
     )
     flagged: Literal["use", "skip"] = Field(
         "use", description="Captions with quality flags: used like others, or taken as missing."
+    )
+    keep_punct: bool | None = Field(
+        None,
+        description="Whether signs count as words of a caption; null: as the encoder's source has "
+        "it (clip and llama_embedding keep them, glove drops them).",
     )
 
 
@@ -54,10 +59,18 @@ class _Said:
 
 @STAGES.register("narratives")
 class NarrativesStage(Configured, RowStage):
-    """One float16 vector and a coverage mark per clip; the paragraph as `t: caption` lines."""
+    """One float16 vector and a coverage mark per clip; the paragraph as `t: caption` lines.
+
+    Facts of a row: `captions`, `used` of them, of these `truncated` (words at the end of a sentence
+    did not fit the encoder), `words` of the used ones and `unknown_words` (that the encoder has no
+    vector for); `clips`, and `covered_clips` that hold a caption of their own.
+    """
 
     name = "narratives"
+    version = 2  # facts of words; captions of one time are averaged before they fill
     reads = ("captions",)
+    summed = ("captions", "used", "truncated", "words", "unknown_words", "clips", "covered_clips")
+    remarked = summed
     stream: ClassVar[str] = "narrative"
     Options: ClassVar[type[Any]] = NarrativesOptions
     options: NarrativesOptions
@@ -75,17 +88,34 @@ class NarrativesStage(Configured, RowStage):
         )
 
     def params(self) -> Mapping[str, Any]:
-        """Encoder, fill policy, and what happens to flagged captions."""
-        policies = {"fill": self.options.fill, "flagged": self.options.flagged}
+        """Encoder, fill policy, and what happens to flagged captions and to signs."""
+        policies = self.options.model_dump(include={"fill", "flagged", "keep_punct"})
         return {"encoder": self.options.params} | policies
+
+    @classmethod
+    def remarks(cls, sums: Mapping[str, int]) -> list[str]:
+        """Which share of clips was filled, and what the encoder lost."""
+        return shares(
+            (sums["clips"] - sums["covered_clips"], sums["clips"], "clips without a caption"),
+            (sums["captions"] - sums["used"], sums["captions"], "captions not used"),
+            (sums["truncated"], sums["used"], "captions truncated"),
+            (sums["unknown_words"], sums["words"] + sums["unknown_words"], "words unknown"),
+        )
 
     def setup(self) -> None:
         """Build the text encoder. Captions repeat, within a video and between videos."""
         encoder = build_encoder(self.options, self.context.device)
-        self._embed = lru_cache(_REMEMBERED)(partial(_vector_of, encoder))
+        self._embed = lru_cache(_REMEMBERED)(partial(_vector_of, encoder, self.options.keep_punct))
 
     def process(self, item: Item, inputs: Inputs) -> Row:
-        """Captions of one video to its narrative. A caption without words counts as missing."""
+        """Captions of one video to its narrative.
+
+        A caption without words, or with none that the encoder knows, counts as missing.
+
+        Raises:
+            InputError: `words-not-looked-up`, captions with words that the table of the encoder
+                was not made for.
+        """
         captions = inputs.row("captions")
         if captions.grid is None:
             raise ValueError(f"the captions of {item.key.id} come without a grid")
@@ -98,6 +128,8 @@ class NarrativesStage(Configured, RowStage):
             "captions": len(captions["time_s"]),
             "used": len(said),
             "truncated": sum(each.embedded.truncated for each in said),
+            "words": sum(each.embedded.words for each in said),
+            "unknown_words": sum(len(each.embedded.unknown) for each in said),
             "clips": captions.grid.n,
             "covered_clips": int(coverage.sum()),
         }
@@ -105,7 +137,7 @@ class NarrativesStage(Configured, RowStage):
             item.key,
             captions.grid,
             {"narrative": narrative.astype(np.float16), "coverage": coverage},
-            {"paragraph": [f"{each.time_s:g}: {' '.join(each.text.split())}" for each in said]},
+            {"paragraph": [paragraph_line(each.time_s, each.text) for each in said]},
             facts,
         )
 
@@ -123,9 +155,18 @@ class NarrativesStage(Configured, RowStage):
         return status != "failed" and not (status == "flagged" and self.options.flagged == "skip")
 
 
-def _vector_of(encoder: TextEncoder, text: str) -> CaptionVector | None:
-    """The vector of a caption; None if it has no words."""
+def paragraph_line(time_s: float, text: str) -> str:
+    """One line of a paragraph, `t: caption`, with seconds as short as milliseconds allow."""
+    seconds = f"{time_s:.3f}".rstrip("0").rstrip(".")
+    return f"{seconds}: {' '.join(text.split())}"
+
+
+def _vector_of(encoder: TextEncoder, keep_punct: bool | None, text: str) -> CaptionVector | None:
+    """The vector of a caption; None if it has no words, or none that are known."""
     try:
-        return encoder.caption_vector(text)
-    except InputError:
+        found = encoder.caption_vector(text, keep_punct)
+    except InputError as error:
+        if error.reason != "no-text":
+            raise
         return None
+    return found if found.words else None

@@ -71,6 +71,11 @@ class PannsStage(Configured, SoundStage):
         return {**self.options.params, "min_heard": self.options.min_heard}
 
     @property
+    def by_content(self) -> bool:
+        """Sound and nothing else."""
+        return True
+
+    @property
     def batch_size(self) -> int:
         """Clips per call of `encode`."""
         return self.options.batch_size

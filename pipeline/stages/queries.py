@@ -11,7 +11,7 @@ from pydantic import Field
 from data.store.types import Row, Schema, StreamSpec
 from pipeline.stage import STAGES, Inputs, Item, RowStage
 from pipeline.stages.common import Configured, built
-from pipeline.stages.text import TextOptions, build_encoder, text_dims
+from pipeline.stages.text import TextOptions, build_encoder, shares, text_dims
 
 if TYPE_CHECKING:
     from models.text import TextEncoder
@@ -27,10 +27,17 @@ class QueriesOptions(TextOptions):
 
 @STAGES.register("queries")
 class QueriesStage(Configured, RowStage):
-    """Token states (T, D) and pooled vector (1, P), un-normalised float16."""
+    """Token states (T, D) and pooled vector (1, P), un-normalised float16.
+
+    Facts of a row: one of the `sentences`, whether it is `truncated`, its `tokens`, markers
+    included, and `unknown_words`.
+    """
 
     name = "queries"
+    version = 2  # facts of words
     over = "queries"
+    summed = ("sentences", "truncated", "tokens", "unknown_words")
+    remarked = summed
     Options: ClassVar[type[Any]] = QueriesOptions
     options: QueriesOptions
     _encoder: TextEncoder | None = None
@@ -50,6 +57,14 @@ class QueriesStage(Configured, RowStage):
         """The encoder."""
         return {"encoder": self.options.params}
 
+    @classmethod
+    def remarks(cls, sums: Mapping[str, int]) -> list[str]:
+        """What the encoder lost of the sentences."""
+        return shares(
+            (sums["truncated"], sums["sentences"], "queries truncated"),
+            (sums["unknown_words"], sums["tokens"] + sums["unknown_words"], "words unknown"),
+        )
+
     @property
     def group_size(self) -> int:
         """Sentences are short: many travel together."""
@@ -63,7 +78,8 @@ class QueriesStage(Configured, RowStage):
         """Encode one sentence.
 
         Raises:
-            InputError: `no-text`, a sentence without words.
+            InputError: `no-text`, a sentence without words; `words-not-looked-up`, one with words
+                that the table of the encoder was not made for.
         """
         del inputs
         if item.text is None:
@@ -73,4 +89,10 @@ class QueriesStage(Configured, RowStage):
             "tokens": states.tokens.astype(np.float16),
             "pooled": states.pooled.reshape(1, -1).astype(np.float16),
         }
-        return Row(item.key, None, arrays, facts={"truncated": bool(states.truncated)})
+        facts = {
+            "sentences": 1,
+            "truncated": int(states.truncated),
+            "tokens": len(states.tokens),
+            "unknown_words": len(states.unknown),
+        }
+        return Row(item.key, None, arrays, facts=facts)

@@ -303,8 +303,8 @@ def test_half_precision_is_taken_and_told(states: dict[str, State]) -> None:
     assert backbone.net.state_dict()["Mixed_3b.b1a.conv3d.weight"].dtype == torch.float32
 
 
-def test_a_sharded_folder_of_hugging_face_says_what_to_do(tmp_path: Path) -> None:
+def test_the_index_of_a_sharded_folder_without_a_table_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    assert "it is cut into shards, which are not read: save it as one file" in refused(
+    assert "has no table `weight_map` of tensors; download the folder again" in refused(
         "clip", tmp_path
     )

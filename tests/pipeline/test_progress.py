@@ -71,3 +71,15 @@ def test_a_terminal_gets_a_table() -> None:
 )
 def test_durations_are_for_people(seconds: float | None, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_captions_are_told_with_tokens_and_the_share_of_what_is_possible() -> None:
+    now = [0.0]
+    stage = StageProgress("captions", total=4, before=0, clock=lambda: now[0])
+    now[0] = 10.0
+    stage.advance(2, 0)
+    stage.counts.update(captions=128, new_tokens=128 * 50, flagged=3)
+    stage.limit = lambda tokens: 0.64 * tokens
+    told = "128 captions, 12.8/s, 640 tokens/s, 3 flagged, 40% of the computed limit"
+    assert stage.counted == told
+    assert stage.text.endswith(f"left; {told}")

@@ -7,6 +7,7 @@ InputError, `raise-*` an exception.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import signal
 import sys
@@ -19,12 +20,12 @@ import numpy as np
 from pydantic import Field
 
 from data.config import Group
-from data.errors import InputError, UsageError
+from data.errors import EngineDiedError, InputError, UsageError
 from data.registry import Registry
 from data.store import ItemKey, Row, Schema, StreamSpec
 from data.video.types import FrameRequest, Video, VideoFacts, View, Window
 from pipeline.run import Result
-from pipeline.stage import FrameStage, Inputs, Item, RowStage, Stage
+from pipeline.stage import FrameStage, Inputs, Item, RowStage, Stage, UnfinishedError
 
 # Configs may name a decoder of one's own only where this allows it; children inherit it.
 os.environ.setdefault("STORYLINE_DECODERS", "toys:ToyDecoder")
@@ -252,6 +253,85 @@ class ToyHalves(_Frames):
         return Row(item.key, None, {"mean": np.array(mine, dtype=np.float32)[:, None]})
 
 
+class ToyTalks(FrameStage):
+    """What a captioner is to the engine: dear rows, parts of a video, batches that are shared.
+
+    One caption per second; parts of three; batches of four. `raise-*` raises in `encode_shared`,
+    `dies-*` says there that its engine died, `halfway-*` leaves an unfinished row once.
+    """
+
+    name: ClassVar[str] = "talks"
+    commit_each: ClassVar[bool] = True
+    shares_batches: ClassVar[bool] = True
+    summed: ClassVar[tuple[str, ...]] = ("captions", "tokens")
+
+    class Options(Group):
+        """How it is done."""
+
+        part: int = Field(3, description="Captions of a part.")
+        batch: int = Field(4, description="Captions of a batch.")
+        log: Path | None = Field(None, description="File that gets one line per batch.")
+        sleep_s: float = Field(0.0, description="Time that one caption takes.")
+        sleep_at: str = Field("", description="Id of the only video that takes it.")
+        cpus: float = Field(0.5, description="CPUs of one worker.")
+
+    @property
+    def schema(self) -> Schema:
+        return Schema({"time_s": StreamSpec((), "float64", "item")}, texts=("caption",))
+
+    def params(self) -> Mapping[str, Any]:
+        return {"part": self.options.part}
+
+    @property
+    def resources(self) -> Any:
+        from pipeline.stage import Resources
+
+        return Resources(cpus=self.options.cpus)
+
+    @property
+    def batch_size(self) -> int:
+        return int(self.options.batch)
+
+    def parts(self, facts: VideoFacts | None) -> int:
+        return 1 if facts is None else -(-int(facts.duration_s) // int(self.options.part))
+
+    def amount(self, facts: VideoFacts, part: int) -> int:
+        return min(int(self.options.part), int(facts.duration_s) - part * int(self.options.part))
+
+    def _times(self, item: Item) -> np.ndarray:
+        assert item.facts is not None
+        first = item.key.part * int(self.options.part)
+        return first + np.arange(self.amount(item.facts, item.key.part), dtype=np.float64)
+
+    def request(self, item: Item) -> FrameRequest:
+        times = self._times(item)[1 if item.kept else 0 :, None]
+        return FrameRequest(self.name, times, View(4), inclusive=True)
+
+    def encode(self, item: Item, windows: Sequence[Window]) -> Sequence[str]:
+        raise NotImplementedError("batches are shared")
+
+    def encode_shared(self, windows: Sequence[tuple[Item, Window]]) -> Sequence[str]:
+        said = [f"{item.key.id}@{int(window.frames.max())}" for item, window in windows]
+        if self.options.log is not None:
+            with self.options.log.open("a") as log:
+                log.write(" ".join(said) + "\n")
+        for item, _ in windows:
+            if self.options.sleep_at in ("", item.key.id):
+                time.sleep(self.options.sleep_s)
+            if item.key.id.startswith("dies"):
+                raise EngineDiedError(f"the engine died of {item.key.id}")
+            misbehave(item.key.id)
+        return said
+
+    def finish(self, item: Item, results: Sequence[str]) -> Row:
+        made = [*json.loads(item.kept or "[]"), *results]
+        if item.key.id.startswith("halfway") and not item.kept:
+            kept = json.dumps(made[:1])
+            raise UnfinishedError("captions-failed", f"all but one of {item.key.id} failed", kept)
+        facts = {"captions": len(made), "tokens": sum(map(len, made))}
+        return Row(item.key, None, {"time_s": self._times(item)}, {"caption": made}, facts)
+
+
 class ToyDecoder:
     """Frames whose brightness is their second; one line in `decodes.log` per pass."""
 
@@ -280,6 +360,7 @@ TOYS: tuple[type[Stage], ...] = (
     ToyBright,
     ToyDark,
     ToyHalves,
+    ToyTalks,
 )
 
 

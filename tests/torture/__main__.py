@@ -24,6 +24,7 @@ from .world import World
 SECTIONS = {
     "driver": "driver_kills",
     "workers": "worker_kills",
+    "parts": "part_kills",
     "points": "kill_points",
     "power": "power_loss",
     "videos": "mutated_videos",

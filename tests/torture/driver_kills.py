@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from data.store.types import ItemKey
+
 from . import oracle, processes
 from .figures import BrokenError
 from .world import Job, World, marked
@@ -48,7 +50,7 @@ class _Storm:
             deadline = self.world.random.uniform(0.05, 0.4 + self.whole_s * share_left)
             while driver.running and driver.age_s < deadline:
                 time.sleep(0.002)
-            acknowledged = oracle.shard_names(job.store)
+            acknowledged = oracle.rows(job.store)
             if not driver.running:
                 driver.wait().demand(0)
                 break
@@ -82,10 +84,10 @@ class _Storm:
     def _stored(self, store: Path) -> int:
         return len(oracle.visible(store, oracle.shard_names(store))) if store.exists() else 0
 
-    def _after_kill(self, store: Path, acknowledged: set[Path], marks: Path) -> None:
+    def _after_kill(self, store: Path, acknowledged: set[tuple[str, ItemKey]], marks: Path) -> None:
         lines = marks.read_text().split() if marks.exists() else []
         self.during[lines[-1] if lines else "start"] += 1
-        self.lost += len(acknowledged - oracle.shard_names(store))
+        self.lost += len(acknowledged - oracle.rows(store))
         try:
             oracle.visible(store, oracle.shard_names(store))
         except Exception as error:
@@ -108,7 +110,7 @@ def _ray(world: World, reference: oracle.Contents) -> None:
             deadline = world.random.uniform(1.0, whole_s)
             while driver.running and driver.age_s < deadline:
                 time.sleep(0.01)
-            acknowledged = oracle.shard_names(one.store)
+            acknowledged = oracle.rows(one.store)
             if not driver.running or kills >= world.size.ray_driver_kills:
                 whole_s = max(5.0, driver.wait().demand(0).seconds)
                 break
@@ -118,7 +120,7 @@ def _ray(world: World, reference: oracle.Contents) -> None:
             seconds = processes.gone_within(token, 30.0)
             slowest = max(slowest, 30.0 if seconds is None else seconds)
             left += processes.end_all(token)
-            lost += len(acknowledged - oracle.shard_names(one.store))
+            lost += len(acknowledged - oracle.rows(one.store))
         one.settle(reference)
         one.remove()
     say = world.findings.count

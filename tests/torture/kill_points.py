@@ -224,10 +224,36 @@ def _toy_scenes(world: World) -> list[Scene]:
             _is_sound,
             complete,
         ),
+        _dear_rows(world),
         Scene("repair", damaged, tend("repair"), nothing, healed),
         Scene("compact", copied, tend("compact"), same_rows, again("compact")),
         Scene("gc", superseded, tend("gc"), same_rows, again("gc")),
     ]
+
+
+def _dear_rows(world: World) -> Scene:
+    """Rows that are written one by one and packed in the end, and one that was unfinished."""
+    ids = ["v0", "halfway-1"]
+    config = {"stages": {"probe": {}, "talks": {"part": 2, "batch": 4}}}
+
+    def prepare(folder: Path) -> Job:
+        job = world.toys(str(folder), ids, **config)
+        job.run().demand(3)
+        (folder / "videos" / "v1.mp4").write_text("toy video v1")
+        return job
+
+    def words(job: Job) -> list[str]:
+        return job.words("--retry-failed")
+
+    undisturbed = prepare(world.folder / "dear")
+    undisturbed.run("--retry-failed").demand(0)
+    reference = oracle.contents(undisturbed.store)
+
+    def finish(job: Job) -> None:
+        job.run("--retry-failed").demand(0)
+        job.settle(reference)
+
+    return Scene("dear rows and their packing", prepare, words, _is_sound, finish)
 
 
 def _is_sound(job: Job) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from data.errors import GoneError
 from data.identity import canonical_json
 from data.store import Row, Store
 from data.store.reader import FilePool
@@ -24,6 +25,7 @@ __all__ = [
     "contents",
     "problems",
     "row_digest",
+    "rows",
     "shard_names",
     "temporaries",
     "visible",
@@ -71,6 +73,16 @@ def visible(path: Path, names: set[Path]) -> set[tuple[str, ItemKey]]:
     for name in names:
         found |= {(name.parts[0], key) for key in Shard(path / name, files).keys}
     return found
+
+
+def rows(path: Path) -> set[tuple[str, ItemKey]]:
+    """Stage and key of every row that is visible now, also while a run packs its shards."""
+    for _ in range(20):
+        try:
+            return visible(path, shard_names(path))
+        except GoneError:
+            continue  # merged since the listing
+    raise BrokenError(f"{path}: its shards go faster than they can be opened")
 
 
 def temporaries(path: Path) -> list[Path]:

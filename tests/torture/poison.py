@@ -83,7 +83,7 @@ def _storm(world: World) -> None:
             deadline = world.random.uniform(0.3, whole_s)
             while driver.running and driver.age_s < deadline:
                 time.sleep(0.005)
-            acknowledged = oracle.shard_names(one.store)
+            acknowledged = oracle.rows(one.store)
             asked = driver.running and sent < world.size.storms
             if asked:
                 sent += 1
@@ -94,7 +94,7 @@ def _storm(world: World) -> None:
                 ended.demand(0, 75)  # else: it had only read its config, nothing was begun
             codes[ended.code] += asked
             slowest = max(slowest, ended.seconds - told_s) if asked else slowest
-            lost += len(acknowledged - oracle.shard_names(one.store))
+            lost += len(acknowledged - oracle.rows(one.store))
             unsaid += ended.code == 75 and "to continue:" not in ended.said
             if ended.code == 0:
                 break

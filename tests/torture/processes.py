@@ -101,7 +101,7 @@ def preload() -> None:
     from pipeline.stage import STAGES, StageContext
 
     del pipeline
-    context = StageContext(1.0, "pyav", (), "keep", "cpu", 60.0)
+    context = StageContext(1.0, fallbacks=(), decode_timeout_s=60.0)
     for name in STAGES:
         kind = STAGES.get(name)
         # Calibration takes seconds and imports nothing.

@@ -29,6 +29,7 @@ must find nothing to do. `tests/torture` says how each fault is made.
 |---|---|
 | driver | `kill -9` of the driver at random moments of all stages; restarted until all is stored |
 | workers | `kill -9` of Ray workers, decoding children and the raylet while a run goes on |
+| parts | `kill -9` in the middle of one long video, counted by the captioner itself |
 | points | exit at every write, fsync, rename and append of the store, before, half done and after |
 | power | disks on which un-fsynced data and names of a run are lost or torn in any combination |
 | videos | mutated real media files through `probe` and `clip` |

@@ -18,6 +18,8 @@ class Size:
         worker_kills: `kill -9` of Ray workers.
         decoder_kills: `kill -9` of decoding children.
         raylet_kills: `kill -9` of the raylet.
+        part_kills: `kill -9` of drivers in the middle of one long video.
+        part_worker_kills: the same of Ray workers.
         points: white-box kill points of runs over toys, repair, compact and gc; 0 means all.
         real_points: white-box kill points of a run over all real stages.
         power_states: disks after a power loss.
@@ -37,6 +39,8 @@ class Size:
     worker_kills: int
     decoder_kills: int
     raylet_kills: int
+    part_kills: int
+    part_worker_kills: int
     points: int
     real_points: int
     power_states: int
@@ -58,6 +62,8 @@ SIZES = {
         worker_kills=100,
         decoder_kills=10,
         raylet_kills=2,
+        part_kills=100,
+        part_worker_kills=20,
         points=120,
         real_points=24,
         power_states=500,
@@ -77,6 +83,8 @@ SIZES = {
         worker_kills=3,
         decoder_kills=0,
         raylet_kills=0,
+        part_kills=20,
+        part_worker_kills=0,
         points=28,
         real_points=2,
         power_states=40,

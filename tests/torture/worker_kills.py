@@ -93,7 +93,7 @@ class _Fire:
             acknowledged = self._shoot(driver, job)
             ended = driver.wait(_END_S)
             self.codes[ended.code] += 1
-            self.lost += len(acknowledged - oracle.shard_names(job.store))
+            self.lost += len(acknowledged - oracle.rows(job.store))
             if processes.gone_within(token, 30.0) is None:
                 self.left_over += processes.end_all(token)
             if ended.code == 0:
@@ -121,7 +121,7 @@ class _Fire:
             targets = [each for each in self._processes(driver) if _kind(each) == kind]
             if not targets:
                 continue
-            acknowledged |= oracle.shard_names(job.store)
+            acknowledged |= oracle.rows(job.store)
             with suppress(psutil.Error):
                 self.world.random.choice(targets).kill()
                 self.kills[kind] += 1

@@ -132,6 +132,10 @@ class Job:
         """The same config with another, empty store."""
         return replace(self, store=self.folder / name)
 
+    def first_doing(self, first: Callable[[], None]) -> Job:
+        """The same job whose forked drivers call `first` before anything else."""
+        return replace(self, first=first)
+
     def moved(self, folder: Path) -> Job:
         """A copy of config and store in another folder; the inputs stay where they are."""
         shutil.copytree(self.folder, folder)

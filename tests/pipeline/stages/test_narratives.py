@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
+from data.errors import InputError, UsageError
 from data.grid import Grid
 from data.store.types import ItemKey, Row
+from models.word_tables import table_bytes
 from pipeline.stage import Item, StageContext
-from pipeline.stages.narratives import NarrativesOptions, NarrativesStage
+from pipeline.stages.narratives import NarrativesOptions, NarrativesStage, paragraph_line
 
 KEY = ItemKey("v", "0" * 64)
 GRID = Grid(4.0, 1.0)
@@ -31,7 +35,7 @@ TEXTS = ("A red square.", "USER: a red square", "A blue  star\nmoves.")
 
 
 def narrate(inputs: Captions, **options: Any) -> Row:
-    stage = NarrativesStage(StageContext(1.0), NarrativesOptions(encoder="hash", **options))
+    stage = NarrativesStage(StageContext(1.0), NarrativesOptions(**{"encoder": "hash"} | options))
     stage.setup()
     return stage.process(Item(KEY), inputs)
 
@@ -64,9 +68,75 @@ def test_a_caption_without_words_counts_as_missing() -> None:
         "captions": 3,
         "used": 1,
         "truncated": 0,
+        "words": 3,
+        "unknown_words": 0,
         "clips": 4,
         "covered_clips": 1,
     }
+
+
+@pytest.fixture
+def glove(tmp_path: Path) -> Path:
+    """Vectors of `a`, `red`, `square`; looked up in vain: user, blue, star, moves."""
+    vectors = np.eye(3, dtype=np.float16)
+    blobs = {"words": b"a\nred\nsquare", "unknown": b"user\nblue\nstar\nmoves"}
+    (tmp_path / "glove.safetensors").write_bytes(table_bytes("glove", vectors, blobs))
+    return tmp_path / "glove.safetensors"
+
+
+def test_a_caption_is_the_mean_of_its_known_words_and_the_others_are_counted(glove: Path) -> None:
+    row = narrate(Captions(TEXTS, ("ok", "ok", "ok")), encoder="glove", checkpoint=glove)
+    third = np.full(3, 1 / 3, np.float16)
+    np.testing.assert_array_equal(row["narrative"][:2], [third, third])
+    np.testing.assert_array_equal(row["narrative"][2], [1, 0, 0])  # a, of "A blue star moves."
+    assert (row.facts["words"], row.facts["unknown_words"]) == (7, 4)
+
+
+def test_a_caption_of_unknown_words_alone_counts_as_missing(glove: Path) -> None:
+    texts = ("A red square.", "Blue star.", "Blue!")
+    row = narrate(Captions(texts, ("ok", "ok", "ok")), encoder="glove", checkpoint=glove)
+    assert row["coverage"].tolist() == [1, 0, 0, 0]
+    assert row.facts["used"] == 1
+    np.testing.assert_array_equal(row["narrative"][3], row["narrative"][0])  # filled, not zeros
+
+
+def test_captions_with_words_that_nobody_looked_up_are_refused_with_what_to_do(
+    glove: Path,
+) -> None:
+    texts = ("A red square.", "A green square.", "A square.")
+    with pytest.raises(InputError, match="--words-from") as raised:
+        narrate(Captions(texts, ("ok", "ok", "ok")), encoder="glove", checkpoint=glove)
+    assert raised.value.reason == "words-not-looked-up"
+
+
+def test_a_table_that_is_missing_or_of_another_encoder_is_told_before_anything_runs(
+    glove: Path,
+) -> None:
+    for options, problem in (
+        ({"encoder": "glove"}, "pipeline weights glove"),
+        ({"encoder": "llama_embedding", "checkpoint": glove}, "say `encoder: glove`"),
+        ({"encoder": "glvoe"}, "did you mean 'glove'"),
+        ({"encoder": "glove", "checkpoint": glove, "options": {"unknwon": 1}}, "'unknown'"),
+    ):
+        stage = NarrativesStage(StageContext(1.0), NarrativesOptions(**options))
+        with pytest.raises(UsageError, match=problem):
+            stage.recipe({"captions": "0" * 16})
+
+
+def test_dimensions_are_those_of_the_table_whatever_the_preset(glove: Path) -> None:
+    recipes = [
+        NarrativesStage(
+            StageContext(1.0), NarrativesOptions(encoder="glove", checkpoint=glove, preset=preset)
+        ).recipe({"captions": "0" * 16})
+        for preset in ("tiny", "full")
+    ]
+    assert recipes[0].id == recipes[1].id
+    assert recipes[0].schema.arrays["narrative"].shape == (3,)
+
+
+def test_lines_of_a_paragraph_keep_milliseconds_late_in_a_long_video() -> None:
+    assert paragraph_line(12345.678, " A  dog\nruns. ") == "12345.678: A dog runs."
+    assert paragraph_line(7200.0, "A dog.") == "7200: A dog."
 
 
 def test_a_video_without_any_usable_caption_has_a_narrative_of_zeros() -> None:
@@ -81,7 +151,14 @@ def test_encoder_and_policy_change_the_recipe_and_leave_that_of_captions_alone()
         NarrativesStage(StageContext(1.0), NarrativesOptions(**options))
         .recipe({"captions": "0" * 16})
         .id
-        for options in ({}, {"fill": "zero"}, {"flagged": "skip"}, {"encoder": "hash"}, {"seed": 1})
+        for options in (
+            {},
+            {"fill": "zero"},
+            {"flagged": "skip"},
+            {"encoder": "hash"},
+            {"seed": 1},
+            {"keep_punct": True},
+        )
     }
-    assert len(ids) == 5
+    assert len(ids) == 6
     assert NarrativesStage.reads == ("captions",)

@@ -1,0 +1,1 @@
+"""What captioners behind a server share: pictures as text, many requests at once, one server."""
