@@ -14,12 +14,14 @@ import re
 import reprlib
 import stat
 from collections.abc import Iterable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn
 
 from data.errors import UsageError, some
 
 __all__ = [
+    "DIGITS_OF_SETTINGS",
     "LARGEST_NUMBER",
     "LONGEST_LINE",
     "MAX_DEPTH",
@@ -49,12 +51,23 @@ LARGEST_NUMBER = 1e30
 _DIGITS = 19
 """Digits of a whole number: those of 64 bits."""
 
+DIGITS_OF_SETTINGS = 31
+"""In settings that transformers writes: its `model_max_length` for "no limit" is int(1e30)."""
+
 # Texts are searched once; only those that may hold such a number are parsed with hooks for it.
 _LARGE_NUMBER = re.compile(rf"[0-9]{{{_DIGITS + 1}}}|[0-9][eE]\+?[0-9]{{3}}")
 
 
-def strict_json(text: bytes | str) -> Any:
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]|[\ud800-\udfff]")
+
+
+def strict_json(text: bytes | str, *, digits: int = _DIGITS, whole: bool = False) -> Any:
     """The value of a JSON text, without the byte order mark that tools of Windows write.
+
+    Args:
+        text: the text.
+        digits: most of a whole number; `DIGITS_OF_SETTINGS` for what transformers writes.
+        whole: texts must be such that UTF-8 can hold them: JSON can write half a surrogate pair.
 
     Raises:
         ValueError: in half a sentence: not JSON, a key twice, not finite, too long, too deep.
@@ -64,7 +77,7 @@ def strict_json(text: bytes | str) -> Any:
     text = text.removeprefix("\ufeff")
     odd = _LARGE_NUMBER.search(text) is not None
     try:
-        value = (_CAREFUL if odd else _STRICT).decode(text)
+        value = (_careful(digits) if odd else _STRICT).decode(text)
     except json.JSONDecodeError as error:
         line = f" of line {error.lineno}" if error.lineno > 1 else ""
         fault = error.msg.removesuffix(" at")
@@ -73,21 +86,24 @@ def strict_json(text: bytes | str) -> Any:
         raise ValueError(f"it is nested deeper than {MAX_DEPTH} levels") from None
     if text.count("[") + text.count("{") > MAX_DEPTH:
         _check_depth(value)
+    if whole and _SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode()  # a UnicodeEncodeError is a ValueError
     return value
 
 
-def json_object(text: bytes, where: str) -> dict[str, Any]:
+def json_object(text: bytes, where: str, *, digits: int = _DIGITS) -> dict[str, Any]:
     """The object of a JSON text, as `strict_json` reads it.
 
     Args:
         text: the text.
         where: file and line, for messages.
+        digits: see `strict_json`.
 
     Raises:
         UsageError: it is no JSON, or another value.
     """
     try:
-        value = strict_json(text)
+        value = strict_json(text, digits=digits)
     except ValueError as error:
         raise UsageError(
             f"{where} is not JSON that can be used: {error}; expected one whole JSON object"
@@ -222,9 +238,9 @@ def _refuse_constant(word: str) -> NoReturn:
     raise ValueError(f"{word} is not a number that can be used")
 
 
-def _short_int(digits: str) -> int:
-    if len(digits.lstrip("-")) > _DIGITS:
-        raise ValueError(f"the number {digits[:24]}… has more than {_DIGITS} digits")
+def _int_of(most: int, digits: str) -> int:
+    if len(digits.lstrip("-")) > most:
+        raise ValueError(f"the number {digits[:24]}… has more than {most} digits")
     return int(digits)
 
 
@@ -251,9 +267,13 @@ def _values(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
 _NESTS = (dict, list)
 
 _STRICT = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_refuse_constant)
-_CAREFUL = json.JSONDecoder(
-    object_pairs_hook=_unique,
-    parse_constant=_refuse_constant,
-    parse_int=_short_int,
-    parse_float=_finite,
-)
+
+
+@cache
+def _careful(digits: int) -> json.JSONDecoder:
+    return json.JSONDecoder(
+        object_pairs_hook=_unique,
+        parse_constant=_refuse_constant,
+        parse_int=partial(_int_of, digits),
+        parse_float=_finite,
+    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from typing import Generic, TypeVar
 
 from data.errors import UsageError, nearest
@@ -21,13 +20,13 @@ class Registry(Generic[T]):
     def __init__(self, kind: str) -> None:
         self.kind = kind
         self._things: dict[str, T] = {}
-        self._offers: dict[str, str] = {}
+        self._offers: dict[str, Callable[[], object]] = {}
 
-    def offer(self, name: str, module: str) -> None:
-        """`module` registers a thing under `name`, and is imported when it is asked for."""
+    def offer(self, name: str, load: Callable[[], object]) -> None:
+        """`load` imports the module that registers `name`; called when it is first asked for."""
         if name in self:
-            raise ValueError(f"{self.kind} '{name}' is offered twice, now by {module}")
-        self._offers[name] = module
+            raise ValueError(f"{self.kind} '{name}' is offered twice")
+        self._offers[name] = load
 
     def register(self, name: str) -> Callable[[T], T]:
         """Decorator that files the decorated thing under `name`."""
@@ -45,7 +44,7 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """The thing called `name`; UsageError with the nearest known name if there is none."""
         if name not in self._things and name in self._offers:
-            import_module(self._offers[name])
+            self._offers[name]()
         if name not in self._things:
             raise UsageError(f"unknown {self.kind} '{name}'; {nearest(name, self.names())}")
         return self._things[name]

@@ -15,7 +15,15 @@ from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook,
 from rich.segment import Segment
 from rich.table import Table
 
-__all__ = ["decimals_of", "new_table", "plain_console", "printable", "say", "shortened"]
+__all__ = [
+    "decimals_of",
+    "new_table",
+    "plain_console",
+    "printable",
+    "say",
+    "shortened",
+    "size_text",
+]
 
 # C0 without line feed and tab, DEL and C1; the marks that change the reading order and the two odd
 # line ends of Unicode; lone surrogates (names that are not UTF-8), which cannot be printed at all.
@@ -43,6 +51,14 @@ def shortened(text: str) -> str:
         return text
     half = _LONGEST // 2
     return f"{text[:half]} … {len(text) - 2 * half} characters cut … {text[-half:]}"
+
+
+def size_text(count: int) -> str:
+    """A number of bytes for a person."""
+    for unit, step in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
+        if count >= step:
+            return f"{count / step:,.1f} {unit}"
+    return f"{count} B"
 
 
 def plain_console(**options: Any) -> Console:

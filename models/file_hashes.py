@@ -20,6 +20,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from data.errors import UsageError
+from data.foreign import strict_json
 from data.identity import digest, file_sha256
 from models.zoo import cache_folder, resolve
 
@@ -95,16 +96,23 @@ def hashes_of(folder: Path) -> dict[str, str]:
 
 def matters(folder: Path) -> list[Path]:
     """The files of a folder, and of folders in it, that can change what a model does."""
-    return [each for each in sorted(_visible(folder)) if not _left_out(each)]
+    return [each for each in sorted(_visible(folder, frozenset())) if not _left_out(each)]
 
 
-def _visible(folder: Path) -> Iterator[Path]:
-    """Regular files; nothing whose name begins with a dot (.git, .cache, .gitattributes)."""
+def _visible(folder: Path, above: frozenset[Path]) -> Iterator[Path]:
+    """Regular files; nothing whose name begins with a dot (.git, .cache, .gitattributes).
+
+    Args:
+        folder: of which those in it, too.
+        above: folders that it is in, which a link may lead back to.
+    """
+    above |= {folder.resolve()}
     for each in folder.iterdir():
         if each.name.startswith("."):
             continue
         if each.is_dir():
-            yield from _visible(each)
+            if each.resolve() not in above:
+                yield from _visible(each, above)
         elif each.is_file():
             yield each
 
@@ -151,7 +159,7 @@ def _hash_of(file: Path, key: tuple[int, ...]) -> str:
     started_s = time.time()
     made = file_sha256(file)
     if started_s - max(key[1], key[2]) / 1e9 > _SETTLED_S:
-        _write_note(note, {"file": str(file), "key": list(key), "sha256": made})
+        _write_note(note, {"file": str(file), "key": _short(repr(key)), "sha256": made})
     return made
 
 
@@ -161,8 +169,9 @@ def _short(text: str) -> str:
 
 def _read_note(note: Path, file: Path, key: tuple[int, ...]) -> str | None:
     try:
-        found = json.loads(note.read_text())
-        known = found["file"] == str(file) and found["key"] == list(key)
+        found = strict_json(note.read_bytes())
+        # As text: the inode of some file systems has more digits than a number may have there.
+        known = found["file"] == str(file) and found["key"] == _short(repr(key))
         sha256 = found["sha256"]
     except (OSError, ValueError, KeyError, TypeError):
         return None  # not there, or not ours: it is made again

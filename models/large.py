@@ -7,6 +7,7 @@ checkpoint (or of a seed), converted and on its way to the device alone.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from data.errors import UsageError
 from models.shards import TensorFiles
 from models.weights import Weights, misfits
 
-__all__ = ["DtypeOf", "build_empty", "fill_from", "fill_uniform"]
+__all__ = ["DtypeOf", "build_empty", "fill_from", "fill_uniform", "spread"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -93,6 +94,11 @@ def fill_from(
         # Of tied tensors a checkpoint may hold one or all.
         if (name in files) != (first in files):
             files = _also(files, *((first, name) if name in files else (name, first)))
+        elif name in files and not torch.equal(files[name], files[first]):
+            raise UsageError(
+                f"'{files.source}' holds other numbers for {name} than for {first}, and by its "
+                f"config.json they are one ({what}); the config.json is of another model"
+            )
     problems = misfits(own, files)
     if problems:
         raise UsageError(
@@ -149,6 +155,17 @@ def fill_uniform(
 
     _assign(net, tensor, threads, device)
     return Weights("random", "", f"seed {seed}")
+
+
+def spread(name: str, tensor: Tensor) -> tuple[float, float]:
+    """A scale for `fill_uniform`: norms about 1, biases small, matrices that keep the size of what
+    goes through.
+    """
+    if tensor.ndim < 2:
+        return (1.0, 0.1) if name.endswith("weight") else (0.0, 0.1)
+    if "embed" in name or "query" in name:
+        return 0.0, 1.0
+    return 0.0, math.sqrt(3 / math.prod(tensor.shape[1:]))
 
 
 def _assign(

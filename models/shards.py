@@ -18,7 +18,7 @@ from data.foreign import json_object, read_limited
 from models.weight_files import read_file
 from models.zoo import FOLDER_FILES, INDEX_FILES, resolve
 
-__all__ = ["TensorFiles", "read_folder", "weights_files"]
+__all__ = ["TensorFiles", "read_folder", "tensor_names", "weights_files"]
 
 _MAX_INDEX_BYTES = 64 << 20
 """The index of a model of 600 GB has 9 MB."""
@@ -106,6 +106,16 @@ def read_folder(checkpoint: str | Path) -> TensorFiles:
     if files[0].name in INDEX_FILES:
         return _sharded(files[0], source)
     return TensorFiles.of(source, _inner(read_file(files[0], lazily=True)))
+
+
+def tensor_names(path: Path) -> frozenset[str]:
+    """What the files of a folder say that they hold; with an index no shard is opened.
+
+    Raises:
+        UsageError: see `read_folder`.
+    """
+    first = weights_files(path)[0]
+    return frozenset(_weight_map(first) if first.name in INDEX_FILES else read_folder(path))
 
 
 def weights_files(path: Path) -> tuple[Path, ...]:

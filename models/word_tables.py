@@ -106,7 +106,13 @@ class WordTable:
         return self.opened.get_slice("vectors")
 
     def _lines(self, name: str) -> list[str]:
-        content = self.blob(name).decode()
+        try:
+            content = self.blob(name).decode()
+        except UnicodeDecodeError as error:
+            raise UsageError(
+                f"table '{self.path}' is damaged: its '{name}' are not text in UTF-8 ({error}); "
+                f"make it again with `{KINDS[self.kind]}`"
+            ) from None
         return content.split("\n") if content else []
 
 

@@ -143,6 +143,8 @@ def plan(
     for note in view.notes:
         console.print(note, soft_wrap=True)
     console.print(made.table())
+    for notice in made.notices:
+        console.print(notice, soft_wrap=True)
     for lack in made.lacks:
         console.print(f"cannot run on this machine: {lack}", soft_wrap=True)
     for speed in made.speeds:

@@ -1,6 +1,6 @@
 """What a pipeline.yaml may say.
 
-    extends: tiny                 # a shipped config, or the path of another file
+    extends: tiny                 # a shipped config, the path of another file, or a list of such
     videos: {root: videos}        # a folder, or a JSONL list
     store: store                  # or s3://bucket/store
     annotations: {train: train.jsonl}
@@ -241,9 +241,18 @@ def _read(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
     values = load_config(_Anything, path).model_dump()
     base = values.pop("extends", None)
     values = _anchored(values, path.parent.resolve())
-    if base is None:
-        return values
-    return _merge(_read(_base(str(base), path), (*before, path)), values)
+    merged: dict[str, Any] = {}
+    for each in _bases(base, path):
+        merged = _merge(merged, _read(_base(each, path), (*before, path)))
+    return _merge(merged, values)
+
+
+def _bases(base: Any, path: Path) -> list[str]:
+    """One name or several: what a later one says replaces what an earlier one says."""
+    names = base if isinstance(base, list) else [base] if base is not None else []
+    if not all(isinstance(name, str) for name in names):
+        raise UsageError(f"{path}: `extends` is one name or a list of names, not {base!r}")
+    return names
 
 
 def _base(base: str, path: Path) -> Path:

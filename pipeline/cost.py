@@ -8,31 +8,30 @@ it was is told.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any, Literal
 
 from data.errors import UsageError
-from data.store import Store
-from data.store.files import append_records, read_records
+from data.terminal import size_text
+from data.video.types import VideoFacts
 from models.captioners.limits import GPUS, Gpu, Work, bound, gpu_called, most_rows
+from pipeline.adopt import there_already
 from pipeline.config import PipelineConfig
+from pipeline.paces import Pace, paces_of, recent
 from pipeline.progress import LimitOf, duration
 from pipeline.speeds import Speed, machine_of, speeds_of
-from pipeline.stage import Stage
+from pipeline.stage import FrameStage, Stage
 from pipeline.survey import Inventory, Ledger, Survey
-from pipeline.throughput import Machine
+from pipeline.throughput import Layout, Machine
 
 __all__ = [
     "Budget",
     "Cost",
-    "Pace",
     "check_budget",
     "costs_of",
     "gpu_here",
     "limit_of",
-    "paces_of",
-    "remember_pace",
 ]
 
 _REACHED = 0.6
@@ -44,40 +43,7 @@ _TYPICAL_TOKENS = 60.0
 _BYTES = 900
 """Of a caption in the store: 0.4 KB of text, 0.5 KB of record (specs/captioners.md §4.5)."""
 
-_FILE = ("cache", "paces.jsonl")
-
-
-@dataclass(frozen=True)
-class Pace:
-    """How fast an earlier run was.
-
-    Args:
-        recipe: of the captions.
-        gpu: name of the GPU; "" without one.
-        captions: how many were made.
-        new_tokens: of them together.
-        worker_s: seconds of workers that went into making them.
-    """
-
-    recipe: str
-    gpu: str
-    captions: int
-    new_tokens: int
-    worker_s: float
-
-
-def paces_of(store: Store | None) -> tuple[Pace, ...]:
-    """All earlier runs that a store remembers; lines of another version are left out."""
-    if store is None:
-        return ()
-    wanted = {each.name for each in fields(Pace)}
-    records = read_records(store.path.joinpath(*_FILE), torn=True)
-    return tuple(Pace(**each) for each in records if each.keys() == wanted)
-
-
-def remember_pace(store: Store, pace: Pace) -> None:
-    """For the next plan."""
-    append_records(store.path.joinpath(*_FILE), [asdict(pace)], durable=False)
+Source = Literal["an earlier run", "measured", "computed limit x 0.6", "not known"]
 
 
 def gpu_here(device: str) -> str:
@@ -95,14 +61,15 @@ class Cost:
 
     Args:
         stage: name of the stage.
-        captions: left, those of videos of unknown length guessed.
+        captions: left, those of videos of unknown length guessed; 0 if no length is known.
         unknown: how many videos have an unknown length.
         gpu: name of the GPU that is reckoned with; "" for a CPU, or if nobody knows.
         gpus: GPUs of one worker.
         rate_hz: captions per second of one worker; None if nobody knows.
         source: where that is from.
-        limit_hz: what the GPU could do at most; None if nobody knows.
+        limit_hz: what the GPUs of one worker could do at most; None if nobody knows.
         workers: how many work side by side.
+        problem: why nobody knows the rate; "" if somebody does.
     """
 
     stage: str
@@ -111,23 +78,26 @@ class Cost:
     gpu: str
     gpus: float
     rate_hz: float | None
-    source: Literal["an earlier run", "measured", "computed limit x 0.6", "not known"]
+    source: Source
     limit_hz: float | None
     workers: int
+    problem: str = ""
 
     @property
     def hours(self) -> float | None:
         """Until all are there."""
-        if self.rate_hz is None:
+        if self.rate_hz is None or not self.captions:
             return None
         return self.captions / (self.rate_hz * max(1, self.workers)) / 3600
 
     @property
     def gpu_hours(self) -> float | None:
         """Hours of GPUs; 0 without one; None if nobody knows."""
-        if not self.captions or not self.gpus:
+        if not self.gpus:
             return 0.0
-        return None if self.rate_hz is None else self.captions / self.rate_hz * self.gpus / 3600
+        if self.rate_hz is None or not self.captions:
+            return None
+        return self.captions / self.rate_hz * self.gpus / 3600
 
     @property
     def bytes(self) -> int:
@@ -142,16 +112,26 @@ class Cost:
     @property
     def sentence(self) -> str:
         """For a person."""
-        guess = f" ({self.unknown:,} videos of unknown length guessed)" if self.unknown else ""
-        head = f"{self.stage}: {self.captions:,} captions left{guess}, about {_size(self.bytes)}"
+        videos = "1 video" if self.unknown == 1 else f"{self.unknown:,} videos"
+        if not self.captions:
+            return (
+                f"{self.stage}: {videos} to caption; how many captions that is, and what they "
+                "cost, is known after `pipeline run --stage probe`"
+            )
+        guess = f" ({videos} of unknown length guessed)" if self.unknown else ""
+        head = (
+            f"{self.stage}: {self.captions:,} captions left{guess}, about {size_text(self.bytes)}"
+        )
         if self.rate_hz is None or self.hours is None or self.gpu_hours is None:
-            return f"{head}; how fast is not known: let `plan` measure, or name the GPU with --gpu"
+            return f"{head}; how fast is not known: {self.problem}"
         where = f" on {self.gpu}" if self.gpu else ""
-        share = f", {self.rate_hz / self.limit_hz:.0%} of the limit" if self.limit_hz else ""
+        measured = self.limit_hz is not None and self.source != "computed limit x 0.6"
+        share = f", {self.rate_hz / (self.limit_hz or 1):.0%} of the limit" if measured else ""
         gpu_hours = f", {self.gpu_hours:,.3g} GPU-hours" if self.gpus else ""
+        workers = "1 worker" if self.workers == 1 else f"{self.workers} workers"
         return (
             f"{head}; {self.rate_hz:,.3g} captions/s a worker{where} ({self.source}{share}); "
-            f"{self.workers} workers: {duration(3600 * self.hours)}{gpu_hours}"
+            f"{workers}: {duration(3600 * self.hours)}{gpu_hours}"
         )
 
 
@@ -161,6 +141,7 @@ def costs_of(
     machine: Callable[[], Machine],
     speeds: Sequence[Speed] = (),
     gpu: str | None = None,
+    workers: int | None = None,
 ) -> tuple[Cost, ...]:
     """The cost of every stage that counts what it has to do.
 
@@ -168,8 +149,9 @@ def costs_of(
         inventory: where everything stands.
         ledger: knows the lengths of probed videos, and earlier runs.
         machine: tells what there is; asked only if there is something to do.
-        speeds: what was measured.
+        speeds: what was measured, on this machine.
         gpu: name of a GPU to reckon with; None: that of this machine.
+        workers: the number that the config asks for; None: as many as fit.
 
     Raises:
         UsageError: nobody knows that GPU.
@@ -180,10 +162,11 @@ def costs_of(
     paces = paces_of(ledger.store)
     found = []
     for one in inventory.surveys.values():
-        captions, unknown = _left(one, ledger)
-        if captions or unknown:
-            name = gpu if gpu is not None else gpu_here(one.stage.context.device)
-            found.append(_cost(one, captions, unknown, name, machine(), speeds, paces))
+        left = _left(one, ledger)
+        if left.captions or left.unknown:
+            here = gpu_here(one.stage.context.device)
+            name, measured = (here, speeds) if gpu is None else (gpu, ())
+            found.append(_cost(one, left, name, machine(), workers, measured, paces))
     return tuple(found)
 
 
@@ -217,6 +200,7 @@ class Budget:
     def __init__(self, config: PipelineConfig, most_gpu_hours: float) -> None:
         self.config = config
         self.most_gpu_hours = most_gpu_hours
+        self._told: set[str] = set()
 
     def check(self, inventory: Inventory, ledger: Ledger, tell: Callable[[str], None]) -> None:
         """UsageError for what is too dear; measures where nothing else says how fast it is.
@@ -227,61 +211,115 @@ class Budget:
             tell: is told what it will cost, or that nobody can know before the probe.
         """
         there = cache(lambda: machine_of(self.config))
-        costs = costs_of(inventory, ledger, there)
+        asked = self.config.engine.workers
+        workers = None if asked == "auto" else asked
+        costs = costs_of(inventory, ledger, there, workers=workers)
         if any(cost.unknown for cost in costs):
             tell(f"--max-gpu-hours {self.most_gpu_hours:g} is looked at when all videos are probed")
             return
         if any(cost.gpu_hours is None for cost in costs):
             dear = {cost.stage for cost in costs}
             speeds = speeds_of(
-                inventory, ledger, there, None, lambda stages: bool(dear & set(stages.names))
+                inventory, ledger, there, workers, lambda stages: bool(dear & set(stages.names))
             )
-            costs = costs_of(inventory, ledger, there, speeds)
+            costs = costs_of(inventory, ledger, there, speeds, workers=workers)
         check_budget(costs, self.most_gpu_hours)
         for cost in costs:
-            tell(cost.sentence)
+            no_gpu = f"{cost.stage}: {cost.captions:,} captions left, made on CPUs: no GPU-hours"
+            sentence = cost.sentence if cost.gpus else no_gpu
+            if cost.captions and sentence not in self._told:  # looked at again after the probe
+                self._told.add(sentence)
+                tell(sentence)
 
 
-def _left(one: Survey, ledger: Ledger) -> tuple[int, int]:
-    """Captions that are left of a stage, and of how many videos nobody knows the length."""
-    if not one.stage.counts:
-        return 0, 0
+@dataclass(frozen=True)
+class _Left:
+    """What is left of a stage.
+
+    Args:
+        captions: of videos whose length is known, and those of the others guessed.
+        unknown: how many videos have an unknown length.
+        density_hz: captions per second of video; None if no length is known.
+    """
+
+    captions: int
+    unknown: int
+    density_hz: float | None
+
+
+def _left(one: Survey, ledger: Ledger) -> _Left:
+    stage = one.stage
+    if not stage.counts:
+        return _Left(0, 0, None)
     lengths = {id_: entry.facts for id_, entry in ledger.catalogue().items()}
-    known = [
-        sum(one.stage.amount(lengths[id_], key.part) for key in keys)
-        for id_, keys in one.todo.items()
-        if id_ in lengths
-    ]
     ids = {*one.todo, *(id_ for id_, state in one.states.items() if state == "waiting")}
-    waiting = [id_ for id_ in ids - one.todo.keys() if id_ in lengths]
-    known += [
-        sum(one.stage.amount(lengths[id_], part) for part in range(one.stage.parts(lengths[id_])))
-        for id_ in waiting
-    ]
+    adopted = there_already(one, ledger)  # copied by `run`, not made again
+    captions = 0
+    for id_ in ids & lengths.keys():
+        facts = lengths[id_]
+        parts: Sequence[int] = range(stage.parts(facts))
+        if id_ in one.todo:
+            parts = [key.part for key in one.todo[id_] if key not in adopted]
+        captions += _amount(stage, facts, parts)
+    # Those of unknown length are taken for the mean of all that are known, done or not.
+    every = sum(_amount(stage, each, range(stage.parts(each))) for each in lengths.values())
+    seconds = sum(each.duration_s for each in lengths.values())
     unknown = len(ids - lengths.keys())
-    mean = sum(known) / len(known) if known else 0.0
-    return round(sum(known) + unknown * mean), unknown
+    guessed = unknown * every / len(lengths) if lengths else 0.0
+    return _Left(captions + round(guessed), unknown, every / seconds if seconds else None)
+
+
+def _amount(stage: Stage, facts: VideoFacts, parts: Iterable[int]) -> int:
+    return sum(stage.amount(facts, part) for part in parts)
 
 
 def _cost(
     one: Survey,
-    captions: int,
-    unknown: int,
+    left: _Left,
     gpu_name: str,
     machine: Machine,
+    asked: int | None,
     speeds: Sequence[Speed],
     paces: Sequence[Pace],
 ) -> Cost:
     stage = one.stage
-    gpus = stage.resources.gpus if gpu_name or stage.context.device.startswith("cuda") else 0.0
-    earlier = [each for each in paces if (each.recipe, each.gpu) == (one.recipe.id, gpu_name)]
-    tokens = _tokens(earlier)
-    limit_hz = _limit_hz(stage, gpu_called(gpu_name), tokens)
-    workers = int(machine.gpus / gpus) if gpus and machine.gpus else 1
-    rate_hz, source = _rate(stage, earlier, speeds, limit_hz, captions)
+    gpus = _gpus_of(stage, gpu_name)
+    earlier = recent(paces, one.recipe.id, gpu_name)
+    limit_hz = _limit_hz(stage, gpu_called(gpu_name), gpus, _tokens(earlier))
+    rate_hz, source, layout = _rate(stage, earlier, speeds, limit_hz, left.density_hz)
+    workers = _workers(stage, gpus, machine, asked) if layout is None else layout.workers
+    problem = "" if rate_hz is not None else _why_unknown(stage, gpu_name, gpus)
     return Cost(
-        stage.name, captions, unknown, gpu_name, gpus, rate_hz, source, limit_hz, max(1, workers)
+        stage=stage.name,
+        captions=left.captions,
+        unknown=left.unknown,
+        gpu=gpu_name,
+        gpus=gpus,
+        rate_hz=rate_hz,
+        source=source,
+        limit_hz=limit_hz,
+        workers=workers,
+        problem=problem,
     )
+
+
+def _gpus_of(stage: Stage, gpu_name: str) -> float:
+    """GPUs of one worker; for a GPU that is not here, as the stage would be on its machine."""
+    on_cpu = not stage.context.device.startswith("cuda")
+    if on_cpu and not gpu_name:
+        return 0.0
+    if on_cpu:
+        there = replace(stage.context, device="cuda")
+        return type(stage)(there, stage.options).resources.gpus
+    return stage.resources.gpus
+
+
+def _workers(stage: Stage, gpus: float, machine: Machine, asked: int | None) -> int:
+    if gpus:
+        fit = int(machine.gpus / gpus + 1e-9)  # none here: one is reckoned with
+    else:
+        fit = int(machine.cpus / max(stage.resources.cpus, 1e-9) + 1e-9)
+    return max(1, fit if asked is None else min(asked, fit or asked))
 
 
 def _rate(
@@ -289,22 +327,32 @@ def _rate(
     earlier: Sequence[Pace],
     speeds: Sequence[Speed],
     limit_hz: float | None,
-    captions: int,
-) -> tuple[float | None, Any]:
+    density_hz: float | None,
+) -> tuple[float | None, Source, Layout | None]:
     if earlier:
-        last = earlier[-1]
-        return last.captions / max(last.worker_s, 1e-9), "an earlier run"
+        there = sum(each.captions + each.reused for each in earlier)
+        return there / max(sum(each.worker_s for each in earlier), 1e-9), "an earlier run", None
     for speed in speeds:
-        if stage.name in speed.stages and speed.rates and speed.rates.network_x and speed.seconds:
-            return speed.rates.network_x * captions / _all_seconds(speed), "measured"
+        layout = speed.layout
+        if stage.name in speed.stages and layout is not None and density_hz is not None:
+            return layout.rate_x / layout.workers * density_hz, "measured", layout
     if limit_hz is not None:
-        return _REACHED * limit_hz, "computed limit x 0.6"
-    return None, "not known"
+        return _REACHED * limit_hz, "computed limit x 0.6", None
+    return None, "not known", None
 
 
-def _all_seconds(speed: Speed) -> float:
-    """Of video, those of unknown length counted as the mean of the others."""
-    return speed.seconds * speed.videos / max(1, speed.videos - speed.unknown)
+def _why_unknown(stage: Stage, gpu_name: str, gpus: float) -> str:
+    gpu, work = gpu_called(gpu_name), stage.work()
+    if gpu is not None and work is not None:
+        return (
+            f"{size_text(int(work.resident_bytes))} of weights do not fit into {gpus:g} {gpu.name} "
+            f"({size_text(int(gpu.memory_bytes))} each)"
+        )
+    if isinstance(stage, FrameStage) and not stage.can_be_tried:
+        return "nothing is tried out elsewhere; a first run tells (`pipeline run --limit 3`)"
+    if gpu is not None:
+        return "nobody knows what a caption costs; a first run tells (`pipeline run --limit 3`)"
+    return "let `plan` measure, or name the GPU with --gpu"
 
 
 def _tokens(earlier: Sequence[Pace]) -> float:
@@ -317,25 +365,22 @@ def limit_of(stage: Stage, gpu_name: str, workers: int) -> LimitOf | None:
     gpu = gpu_called(gpu_name)
     if gpu is None or not stage.counts or stage.work() is None:
         return None
-    gpus = workers * stage.resources.gpus
 
     def limit(tokens: float) -> float | None:
-        one_hz = _limit_hz(stage, gpu, tokens)
-        return None if one_hz is None else gpus * one_hz
+        one_hz = _limit_hz(stage, gpu, stage.resources.gpus, tokens)
+        return None if one_hz is None else workers * one_hz
 
     return limit
 
 
-def _limit_hz(stage: Stage, gpu: Gpu | None, tokens: float) -> float | None:
-    """Captions per second that a GPU can do at most, as many at once as the stage and its memory
-    allow.
+def _limit_hz(stage: Stage, gpu: Gpu | None, gpus: float, tokens: float) -> float | None:
+    """Captions per second that the GPUs of one worker can do at most, with as many captions at
+    once as their memory holds; None if nobody knows, or if the weights do not fit.
     """
-    work: Work | None = stage.work() if gpu is not None else None
+    work: Work | None = stage.work() if gpu is not None and gpus else None
     if gpu is None or work is None:
         return None
-    rows = most_rows(work, gpu.memory_bytes - work.resident_bytes)
-    return bound(work, gpu, rows, tokens).captions_hz
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**20:,.3g} MB" if count < 2**30 else f"{count / 2**30:,.3g} GB"
+    free_bytes = gpu.memory_bytes - work.resident_bytes / max(1.0, gpus)
+    if free_bytes <= 0:
+        return None
+    return gpus * bound(work, gpu, most_rows(work, free_bytes), tokens).captions_hz

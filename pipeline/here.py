@@ -9,7 +9,7 @@ from data.errors import UsageError
 from pipeline.config import PipelineConfig
 from pipeline.stage import FrameStage, Stage
 
-__all__ = ["lacks"]
+__all__ = ["lacks", "notices_of"]
 
 
 def lacks(config: PipelineConfig, stages: Iterable[Stage]) -> tuple[str, ...]:
@@ -27,6 +27,11 @@ def lacks(config: PipelineConfig, stages: Iterable[Stage]) -> tuple[str, ...]:
     if any(isinstance(stage, FrameStage) or stage.name == "probe" for stage in stages):
         found.add(_decoder_lacks(config.decode.backend))
     return tuple(sorted(found - {""}))
+
+
+def notices_of(stages: Iterable[Stage]) -> tuple[str, ...]:
+    """What a user should know before these stages begin."""
+    return tuple(stage.notice for stage in stages if stage.notice)
 
 
 def _said(stage: Stage) -> str:

@@ -26,15 +26,21 @@ _SAMPLE_S = 10.0
 """Seconds of each of them, from its start."""
 
 _NETWORK_BUDGET_S = 2.0
-"""Seconds for the network of each stage; one batch is measured however long it takes."""
+"""Seconds for the network of each stage, about; one batch is timed however long it takes."""
+
+_ROUNDS = 8
+"""Batches that are timed at most; the smallest time is the one that nobody disturbed."""
 
 _CUDA_CONTEXT_MB = 600
 """GPU memory of a process beside torch's: context, cuDNN and cuBLAS (500 to 600 MiB, CUDA 12)."""
 
 
 def can_be_measured(stages: StageSet) -> bool:
-    """Only sets over frames: nobody knows what an item of another one costs."""
-    return any(isinstance(each, FrameStage) for each in stages.stages)
+    """Only sets over frames, nobody knows what an item of another one costs; and no captioner that
+    is elsewhere.
+    """
+    framed = [each for each in stages.stages if isinstance(each, FrameStage)]
+    return bool(framed) and all(each.can_be_tried for each in framed)
 
 
 def samples_of(items: Sequence[Item], count: int = SAMPLES) -> list[Item]:
@@ -121,42 +127,59 @@ def _sample(decoder: IsolatedDecoder, stages: Sequence[FrameStage], item: Item) 
     return sample
 
 
+Pair = tuple[Item, Window]
+
+
 def _encode_cost_s(stage: FrameStage, samples: Sequence[_Sample]) -> float:
     """Seconds of the network of a stage per second of video."""
-    windows = [each for sample in samples for each in sample.windows.get(stage.name, [])]
-    if not windows:
+    pairs = [(each.item, window) for each in samples for window in each.windows.get(stage.name, [])]
+    if not pairs:
         return 0.0
     per_second = sum(s.units[stage.name] for s in samples) / sum(s.seconds for s in samples)
-    return _seconds_per_window(stage, samples[0].item, _same_shape(windows)) * per_second
+    return _seconds_per_window(stage, _one_batch(stage, pairs)) * per_second
 
 
-def _same_shape(windows: Sequence[Window]) -> list[Window]:
-    """A batch holds pictures of one size; videos of other sizes are left out."""
-    shape = windows[0].frames.shape
-    return [each for each in windows if each.frames.shape == shape]
+def _one_batch(stage: FrameStage, pairs: Sequence[Pair]) -> list[Pair]:
+    """What such a stage gets in one call."""
+    if stage.shares_batches:
+        # Each is of a video of its own, so that no stage takes one for the repetition of another.
+        return [(_renamed(item, n), window) for n, (item, window) in enumerate(pairs)]
+    # A batch holds pictures of one size; videos of other sizes are left out.
+    shape = pairs[0][1].frames.shape
+    return [each for each in pairs if each[1].frames.shape == shape]
 
 
-def _seconds_per_window(stage: FrameStage, item: Item, windows: Sequence[Window]) -> float:
+def _renamed(item: Item, number: int) -> Item:
+    return replace(item, key=replace(item.key, id=f"{item.key.id[:100]}.{number}"))
+
+
+def _seconds_per_window(stage: FrameStage, pairs: Sequence[Pair]) -> float:
     on_gpu = stage.context.device.startswith("cuda")
     # On a CPU one window may take seconds; on a GPU a batch that is not full tells nothing.
-    batch = _filled(windows, stage.batch_size) if on_gpu else windows[: stage.batch_size]
-    rounds: list[float] = []
-    first = _timed(stage, item, batch if on_gpu else batch[:1])
-    if not on_gpu and first * len(batch) > _NETWORK_BUDGET_S:
+    batch = _filled(stage, pairs) if on_gpu else pairs[: stage.batch_size]
+    size = len(batch) if on_gpu else 1
+    first = _timed(stage, batch[:size])
+    if not on_gpu and first > _NETWORK_BUDGET_S:
         return first
+    rounds: list[float] = []
     until = time.perf_counter() + _NETWORK_BUDGET_S
-    while not rounds or (len(rounds) < 5 and time.perf_counter() < until):
-        rounds.append(_timed(stage, item, batch))
-    return min(rounds) / len(batch)
+    while not rounds or (len(rounds) < _ROUNDS and time.perf_counter() < until):
+        size = min(2 * size, len(batch))  # a caption of a batch costs less than one alone
+        rounds.append(_timed(stage, batch[:size]) / size)
+    return min(rounds)
 
 
-def _filled(windows: Sequence[Window], size: int) -> list[Window]:
-    return [windows[n % len(windows)] for n in range(size)]
+def _filled(stage: FrameStage, pairs: Sequence[Pair]) -> list[Pair]:
+    size = stage.batch_size
+    return _one_batch(stage, [pairs[n % len(pairs)] for n in range(size)])
 
 
-def _timed(stage: FrameStage, item: Item, batch: Sequence[Window]) -> float:
+def _timed(stage: FrameStage, batch: Sequence[Pair]) -> float:
     began = time.perf_counter()
-    stage.encode(item, batch)
+    if stage.shares_batches:
+        stage.encode_shared(batch)
+    else:
+        stage.encode(batch[0][0], [window for _, window in batch])
     _synchronise(stage.context.device)
     return time.perf_counter() - began
 

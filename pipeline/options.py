@@ -22,7 +22,7 @@ from data.store.place import Place, place_of
 from data.terminal import plain_console
 from pipeline.config import PipelineConfig, load_pipeline_config
 from pipeline.cost import costs_of
-from pipeline.here import lacks
+from pipeline.here import lacks, notices_of
 from pipeline.plan import Plan, make_plan
 from pipeline.run import View
 from pipeline.speeds import machine_of, speeds_of
@@ -139,10 +139,10 @@ def plan_of(
     made = make_plan(inventory, ledger)
     if config is None:
         return made
-    made = replace(made, lacks=lacks(config, inventory.busy))
+    made = replace(made, lacks=lacks(config, inventory.busy), notices=notices_of(inventory.busy))
     machine = cache(lambda: machine_of(config))
+    wanted = config.engine.workers
+    workers = None if wanted == "auto" else wanted
     if timed and not made.lacks:
-        wanted = config.engine.workers
-        workers = None if wanted == "auto" else wanted
         made = replace(made, speeds=speeds_of(inventory, ledger, machine, workers))
-    return replace(made, costs=costs_of(inventory, ledger, machine, made.speeds, gpu))
+    return replace(made, costs=costs_of(inventory, ledger, machine, made.speeds, gpu, workers))

@@ -78,6 +78,7 @@ class Plan:
         speeds: how fast the stages over frames are that have something to do; () if not measured.
         lacks: what this machine lacks for it; `run` would refuse.
         costs: what captions that are left will cost.
+        notices: what a user should know before it begins: that frames leave this machine.
     """
 
     lines: tuple[Line, ...]
@@ -86,6 +87,7 @@ class Plan:
     speeds: tuple[Speed, ...] = ()
     lacks: tuple[str, ...] = ()
     costs: tuple[Cost, ...] = ()
+    notices: tuple[str, ...] = ()
 
     @property
     def missing(self) -> int:
@@ -101,6 +103,7 @@ class Plan:
             "speeds": [each.to_json() for each in self.speeds],
             "lacks": list(self.lacks),
             "costs": [each.to_json() for each in self.costs],
+            "notices": list(self.notices),
         }
 
     def table(self) -> Table:

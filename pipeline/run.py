@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -15,7 +16,7 @@ from data.store.recipes import is_import
 from data.video.types import VideoFacts
 from pipeline.adopt import adopt
 from pipeline.config import PipelineConfig
-from pipeline.cost import Budget, Pace, gpu_here, limit_of, remember_pace
+from pipeline.cost import Budget, gpu_here, limit_of
 from pipeline.engine.exposure import warning
 from pipeline.engine.limits import Limits
 from pipeline.engine.scheduler import Scheduler
@@ -25,8 +26,9 @@ from pipeline.engine.tally import Tally, Watcher
 from pipeline.engine.types import Executor, Job, StageSetupError, Unit, unit_of
 from pipeline.handout import HandOut
 from pipeline.heal import Healer
-from pipeline.here import lacks
+from pipeline.here import lacks, notices_of
 from pipeline.measure import samples_of
+from pipeline.paces import Pace, remember_pace
 from pipeline.packing import Packer
 from pipeline.plan import Plan, make_plan
 from pipeline.program import PROBE, Program
@@ -137,6 +139,7 @@ class Run:
         self._executor: Executor | None = None
         self._healer = Healer(self.store, watcher)
         self._go_round = False
+        self._retry: frozenset[str] = frozenset()
         self._unread = ""
 
     def run(self, *, retry_failed: bool = False) -> Result:
@@ -153,9 +156,13 @@ class Run:
             self.watcher.note(note)
         if self._healer.heal(self.ledger.unread):
             inventory = self._survey(retry=names)
+        if self._adopt(inventory):
+            inventory = self._survey(retry=names)
         worked = make_plan(inventory, self.ledger).missing > 0
         if worked:
             self._check_machine(inventory)
+            for notice in notices_of(inventory.busy):
+                self.watcher.note(notice)
             self._check_budget(inventory)
             try:
                 self._run_rounds(names)
@@ -197,6 +204,7 @@ class Run:
             self._healer.heal(self.ledger.unread)
 
     def _run_sets(self, retry: frozenset[str]) -> None:
+        self._retry = retry
         for stages in self.view.program.sets:
             waiting = [stages]
             while waiting and not self.stop:
@@ -206,8 +214,6 @@ class Run:
     def _run_set(self, stages: StageSet, retry: frozenset[str]) -> list[StageSet]:
         """Run one set; what is left to run of it if one of its stages cannot be set up."""
         inventory = self._survey(retry=retry, only=stages.names)
-        if self._adopt(stages, inventory):
-            inventory = self._survey(retry=retry, only=stages.names)
         busy = tuple(
             each
             for each in stages.stages
@@ -226,13 +232,17 @@ class Run:
             return [StageSet(rest)] if rest else []
         if PROBE in stages.names:
             self._update_catalogue(self._survey(only=[PROBE]))
-            self._check_budget(self._survey(retry=retry))
+            self._adopt(self._survey())
+            self._check_budget(self._survey(retry=self._retry))
         self._announce_complete(self._survey(only=stages.names))
         return []
 
-    def _adopt(self, stages: StageSet, inventory: Inventory) -> int:
+    def _adopt(self, inventory: Inventory) -> bool:
+        """Copy rows that are there under another name; whether there were some."""
         target_bytes = int(self.config.engine.shard_mb * 2**20)
-        return adopt(self.store, stages, inventory, self.ledger, target_bytes, self.watcher.note)
+        note, stop = self.watcher.note, lambda: bool(self.stop)
+        found = adopt(self.store, inventory, self.ledger, target_bytes, note, stop)
+        return self._healer.heal(found.damaged) or found.rows > 0
 
     def _work(self, stages: StageSet, inventory: Inventory, retry: frozenset[str]) -> None:
         recipes = inventory.program.recipes
@@ -279,7 +289,7 @@ class Run:
             packer.end(hurried=True)
             raise
         packer.end(hurried=bool(self.stop))
-        self._remember_paces(recipes, tally)
+        self._remember_paces(stages, recipes, tally)
         self.times.append((stages.names, tally.time))
         self._take_note(tally, due.changed)
         for one in surveys:
@@ -291,14 +301,18 @@ class Run:
             if limit is not None:
                 self.watcher.limit(stage.name, limit)
 
-    def _remember_paces(self, recipes: Mapping[str, Recipe], tally: Tally) -> None:
+    def _remember_paces(
+        self, stages: StageSet, recipes: Mapping[str, Recipe], tally: Tally
+    ) -> None:
         """How fast captions came, for the next plan."""
         gpu = gpu_here(self.config.context.device)
-        for stage, counts in tally.counts.items():
-            made = counts["captions"] - counts["reused"]
-            if made > 0:
-                pace = Pace(recipes[stage].id, gpu, made, counts["new_tokens"], tally.time.work_s)
-                remember_pace(self.store, pace)
+        for stage in stages.stages:
+            counts = tally.counts.get(stage.name, Counter())
+            made, reused = counts["captions"] - counts["reused"], counts["reused"]
+            if stage.counts and made > 0:
+                id_ = recipes[stage.name].id
+                tokens, work_s = counts["new_tokens"], tally.time.work_s
+                remember_pace(self.store, Pace(id_, gpu, made, reused, tokens, work_s))
 
     def _take_note(self, tally: Tally, changed: set[str]) -> None:
         """What a set met that is nobody's fault: mend what can be mended, and go round again."""

@@ -201,8 +201,10 @@ class Stage(ABC):
         """
         return False
 
-    counts: ClassVar[bool] = False
-    """Whether `amount` says how much there is to do, so that a plan can tell what it costs."""
+    @property
+    def counts(self) -> bool:
+        """Whether `amount` says how much there is to do, so that a plan can tell what it costs."""
+        return False
 
     def amount(self, facts: VideoFacts, part: int) -> int:
         """How many captions one part of a video has."""
@@ -212,6 +214,11 @@ class Stage(ABC):
     def work(self) -> Work | None:
         """What one of them costs a GPU; None if nobody knows."""
         return None
+
+    @property
+    def notice(self) -> str:
+        """What a user should know before it begins; "" if there is nothing."""
+        return ""
 
     @property
     def group_size(self) -> int:
@@ -288,6 +295,13 @@ class FrameStage(Stage):
     batches. The engine then puts items together by `amount` until they fill `batch_size`, and
     calls `encode_shared`. Such a stage has each decode for itself.
     """
+
+    @property
+    def can_be_tried(self) -> bool:
+        """Whether a plan may encode seconds of some videos to see how fast it is: not where that
+        costs money, sends something away, or says nothing of the speed.
+        """
+        return True
 
     @property
     @abstractmethod

@@ -15,11 +15,11 @@ from data.store.compact import TARGET_BYTES
 from data.store.files import Entry, list_folder
 from data.store.recipes import is_import
 from data.store.upkeep import SET_ASIDE, is_shard, put_aside
-from data.terminal import new_table
+from data.terminal import new_table, size_text
 from pipeline.plan import Plan
 from pipeline.stage import STAGES
 
-__all__ = ["StageStatus", "StoreRemarks", "read_status", "size_text", "status_table"]
+__all__ = ["StageStatus", "StoreRemarks", "read_status", "status_table"]
 
 _MANY_SHARDS = 8
 _TIMES_FEWER = 4
@@ -206,14 +206,6 @@ def status_table(lines: Iterable[StageStatus], title: str) -> Table:
         written = one.last_write or "–"
         table.add_row(one.stage, *cells, size, str(one.shards), one.recipe, written, _remark(one))
     return table
-
-
-def size_text(count: int) -> str:
-    """A number of bytes for a person."""
-    for unit, step in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
-        if count >= step:
-            return f"{count / step:,.1f} {unit}"
-    return f"{count} B"
 
 
 def _remark(one: StageStatus) -> str:

@@ -21,7 +21,7 @@ from data.errors import UsageError, nearest
 from data.store import Problem, Store
 from data.store.files import atomic_write, read_bytes
 from data.store.place import Place, place_of
-from data.terminal import new_table, say
+from data.terminal import new_table, say, size_text
 from pipeline.config import load_pipeline_config
 from pipeline.options import (
     DEFAULT_CONFIG,
@@ -39,7 +39,7 @@ from pipeline.options import (
 )
 from pipeline.plan import Plan
 from pipeline.run import look
-from pipeline.status import StoreRemarks, read_status, size_text, status_table
+from pipeline.status import StoreRemarks, read_status, status_table
 
 __all__ = ["store_commands"]
 

@@ -90,7 +90,8 @@ def test_console_commands_are_pipeline_and_trainer(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("extras", "sources"), [(("trainer", "cqval"), TRAINER), (("pipeline", "flow", "openai", "vllm"), PIPELINE)]
+    ("extras", "sources"),
+    [(("trainer", "cqval"), TRAINER), (("pipeline", "flow", "openai", "vllm"), PIPELINE)],
 )
 def test_each_program_lists_what_it_imports(
     extras: tuple[str, ...], sources: tuple[str, ...], root: Path

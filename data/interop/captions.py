@@ -19,12 +19,13 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import StoreError, UsageError
+from data.foreign import json_kind, strict_json
 from data.identity import canonical_json, check_id
 from data.interop.export import ExportReport, OutFolder
 from data.registry import Registry
 from data.store import StageReader, Store
 
-__all__ = ["CAPTION_FORMATS", "CaptionExport", "export_captions", "paragraph"]
+__all__ = ["CAPTION_FORMATS", "CaptionExport", "caption_line", "export_captions", "paragraph"]
 
 _STAGE = "captions"
 
@@ -51,9 +52,18 @@ class _Caption:
 
     @property
     def line(self) -> str:
-        """`t: caption`, on one line whatever is in the caption."""
-        seconds = f"{self.time_s:.3f}".rstrip("0").rstrip(".")  # `g` rounds 12345.67
-        return f"{seconds}: {' '.join(self.text.split())}"
+        """See `caption_line`."""
+        return caption_line(self.time_s, self.text)
+
+
+def caption_line(time_s: float, text: str) -> str:
+    """`t: caption`, on one line whatever is in the caption."""
+    return f"{_seconds(time_s)}: {' '.join(text.split())}"
+
+
+def _seconds(time_s: float) -> str:
+    """To microseconds, as the decoder tells frames apart; `g` would make 12345.67 of 12345.678."""
+    return f"{time_s:.6f}".rstrip("0").rstrip(".")
 
 
 def paragraph(captions: Iterable[_Caption]) -> str:
@@ -96,9 +106,26 @@ class CaptionExport:
         row = self.reader.row(id_)
         columns = (row["time_s"].tolist(), row.texts["caption"], row.texts["record"])
         return [
-            _Caption(id_, row.key.content, index, time_s, text, json.loads(record))
+            _Caption(id_, row.key.content, index, time_s, text, _record(record, id_, index))
             for index, (time_s, text, record) in enumerate(zip(*columns, strict=True))
         ]
+
+
+def _record(text: str, id_: str, index: int) -> Mapping[str, Any]:
+    """The record of a caption; the store may be a stranger's."""
+    try:
+        value = strict_json(text, whole=True)
+    except ValueError as error:
+        raise StoreError(
+            f"the record of caption {index} of '{id_}' is not JSON that can be used: {error}; "
+            "caption this video again"
+        ) from None
+    if not isinstance(value, dict):
+        raise StoreError(
+            f"the record of caption {index} of '{id_}' is {json_kind(value)}, expected an object; "
+            "caption this video again"
+        )
+    return value
 
 
 Write = Callable[[CaptionExport, Path, bool, Mapping[str, Any]], int]
@@ -204,7 +231,7 @@ def _csv_lines(work: CaptionExport, recipe: str) -> Iterator[str]:
         for each in captions:
             if each.text:
                 buffer = io.StringIO()
-                row = (number, each.video, f"{each.time_s:g}", " ".join(each.text.split()))
+                row = (number, each.video, _seconds(each.time_s), " ".join(each.text.split()))
                 csv.writer(buffer, lineterminator="\n").writerow(row)
                 yield buffer.getvalue()
                 number += 1

@@ -245,6 +245,8 @@ class StageReader:
             return shard.row(index)
         except GoneError:  # a compact or repair put it elsewhere
             self.refresh()
+            if key not in self._where:
+                raise
             shard, index = self._where[key]
             return shard.row(index)
 

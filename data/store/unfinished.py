@@ -72,14 +72,21 @@ class Unfinished:
         Raises:
             StoreError: the file system refused.
         """
-        read = (self._read(name) for name in self._names())
-        gone = [key for key, _ in filter(None, read) if key in stored]
+        gone = [key for key in self.keys() if key in stored]
         self.forget(gone)
         return len(gone)
 
     def any(self) -> bool:
         """Whether anything is kept."""
         return next(self._names(), None) is not None
+
+    def keys(self) -> list[ItemKey]:
+        """The rows of which something is kept, those with damaged files left out.
+
+        Raises:
+            StoreError: the disk or server does not answer.
+        """
+        return [key for key, _ in filter(None, map(self._read, self._names()))]
 
     def damaged(self) -> list[str]:
         """Names of files that are not what was written; nothing is made of them."""
@@ -98,9 +105,9 @@ class Unfinished:
         try:
             record = parse_json(content, self.folder / name)
             key, kept = ItemKey(**record["key"]), str(record["kept"])
-        except (StoreError, KeyError, TypeError):
+            whole = record.get("crc32") == zlib.crc32(kept.encode()) and _name(key) == name
+        except (StoreError, KeyError, TypeError, ValueError):  # half a surrogate pair is the last
             return None
-        whole = record.get("crc32") == zlib.crc32(kept.encode()) and _name(key) == name
         return (key, kept) if whole else None
 
 

@@ -4,6 +4,7 @@
         facts = decoder.probe(video)
         for window in decoder.windows(video, [request]): ...
     open_decoder("pyav").probe(video)                 # in this process
+    fit_picture(pixels, View(336, fit="padded"))      # what a captioner sees of a picture
 
 InputError reasons of all decoders:
 
@@ -27,6 +28,7 @@ import importlib
 from data.errors import UsageError
 from data.registry import Registry
 from data.video.decord import DecordDecoder
+from data.video.fits import fit_picture
 from data.video.isolated import IsolatedDecoder
 from data.video.listing import VideoList, list_videos
 from data.video.pyav import PyAVDecoder
@@ -43,6 +45,7 @@ __all__ = [
     "VideoList",
     "View",
     "Window",
+    "fit_picture",
     "list_videos",
     "open_decoder",
 ]

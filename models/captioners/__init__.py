@@ -8,6 +8,8 @@ caption_flags   what is wrong with a caption
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from models.captioners.base import CAPTIONERS, Captioner, CaptionRequest, CaptionResult, Sight
@@ -32,17 +34,18 @@ __all__ = [
 
 
 # A captioner is imported when it is asked for: a plan must not pay for torch (most import it).
-for _name, _module in {
-    "blip2": "blip2",
-    "llava": "llava",
-    "openai": "openai_server",
-    "pixel": "pixel",
-    "precomputed": "precomputed",
-    "videochat": "videochat",
-    "vllm": "vllm_captioner",
-    "vlm": "vlm",
-}.items():
-    CAPTIONERS.offer(_name, f"{__name__}.{_module}")
+_LOADS: dict[str, Callable[[], object]] = {
+    "blip2": lambda: import_module("models.captioners.blip2"),
+    "llava": lambda: import_module("models.captioners.llava"),
+    "openai": lambda: import_module("models.captioners.openai_server"),
+    "pixel": lambda: import_module("models.captioners.pixel"),
+    "precomputed": lambda: import_module("models.captioners.precomputed"),
+    "videochat": lambda: import_module("models.captioners.videochat"),
+    "vllm": lambda: import_module("models.captioners.vllm_captioner"),
+    "vlm": lambda: import_module("models.captioners.vlm"),
+}
+for _name, _load in _LOADS.items():
+    CAPTIONERS.offer(_name, _load)
 
 
 def create(name: str, checkpoint: Checkpoint | None = None, **options: Any) -> Captioner:

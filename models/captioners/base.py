@@ -89,6 +89,7 @@ class CaptionResult:
         prompt_tokens: tokens that went in; 0 where the captioner has no tokens.
         new_tokens: tokens, or words, that came out, of the attempt that was taken.
         attempts: generations that it took.
+        taken: which of them the text is from, counted from 1: the settings of each differ.
         raw: what was generated, where `text` is not all of it (a sentence that the limit of tokens
             cut off is left out of `text`); "" where they are the same.
         reason: why it failed; "" if it did not.
@@ -102,6 +103,7 @@ class CaptionResult:
     prompt_tokens: int = 0
     new_tokens: int = 0
     attempts: int = 1
+    taken: int = 1
     raw: str = ""
     reason: str = ""
     end_s: float | None = None
@@ -121,6 +123,9 @@ class Captioner(ABC):
     """True for one that says at which times of a video there are captions (`times_s`)."""
     follows_prompt: ClassVar[bool] = True
     """False for one that says what it says whatever it is asked: no recipe speaks of a prompt."""
+    works_here: ClassVar[bool] = True
+    """False for one whose captions come from elsewhere, a server or a file: what it does in a few
+    seconds says nothing of its speed and may cost money, so that no plan tries it."""
     machine_options: ClassVar[frozenset[str]] = frozenset({"device"})
     """Options that change how fast captions come and not what they should be: not in the recipe.
     What the machine did to the last bit is told as provenance."""
@@ -128,12 +133,20 @@ class Captioner(ABC):
     sight: Sight
 
     @classmethod
-    def recipe(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+    def recipe(
+        cls, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
+    ) -> dict[str, Any]:
         """Plain JSON that, with frames, prompt and weights, determines the text; known without
-        building anything. `options` are those that the user gave; all others are their defaults.
+        building anything.
+
+        Args:
+            options: those that the user gave; all others are their defaults.
+            checkpoint: for what it makes part of the weights beside itself; its own content is
+                told by whoever asks.
         """
         from models.options import defaults_of
 
+        del checkpoint
         every = {**defaults_of(cls), **options}
         left_out = cls.machine_options | {"seed"}  # the stage has a seed of its own
         return {key: value for key, value in every.items() if key not in left_out}

@@ -10,26 +10,24 @@ with five beams, this takes the likeliest token; both end at a line's end. Check
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from data.errors import UsageError
-from data.foreign import json_object, read_limited
 from models.captioners.base import CAPTIONERS, CaptionRequest, Sight
-from models.captioners.generating import Decoding, GeneratingCaptioner, Written
+from models.captioners.colours import CLIP_MEAN, CLIP_STD, colours_of
+from models.captioners.generating import Decoding, check_decoding
 from models.captioners.limits import Transformer, Work
-from models.captioners.loop import Engine, Prompts
-from models.captioners.loop.types import Generated
+from models.captioners.loop import Engine
+from models.captioners.looped import Asked, LoopedCaptioner
 from models.captioners.vlm_files import (
-    check_decoding,
     dtype_of,
     folder_of,
     load_config,
@@ -37,30 +35,14 @@ from models.captioners.vlm_files import (
     transformers,
 )
 from models.checkpoints import Checkpoint
-from models.large import build_empty, fill_from, fill_uniform
+from models.large import build_empty, fill_from, fill_uniform, spread
 from models.shards import read_folder
-from models.tokens import ByteTokens
+from models.tokens import ByteTokens, Tokens
 
 __all__ = ["Blip2Captioner"]
 
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of CLIP, where preprocessor_config.json says nothing else."""
-
 _PICTURES_AT_ONCE = 64
 """In one call of the ViT: 0.2 GB for its widest layer in half precision."""
-
-_MAX_CONFIG_BYTES = 1 << 20
-
-
-class Words(Protocol):
-    """The tokenizer, as far as it is needed."""
-
-    def encode(self, text: str) -> list[int]:
-        """Ids of a text, no markers."""
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without markers."""
 
 
 @dataclass(frozen=True)
@@ -69,8 +51,7 @@ class Parts:
 
     Args:
         net: Blip2ForConditionalGeneration.
-        words: its tokenizer.
-        begin: token that a text begins with.
+        words: its tokenizer; a text begins with its `bos`.
         ends: tokens that end a text.
         mean: of pixels in 0..1, per colour.
         std: of pixels in 0..1, per colour.
@@ -78,8 +59,7 @@ class Parts:
     """
 
     net: Any
-    words: Words
-    begin: int
+    words: Tokens
     ends: frozenset[int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -87,8 +67,11 @@ class Parts:
 
 
 @CAPTIONERS.register("blip2")
-class Blip2Captioner(GeneratingCaptioner):
+class Blip2Captioner(LoopedCaptioner):
     """BLIP-2 with OPT.
+
+    What it computes on the way can be asked for: `prompt_ids`, `features`, `embed` and `logits`,
+    each for requests as `caption` takes them.
 
     Args:
         checkpoint: folder of the model in the layout of Hugging Face, or `hf:ORG/NAME` of the
@@ -111,6 +94,7 @@ class Blip2Captioner(GeneratingCaptioner):
 
     name = "blip2"
     follows_prompt = False
+    _networks = ("_engine", "lm", "net")
     machine_options: ClassVar[frozenset[str]] = frozenset({"device", "dtype", "max_rows", "graphs"})
 
     def __init__(
@@ -132,27 +116,27 @@ class Blip2Captioner(GeneratingCaptioner):
         graphs: bool = True,
     ) -> None:
         kind = dtype_of(dtype, device, self.name)
-        self._parts = (
+        parts = (
             _random(seed, kind, device)
             if checkpoint is None
             else _loaded(checkpoint, kind, device, ignore_tensors)
         )
-        self._net = self._parts.net
+        self.net, self.tokens, self._kind = parts.net, parts.words, parts.kind
+        self.lm = self.net.language_model
         self._device = torch.device(device)
-        self._begin = (self._parts.begin, *self._parts.words.encode(prefix))
+        self._begin = (self.tokens.bos, *self.tokens.encode(prefix))
         self._colours = [
-            torch.tensor(each, device=device)[:, None, None]
-            for each in (self._parts.mean, self._parts.std)
+            torch.tensor(each, device=device)[:, None, None] for each in (parts.mean, parts.std)
         ]
         self._engine = Engine(
-            self._net.language_model,
+            self.lm,
             device=device,
             dtype=kind,
-            eos=self._parts.ends,
+            eos=parts.ends,
             max_rows=max_rows,
             graphs=graphs,
         )
-        self.sight = _sight(self._net.config)
+        self.sight = _sight(self.net.config)
         self.decoding = Decoding(
             max_new_tokens, temperature, top_p, repetition_penalty, seed, top_k
         )
@@ -160,10 +144,10 @@ class Blip2Captioner(GeneratingCaptioner):
 
     @classmethod
     def check(cls, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> None:
-        """The folder and its kind of model; no weights are read."""
+        """Options, the folder and its kind of model; no weights are read."""
         check_decoding(options)
         if checkpoint is not None:
-            _colours(_config(checkpoint)[0])
+            colours_of(_config(checkpoint)[0])
 
     @classmethod
     def work(cls, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> Work | None:
@@ -190,59 +174,44 @@ class Blip2Captioner(GeneratingCaptioner):
     def params(self) -> dict[str, Any]:
         """See `Captioner.params`."""
         return super().params() | {
-            "weights": self._parts.kind,
-            "language": type(self._net.language_model).__name__,
+            "weights": self._kind,
+            "language": type(self.lm).__name__,
             "device": str(self._device),
             "engine": self._engine.params(),
             "transformers": transformers().__version__,
             "torch": torch.__version__,
         }
 
-    def write(self, requests: Sequence[CaptionRequest], decoding: Decoding) -> list[Written]:
-        """See `GeneratingCaptioner.write`."""
+    @property
+    def soft_tokens(self) -> int:
+        """See `LoopedCaptioner`."""
+        queries: int = self.net.config.num_query_tokens
+        return queries
+
+    def _asked(self, request: CaptionRequest) -> Asked:
+        """The beginning of a text stands behind the picture (LAVIS `Blip2OPT.generate`)."""
         side = self.sight.side
-        for each in requests:
-            if each.frames.shape != (1, side, side, 3) or each.frames.dtype != np.uint8:
-                raise ValueError(
-                    f"captioner blip2 sees one uint8 picture of {side} x {side}, got "
-                    f"{each.frames.dtype} {each.frames.shape}"
-                )
-        length = self._net.config.num_query_tokens + len(self._begin)
-
-        def embed(rows: Sequence[int]) -> Tensor:
-            return self._embedded(np.concatenate([requests[i].frames for i in rows]))
-
-        prompts = Prompts([length] * len(requests), embed)
-        keys = [each.key for each in requests]
-        # Ids from that of the picture on are no words, and the table is longer than the words.
-        allowed = self._net.config.image_token_index
-        made = self._engine.generate(prompts, keys, decoding, allowed=allowed)
-        return [self._written(each) for each in made]
-
-    def close(self) -> None:
-        """Forget the networks."""
-        del self._engine, self._net, self._parts
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        if request.frames.shape != (1, side, side, 3) or request.frames.dtype != np.uint8:
+            raise ValueError(
+                f"captioner blip2 sees one uint8 picture of {side} x {side}, got "
+                f"{request.frames.dtype} {request.frames.shape}"
+            )
+        return Asked((), self._begin)
 
     @torch.inference_mode()
-    def _embedded(self, pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
-        """uint8 (n, side, side, 3) to what the language model reads, (n, T, D): soft tokens, and
-        behind them the beginning of a text (LAVIS `Blip2OPT.generate`).
-        """
-        soft = torch.cat(
+    def features(self, requests: Sequence[CaptionRequest]) -> Tensor:
+        """See `LoopedCaptioner`."""
+        pictures = np.concatenate([each.frames for each in requests])
+        return torch.cat(
             [
                 self._seen(torch.from_numpy(pictures[i : i + _PICTURES_AT_ONCE]).to(self._device))
                 for i in range(0, len(pictures), _PICTURES_AT_ONCE)
             ]
         )
-        ids = torch.tensor(self._begin, device=self._device)
-        words = self._net.get_input_embeddings()(ids).expand(len(soft), -1, -1)
-        return torch.cat([soft.to(words.dtype), words], dim=1)
 
     def _seen(self, pictures: Tensor) -> Tensor:
         """(n, side, side, 3) to soft tokens (n, queries, D)."""
-        net = self._net
+        net = self.net
         mean, std = self._colours
         pixels = (pictures.permute(0, 3, 1, 2).float() / 255 - mean) / std
         states = net.vision_model(pixels).last_hidden_state
@@ -252,10 +221,6 @@ class Blip2Captioner(GeneratingCaptioner):
         ).last_hidden_state
         soft: Tensor = net.language_projection(queries.to(net.language_projection.weight.dtype))
         return soft
-
-    def _written(self, made: Generated) -> Written:
-        text = self._parts.words.decode(made.ids)
-        return Written(text, made.finish_reason, made.prompt_tokens, len(made.ids), made.reason)
 
 
 def _sight(config: Any) -> Sight:
@@ -276,51 +241,43 @@ def _config(checkpoint: Checkpoint) -> tuple[Path, Any]:
     return folder, config
 
 
-def _colours(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of preprocessor_config.json; CLIP's where there is none."""
-    for name in ("preprocessor_config.json", "processor_config.json"):
-        path = folder / name
-        if not path.is_file():
-            continue
-        read = json_object(read_limited(path, _MAX_CONFIG_BYTES, name), str(path))
-        told = read.get("image_processor", read)
-        if isinstance(told, dict) and "image_mean" in told:
-            return _three(path, told, "image_mean"), _three(path, told, "image_std")
-    return _MEAN, _STD
+class _HubTokens(Tokens):
+    """A tokenizer of transformers.
 
+    Args:
+        tokenizer: of transformers.
+        config: of the model, which knows its tokens.
+    """
 
-def _three(path: Path, told: Mapping[str, Any], name: str) -> tuple[float, ...]:
-    value = told.get(name)
-    plain = isinstance(value, list) and all(isinstance(each, int | float) for each in value)
-    if not isinstance(value, list) or not plain or len(value) != len(_MEAN):
-        raise UsageError(f"'{path}': {name} has to be three numbers, got {value}")
-    return tuple(value)
-
-
-class _HubWords:
-    """A tokenizer of transformers."""
-
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Any, config: Any) -> None:
         self._tokenizer = tokenizer
+        self.bos, self.eos = config.text_config.bos_token_id, tokenizer.eos_token_id
+        # Ids from that of the picture on are no words, and the table is longer than the words.
+        self.count = config.image_token_index or config.text_config.vocab_size
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, no markers."""
+        """See `Tokens`."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids, without markers."""
+        """See `Tokens`."""
         text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return text
+
+    def piece(self, index: int) -> str:
+        """See `Tokens`."""
+        spelt: str = self._tokenizer.convert_ids_to_tokens(index)
+        return spelt
 
 
 def _loaded(
     checkpoint: Checkpoint, dtype: torch.dtype, device: str, ignored: Sequence[str]
 ) -> Parts:
     folder, config = _config(checkpoint)
-    mean, std = _colours(folder)
+    mean, std = colours_of(folder)
     tokenizer = load_tokenizer(folder)
-    words = _HubWords(tokenizer)
+    words = _HubTokens(tokenizer, config)
     net: Any = build_empty(lambda: transformers().Blip2ForConditionalGeneration(config))
     files = read_folder(folder).renamed(
         lambda name: None if any(fnmatchcase(name, each) for each in ignored) else name
@@ -331,8 +288,7 @@ def _loaded(
     line = words.encode("\n")
     if len(line) == 1:  # LAVIS ends there, whatever the configuration says
         ends.add(line[0])
-    begin = config.text_config.bos_token_id
-    return Parts(net, words, begin, frozenset(ends - {None}), mean, std, "file")
+    return Parts(net, words, frozenset(ends - {None}), mean, std, "file")
 
 
 def _dtypes(dtype: torch.dtype) -> Callable[[str], torch.dtype]:
@@ -365,12 +321,12 @@ def _random(seed: int, dtype: torch.dtype, device: str) -> Parts:
     fill_uniform(
         net,
         seed,
-        _spread,
+        spread,
         dtype=_dtypes(dtype),
         device=device,
     )
     ends = frozenset({words.eos, *words.encode("\n")})
-    return Parts(net, words, words.bos, ends, _MEAN, _STD, "random")
+    return Parts(net, words, ends, CLIP_MEAN, CLIP_STD, "random")
 
 
 def _sizes(heads: str, layers: int) -> dict[str, int]:
@@ -380,12 +336,3 @@ def _sizes(heads: str, layers: int) -> dict[str, int]:
         "num_hidden_layers": layers,
         heads: 4,
     }
-
-
-def _spread(name: str, tensor: Tensor) -> tuple[float, float]:
-    """Norms about 1, biases small, matrices that keep the size of what goes through."""
-    if tensor.ndim < 2:
-        return (1.0, 0.1) if name.endswith("weight") else (0.0, 0.1)
-    if "embed" in name or "query" in name:
-        return 0.0, 1.0
-    return 0.0, math.sqrt(3 / math.prod(tensor.shape[1:]))

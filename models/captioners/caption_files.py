@@ -122,6 +122,8 @@ def _csv(path: Path, reading: Reading) -> Iterator[ForeignCaption]:
     try:
         for cells in rows:
             where = f"line {rows.line_num}"
+            if not cells:
+                continue  # a blank line
             if names is None:
                 names = _header(cells, path)
                 continue
@@ -273,7 +275,12 @@ def _told(row: Mapping[str, Any]) -> tuple[tuple[str, ...] | None, str]:
         return None, ""
     reason = row.get("reason")
     known = tuple(flag for flag in FLAGS if flag in flags)
-    return known, reason[:1000] if isinstance(reason, str) else ""
+    return known, _line(reason[:1000]) if isinstance(reason, str) else ""
+
+
+def _line(text: str) -> str:
+    """One line of printable characters: it is shown, and stored as UTF-8."""
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text.split()))
 
 
 def _cell(
@@ -303,7 +310,7 @@ def _id(video: Any, path: Path, where: str, reading: Reading) -> str:
         video = str(video)
     if not isinstance(video, str) or not 0 < len(video.strip()) <= _LONGEST_NAME:
         raise UsageError(f"{path}, {where}: {brief(video)} is no name of a video")
-    name = video.strip()
+    name = _line(video)
     return PurePosixPath(name.replace("\\", "/")).stem if reading.ids == "stem" else name
 
 
@@ -330,7 +337,7 @@ def _seconds(value: Any, unit_s: float) -> float | None:
             return None
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    number = float(value) * unit_s
+    number = float(value) * unit_s + 0.0  # -0 is 0
     return number if math.isfinite(number) else None
 
 

@@ -7,25 +7,46 @@ still wrong after the last attempt is kept and flagged. Nothing is dropped, noth
 from __future__ import annotations
 
 import math
-import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from data.errors import UsageError
 from models.captioners.base import Captioner, CaptionRequest, CaptionResult, Status
 from models.captioners.guards import GUARDS_VERSION, caption_flags
+from models.captioners.sentences import whole_sentences
 
-__all__ = ["Decoding", "GeneratingCaptioner", "Written"]
+if TYPE_CHECKING:
+    from models.weights import Checkpoint
 
-_ALLOWED = (
-    ("max_new_tokens", 1, math.inf),
-    ("temperature", 0.0, 100.0),
-    ("top_p", 0.0, 1.0),
-    ("repetition_penalty", 0.01, 100.0),
-    ("top_k", 0, math.inf),
-)
+__all__ = ["Decoding", "GeneratingCaptioner", "Written", "check_decoding", "judged"]
+
+_ALLOWED: Mapping[str, tuple[type[int] | type[float], float, float]] = {
+    "max_new_tokens": (int, 1, math.inf),
+    "temperature": (float, 0.0, 100.0),
+    "top_p": (float, 0.0, 1.0),
+    "repetition_penalty": (float, 0.01, 100.0),
+    "top_k": (int, 0, math.inf),
+    "retries": (int, 0, 100),
+}
+
+
+def check_decoding(options: Mapping[str, Any]) -> None:
+    """Values of options that every captioner that generates has, as far as they are given.
+
+    Raises:
+        UsageError: a value that means nothing.
+    """
+    for name, (kind, least, most) in _ALLOWED.items():
+        value = options.get(name, least)
+        number = type(value) is int or (kind is float and isinstance(value, float))
+        if not number or not least <= value <= most:
+            raise UsageError(
+                f"option '{name}' is {value!r}; allowed: "
+                + (f"{least:g} to {most:g}" if math.isfinite(most) else f"{least:g} and more")
+                + (", a whole number" if kind is int else "")
+            )
 
 
 @dataclass(frozen=True)
@@ -56,13 +77,7 @@ class Decoding:
         Raises:
             UsageError: a value that means nothing.
         """
-        for name, least, most in _ALLOWED:
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or not least <= value <= most:
-                raise UsageError(
-                    f"option '{name}' is {value!r}; allowed: "
-                    + (f"{least:g} to {most:g}" if math.isfinite(most) else f"{least:g} and more")
-                )
+        check_decoding(vars(self))
 
     def attempt(self, number: int) -> Decoding:
         """The settings of attempt 0, 1, 2, …: first a penalty for repetition, then also sampling
@@ -73,7 +88,8 @@ class Decoding:
         sampled = number > 1 or self.temperature > 0
         return replace(
             self,
-            repetition_penalty=max(self.repetition_penalty, 1.1),
+            # More than before, or a greedy text would come out the same.
+            repetition_penalty=max(self.repetition_penalty + 0.1, 1.1),
             temperature=max(self.temperature, 0.2) if number > 1 else self.temperature,
             seed=self.seed + number if sampled else self.seed,
         )
@@ -107,7 +123,7 @@ class GeneratingCaptioner(Captioner):
     """
 
     WORTH_RETRY: ClassVar[frozenset[str]] = frozenset(
-        {"empty", "punctuation", "loop", "template", "refusal", "echo"}
+        {"empty", "punctuation", "loop", "template", "refusal", "echo", "script"}
     )
     """Flags that another attempt may cure; a text that is cut or short would be so again."""
 
@@ -115,9 +131,16 @@ class GeneratingCaptioner(Captioner):
     retries: int = 2
 
     @classmethod
-    def recipe(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Also the version of the guards, which decide what is generated again."""
-        return {**super().recipe(options), "guards": GUARDS_VERSION}
+    def recipe(
+        cls, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
+    ) -> dict[str, Any]:
+        """Also the version of the guards, which decide what is generated again.
+
+        Raises:
+            UsageError: see `check_decoding`.
+        """
+        check_decoding(options)
+        return {**super().recipe(options, checkpoint), "guards": GUARDS_VERSION}
 
     @abstractmethod
     def write(self, requests: Sequence[CaptionRequest], decoding: Decoding) -> list[Written]:
@@ -159,24 +182,19 @@ def judged(written: Written, prompt: str, attempts: int) -> CaptionResult:
         prompt_tokens=written.prompt_tokens,
         new_tokens=written.new_tokens,
         attempts=attempts,
+        taken=attempts,
         raw=written.text,
     )
     if written.finish_reason == "error":
         return replace(made, reason=written.reason or "no reason given")
     whole = written.text.strip()
     flags = caption_flags(whole, prompt=prompt, finish_reason=written.finish_reason)
-    text = _whole_sentences(whole) if written.finish_reason == "length" else whole
+    text = whole_sentences(whole) if written.finish_reason == "length" else whole
     if not text:
         return replace(made, flags=flags, reason="the captioner wrote nothing")
     status: Status = "flagged" if flags else "ok"
     raw = "" if text == written.text else written.text
     return replace(made, text=text, status=status, flags=flags, raw=raw)
-
-
-def _whole_sentences(text: str) -> str:
-    """Up to the last end of a sentence; all of it if there is none."""
-    ends = list(re.finditer(r"[.!?][\"'”’)\]]*(?=\s|$)", text))
-    return text[: ends[-1].end()] if ends else text
 
 
 def _better(before: CaptionResult | None, now: CaptionResult) -> CaptionResult:

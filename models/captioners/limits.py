@@ -7,6 +7,7 @@ every step reads all weights once for the whole batch, and the keys and values o
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 __all__ = ["GPUS", "Bound", "Gpu", "Transformer", "Work", "bound", "gpu_called", "most_rows"]
@@ -34,6 +35,7 @@ GPUS = (
     Gpu("H200", 790e12, 4.3e12, 139 * 2**30),
     Gpu("H100", 790e12, 3.0e12, 79 * 2**30),
     Gpu("A100-SXM4-80GB", 270e12, 1.9e12, 79 * 2**30),
+    Gpu("A100 80GB", 270e12, 1.9e12, 79 * 2**30),
     Gpu("A100", 270e12, 1.45e12, 39 * 2**30),
     Gpu("L40S", 290e12, 0.8e12, 44 * 2**30),
     Gpu("L4", 95e12, 0.28e12, 22 * 2**30),
@@ -45,8 +47,10 @@ GPUS = (
 
 
 def gpu_called(name: str) -> Gpu | None:
-    """The GPU of a device name; None if it is not in the table."""
-    return next((each for each in GPUS if each.name.lower() in name.lower()), None)
+    """The GPU of a device name; None if it is not in the table: "GH200" is no H200, "L40" no L4."""
+    return next(
+        (each for each in GPUS if re.search(rf"\b{each.name}(?!\d)", name, re.IGNORECASE)), None
+    )
 
 
 @dataclass(frozen=True)

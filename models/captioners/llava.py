@@ -18,7 +18,6 @@ default is greedy decoding, as in its evaluation, of up to 128 tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -27,11 +26,15 @@ from torch import Tensor
 
 from data.errors import UsageError, nearest
 from models.captioners.base import CAPTIONERS, CaptionRequest, Sight
-from models.captioners.generating import Decoding, GeneratingCaptioner, Written
+from models.captioners.generating import Decoding, check_decoding
 from models.captioners.limits import Transformer, Work
 from models.captioners.llava_layouts import SIZES, LlavaPlan, plan_of
-from models.captioners.llava_network import language_model, network_of, require_transformers
+from models.captioners.llava_network import language_model, network_of, tower_of
+from models.captioners.loop import Engine
+from models.captioners.looped import Asked, LoopedCaptioner
 from models.captioners.templates import chunks_of, template_text
+from models.captioners.vlm_files import DTYPES, dtype_of, transformers
+from models.file_hashes import files_sha256
 from models.shards import weights_files
 from models.tokens import ByteTokens, Tokens, read_tokens
 from models.weights import Checkpoint
@@ -43,14 +46,16 @@ LAYOUT_VERSION = 1
 
 Picture = Literal["auto", "pad", "crop"]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _QUESTION_TOKENS = 25
 """Of a prompt of one sentence, for plans: TEA's has 22 with LLaMA's tokenizer."""
 
 
 @CAPTIONERS.register("llava")
-class Llava(GeneratingCaptioner):
+class Llava(LoopedCaptioner):
     """Describes one picture.
+
+    What it computes on the way can be asked for: `prompt_ids`, `pixels`, `features`, `embed` and
+    `logits`, each for requests as `caption` takes them.
 
     Args:
         checkpoint: folder of a LLaVA 1.5, in the layout of llava-hf or of liuhaotian, or
@@ -59,7 +64,8 @@ class Llava(GeneratingCaptioner):
         device: "cpu", "cuda", "cuda:1", …
         size: of random weights, one of `tiny`, `7b`, `13b`; None: tiny.
         vision: folder of the CLIP that looks, for a checkpoint in liuhaotian's layout whose files
-            hold none; None: what its config names, if that is on this machine.
+            hold none; None: what its config names, if that is on this machine. For one whose files
+            hold a tower of unknown sizes, a folder with the config.json of that tower alone.
         template: what stands around the prompt: a name of `templates.TEMPLATES` or a text.
         picture: "pad" shows the whole picture on a square, "crop" its centre; "auto": as the model
             was trained.
@@ -80,6 +86,7 @@ class Llava(GeneratingCaptioner):
 
     name = "llava"
     machine_options: ClassVar[frozenset[str]] = frozenset({"device", "dtype", "max_rows", "graphs"})
+    _networks = ("_engine", "lm", "net")
 
     def __init__(
         self,
@@ -113,23 +120,18 @@ class Llava(GeneratingCaptioner):
         )
         self.retries = retries
         self._template_name, self._template = template, template_text(template)
-        self._tokens = _tokens_of(self.plan)
+        self.tokens = _tokens_of(self.plan)
         self._dtype = _dtype(dtype, self.plan, device)
         net, self.weights = network_of(self.plan, seed, self._dtype, device)
         self.net: Any = net
         self.lm = language_model(self.net)
         self._colours = _colours(self.plan, device)
         self._device = torch.device(device)
-        self._engine = self._engine_of(max_rows, graphs)
-
-    def _engine_of(self, max_rows: int | None, graphs: bool) -> Any:
-        from models.captioners.loop import Engine
-
-        return Engine(
+        self._engine = Engine(
             self.lm,
             device=self._device,
             dtype=self._dtype,
-            eos={self._tokens.eos},
+            eos={self.tokens.eos},
             max_rows=max_rows,
             graphs=graphs,
         )
@@ -137,14 +139,16 @@ class Llava(GeneratingCaptioner):
     # --- known without building anything
 
     @classmethod
-    def recipe(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """Also the words of the template, and the files of a vision tower instead of its place."""
-        from models.file_hashes import files_sha256
-
-        made = {**super().recipe(options), "layout": LAYOUT_VERSION}
+    def recipe(
+        cls, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
+    ) -> dict[str, Any]:
+        """Also the words of the template, and instead of the place of a vision tower its files,
+        also where only the checkpoint's config.json names it.
+        """
+        made = {**super().recipe(options, checkpoint), "layout": LAYOUT_VERSION}
         made["template"] = template_text(str(made["template"]))
-        if made["vision"] is not None:
-            made["vision"] = files_sha256(made["vision"])
+        tower = made["vision"] if checkpoint is None else tower_of(_plan(checkpoint, options))
+        made["vision"] = None if tower is None else files_sha256(tower)
         return made
 
     @classmethod
@@ -152,11 +156,14 @@ class Llava(GeneratingCaptioner):
         """Options, configuration, tokenizer and files of weights; see `Captioner.check`."""
         plan = _plan(checkpoint, options)
         _sight(plan, options.get("picture", "auto"))
+        _dtype(options.get("dtype", "auto"), plan, "cpu")
         template_text(options.get("template", "vicuna_v1"))
-        require_transformers()
+        check_decoding(options)
+        transformers()
         _tokens_of(plan)
         if plan.folder is not None:
             weights_files(plan.folder)
+            tower_of(plan)
 
     @classmethod
     def work(cls, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> Work | None:
@@ -188,8 +195,6 @@ class Llava(GeneratingCaptioner):
 
     def params(self) -> dict[str, Any]:
         """See `Captioner.params`."""
-        import transformers
-
         return {
             **super().params(),
             "layout": self.plan.layout,
@@ -206,64 +211,36 @@ class Llava(GeneratingCaptioner):
             "dtype": str(self._dtype).removeprefix("torch."),
             "device": _device_name(self._device),
             "torch": torch.__version__,
-            "transformers": transformers.__version__,
+            "transformers": transformers().__version__,
         }
 
     # --- captions
 
-    def write(self, requests: Sequence[CaptionRequest], decoding: Decoding) -> list[Written]:
-        """See `GeneratingCaptioner.write`."""
-        from models.captioners.loop import Prompts
+    @property
+    def soft_tokens(self) -> int:
+        """See `LoopedCaptioner`."""
+        return self.plan.picture_tokens
 
-        asked = {each.prompt: self._asked(each.prompt) for each in requests}
-        rows = [asked[each.prompt] for each in requests]
-        pictures = [self._checked(each) for each in requests]
-        prompts = Prompts(
-            [len(row.before) + self.plan.picture_tokens + len(row.after) for row in rows],
-            lambda wanted: self.embed(
-                np.stack([pictures[i] for i in wanted]), [rows[i] for i in wanted]
-            ),
-        )
-        made = self._engine.generate(
-            prompts, [each.key for each in requests], decoding, allowed=self._tokens.count
-        )
-        return [
-            Written(
-                self._tokens.decode(each.ids),
-                each.finish_reason,
-                each.prompt_tokens,
-                len(each.ids),
-                each.reason,
-            )
-            for each in made
-        ]
-
-    def _asked(self, prompt: str) -> _Asked:
-        """The tokens around the picture, each side tokenised alone."""
-        before, after = chunks_of(self._template, prompt)
-        asked = _Asked(
-            (self._tokens.bos, *self._tokens.encode(before)), tuple(self._tokens.encode(after))
-        )
-        total = len(asked.before) + self.plan.picture_tokens + len(asked.after)
-        room = int(self.plan.text["max_position_embeddings"]) - self.decoding.max_new_tokens
-        if total > room:
+    def _asked(self, request: CaptionRequest) -> Asked:
+        self._check_frames(request)
+        asked = Asked.of(self.tokens, *chunks_of(self._template, request.prompt))
+        total = len(asked.before) + self.soft_tokens + len(asked.after)
+        most = int(self.plan.text["max_position_embeddings"])
+        if total > most - self.decoding.max_new_tokens:
             raise UsageError(
-                f"a prompt of {total:,} tokens, {self.plan.picture_tokens} of them the picture, "
+                f"a prompt of {total:,} tokens, {self.soft_tokens} of them the picture, "
                 f"and {self.decoding.max_new_tokens} new ones are more than the model's "
-                f"{self.plan.text['max_position_embeddings']:,}; shorten the prompt, or "
-                "max_new_tokens"
+                f"{most:,}; shorten the prompt, or max_new_tokens"
             )
         return asked
 
-    def _checked(self, request: CaptionRequest) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    def _check_frames(self, request: CaptionRequest) -> None:
         side = self.sight.side
         if request.frames.shape != (1, side, side, 3) or request.frames.dtype != np.uint8:
             raise ValueError(
                 f"llava sees one uint8 picture of {side} x {side}, got {request.frames.dtype} "
-                f"{request.frames.shape} for {request.key}"
+                f"{request.frames.shape} for {request.key}; `data.video.fit_picture` makes one"
             )
-        picture: np.ndarray[Any, np.dtype[np.uint8]] = request.frames[0]
-        return picture
 
     def pixels(self, pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
         """Pictures, uint8 RGB (n, side, side, 3), as the vision tower wants them: float32
@@ -274,40 +251,10 @@ class Llava(GeneratingCaptioner):
         return ((values.float() / 255 - mean) / std).movedim(-1, 1).contiguous()
 
     @torch.inference_mode()
-    def features(self, pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
-        """What the language model sees of pictures: (n, picture tokens, width)."""
-        pixels = self.pixels(pictures).to(self._dtype)
+    def features(self, requests: Sequence[CaptionRequest]) -> Tensor:
+        """See `LoopedCaptioner`: what `encode_images` of LLaVA's code gives."""
+        pixels = self.pixels(np.concatenate([each.frames for each in requests])).to(self._dtype)
         return torch.stack(list(self.net.get_image_features(pixels).pooler_output))
-
-    @torch.inference_mode()
-    def embed(
-        self, pictures: np.ndarray[Any, np.dtype[np.uint8]], asked: Sequence[_Asked]
-    ) -> Tensor:
-        """Embeddings of prompts of one length, (n, tokens, width), pictures in their places."""
-        words = self.lm.get_input_embeddings()
-        around = {
-            each: tuple(words(torch.tensor(ids, device=self._device)) for ids in each.sides)
-            for each in {*asked}
-        }
-        seen = self.features(pictures)
-        return torch.stack(
-            [
-                torch.cat([around[each][0], one, around[each][1]])
-                for each, one in zip(asked, seen, strict=True)
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """Ids before and after the picture."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-    @property
-    def sides(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        return self.before, self.after
 
 
 def _plan(checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> LlavaPlan:
@@ -359,16 +306,10 @@ def _tokens_of(plan: LlavaPlan) -> Tokens:
 
 
 def _dtype(name: str, plan: LlavaPlan, device: str) -> torch.dtype:
-    if name != "auto":
-        if name not in _DTYPES:
-            raise UsageError(
-                f"captioner llava: unknown dtype {name!r}; {nearest(str(name), ['auto', *_DTYPES])}"
-            )
-        return _DTYPES[name]
-    if not device.startswith("cuda"):
-        return torch.float32
-    told = _DTYPES.get(plan.dtype, torch.bfloat16)
-    return torch.bfloat16 if told == torch.float32 else told
+    """On a GPU `auto` is the half precision that the checkpoint is in."""
+    kind = dtype_of(name, device, "llava")
+    halved = name == "auto" and kind != torch.float32 and plan.dtype in ("float16", "bfloat16")
+    return DTYPES[plan.dtype] if halved else kind
 
 
 def _colours(plan: LlavaPlan, device: str) -> tuple[Tensor, Tensor]:

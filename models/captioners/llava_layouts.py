@@ -14,16 +14,13 @@ from typing import Any, Literal
 
 from data.errors import UsageError
 from data.foreign import brief, json_object, read_limited
+from models.captioners.colours import CLIP_MEAN, CLIP_STD, colours_of
 from models.captioners.llava_names import hf_name, own_name
 from models.zoo import resolve
 
-__all__ = ["CLIP_MEAN", "CLIP_STD", "SIZES", "LlavaPlan", "plan_of"]
+__all__ = ["SIZES", "LlavaPlan", "plan_of"]
 
 Fit = Literal["padded", "cropped"]
-
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""OpenAI's CLIP; in `preprocessor_config.json` of every vision tower that LLaVA 1.5 had."""
 
 _MAX_CONFIG_BYTES = 1 << 20
 
@@ -76,6 +73,13 @@ _OF_LLAMA = (
 )
 """Fields that change numbers; ids of markers come from the tokenizer."""
 
+MOST_PIXELS = 4096
+"""Of a picture's side; CLIP has 224 and 336."""
+
+_MOST_SIZE = 1 << 20
+_MOST: Mapping[str, int] = {"num_hidden_layers": 1024, "image_size": MOST_PIXELS}
+"""Largest sizes that are believed; LLaVA 1.5 has 40 layers and 32,000 tokens."""
+
 _OF_CLIP = (*_CLIP, "projection_dim", "num_channels", "hidden_act", "layer_norm_eps")
 _NEEDED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
 
@@ -97,6 +101,8 @@ class LlavaPlan:
         dtype: of the numbers, by the config; "" where it says nothing.
         tower: folder or name with the weights of the vision tower, where the model's own files
             have none.
+        tower_asked: whether option `vision` named it, and not config.json.
+        tied: whether the words that are read and written share a table.
         rename: a name in the files to one of transformers' `LlavaForConditionalGeneration`; None
             for what is no weight.
     """
@@ -112,6 +118,8 @@ class LlavaPlan:
     std: tuple[float, ...] = CLIP_STD
     dtype: str = ""
     tower: str = ""
+    tower_asked: bool = False
+    tied: bool = False
     rename: Callable[[str], str | None] = field(default=lambda name: name)
 
     @property
@@ -174,6 +182,11 @@ def plan_of(checkpoint: Path | str, vision: str | None = None) -> LlavaPlan:
         UsageError: no LLaVA, or one that is built otherwise; it says which captioner reads it.
     """
     folder = resolve(checkpoint)
+    if folder.is_file():
+        raise UsageError(
+            f"'{folder}' is a file; captioner llava reads the folder of a whole model, with its "
+            f"config.json and tokenizer: give '{folder.parent}'"
+        )
     if not (folder / "config.json").is_file():
         lora = (folder / "adapter_config.json").is_file()
         raise UsageError(
@@ -237,7 +250,7 @@ def _hf(folder: Path, config: Mapping[str, Any], vision: str | None) -> LlavaPla
     select = config.get("vision_feature_select_strategy", "default")
     if type(layer) is not int or select not in ("default", "full"):
         raise _refuse(folder, f"it takes layers {brief(layer)}, {brief(select)} tokens")
-    mean, std = _colours(folder)
+    mean, std = colours_of(folder)
     return LlavaPlan(
         "llava-hf",
         _text_of(folder, {**_LLAMA, "tie_word_embeddings": False, **text}),
@@ -251,24 +264,9 @@ def _hf(folder: Path, config: Mapping[str, Any], vision: str | None) -> LlavaPla
         mean,
         std,
         _dtype_of(config) or _dtype_of(text),
+        tied=bool(config.get("tie_word_embeddings", False)),
         rename=hf_name,
     )
-
-
-def _colours(folder: Path) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
-        return CLIP_MEAN, CLIP_STD
-    told = _json(file)
-    found = (told.get("image_mean", CLIP_MEAN), told.get("image_std", CLIP_STD))
-    for each in found:
-        if not (
-            isinstance(each, list | tuple)
-            and len(each) == 3
-            and all(isinstance(number, int | float) and 0 < number < 1 for number in each)
-        ):
-            raise UsageError(f"'{file}' has {brief(each)} for a mean or deviation of three colours")
-    return tuple(found[0]), tuple(found[1])
 
 
 # --- the layout of liuhaotian
@@ -282,7 +280,7 @@ def _own(folder: Path, config: Mapping[str, Any], vision: str | None) -> LlavaPl
             f"'{folder / 'config.json'}' lacks {', '.join(missing)}; it must be the one that the "
             "model was published with"
         )
-    tower = vision or str(config.get("mm_vision_tower") or "")
+    tower = vision or _named_tower(folder, config)
     select = config.get("mm_vision_select_feature", "patch")
     return LlavaPlan(
         "liuhaotian",
@@ -294,8 +292,16 @@ def _own(folder: Path, config: Mapping[str, Any], vision: str | None) -> LlavaPl
         "padded" if config.get("image_aspect_ratio") == "pad" else "cropped",
         dtype=_dtype_of(config),
         tower=tower,
+        tower_asked=vision is not None,
+        tied=bool(config.get("tie_word_embeddings", False)),
         rename=own_name,
     )
+
+
+def _named_tower(folder: Path, config: Mapping[str, Any]) -> str:
+    """What config.json calls it: a name, a path, or a folder within the model's own."""
+    named = str(config.get("mm_vision_tower") or "")
+    return str(folder / named) if named and (folder / named / "config.json").is_file() else named
 
 
 def _check_own(folder: Path, config: Mapping[str, Any]) -> None:
@@ -365,13 +371,16 @@ def _vision_of(folder: Path, vision: Mapping[str, Any]) -> dict[str, Any]:
 def _fields(
     folder: Path, told: Mapping[str, Any], names: tuple[str, ...], sizes: Mapping[str, int]
 ) -> dict[str, Any]:
-    """The named fields, where they are told, and sizes, which must be numbers."""
+    """The named fields, where they are told, and sizes, which must be numbers that a network can
+    have: it is built before its weights are looked at.
+    """
     kept = {name: told[name] for name in names if told.get(name) is not None}
     for name in sizes:
-        if type(kept.get(name, 1)) is not int or kept.get(name, 1) < 1:
+        most = _MOST.get(name, _MOST_SIZE)
+        if type(kept.get(name, 1)) is not int or not 1 <= kept.get(name, 1) <= most:
             raise UsageError(
                 f"'{folder / 'config.json'}': {name} is {brief(kept[name])}, expected a number "
-                "above 0"
+                f"from 1 to {most:,}"
             )
     return {**sizes, **kept}
 

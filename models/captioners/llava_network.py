@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from data.errors import UsageError, how_to_install
+from data.errors import UsageError
 from models.captioners.llava_layouts import LlavaPlan
 from models.captioners.llava_names import vision_name
+from models.captioners.vlm_files import transformers
 from models.large import build_empty, fill_from, fill_uniform
-from models.shards import TensorFiles, read_folder
+from models.shards import read_folder, tensor_names, weights_files
 from models.weights import Weights
+from models.zoo import resolve
 
-__all__ = ["language_model", "network_of", "require_transformers"]
+__all__ = ["language_model", "network_of", "tower_of"]
 
-
-def require_transformers() -> None:
-    """UsageError with the command that installs it, if transformers cannot be imported."""
-    from models.compat import ensure_torchvision
-
-    ensure_torchvision()
-    try:
-        import transformers  # noqa: F401 - only whether it can be imported
-    except ImportError as error:
-        raise UsageError(
-            f"captioner llava needs the Python package 'transformers', which cannot be imported "
-            f"({error}); install it: {how_to_install('pipeline')}"
-        ) from error
+_IN_FILES = ".vision_tower."
 
 
 def network_of(
@@ -39,30 +30,25 @@ def network_of(
     if plan.folder is None:
         return net, fill_uniform(net, seed, _scale, dtype=dtype, device=device, threads=8)
     files = read_folder(plan.folder).renamed(plan.rename)
-    if plan.layout == "liuhaotian" and not any("vision_tower" in name for name in files):
-        files = files.joined(_tower(plan))
+    tower = tower_of(plan)
+    if tower is not None:
+        files = files.joined(read_folder(tower).renamed(vision_name))
     what = f"a LLaVA of the sizes in its config.json ({plan.layout} layout)"
     return net, fill_from(net, files, what, dtype=dtype, device=device, layout=plan.layout)
 
 
 def _empty_network(plan: LlavaPlan) -> nn.Module:
-    require_transformers()
-    from transformers import (
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-    )
-
+    library = transformers()
     try:
-        config = LlavaConfig(
-            vision_config=CLIPVisionConfig(**plan.vision),
-            text_config=LlamaConfig(**plan.text),
+        config = library.LlavaConfig(
+            vision_config=library.CLIPVisionConfig(**plan.vision),
+            text_config=library.LlamaConfig(**plan.text),
             vision_feature_layer=plan.layer,
             vision_feature_select_strategy=plan.select,
             image_seq_length=plan.picture_tokens,
+            tie_word_embeddings=plan.tied,
         )
-        net: nn.Module = LlavaForConditionalGeneration(config)
+        net: nn.Module = library.LlavaForConditionalGeneration(config)
     except Exception as error:  # transformers checks fields with errors of its own
         reason = " ".join(str(error).split())[:300]
         raise UsageError(
@@ -72,22 +58,38 @@ def _empty_network(plan: LlavaPlan) -> nn.Module:
     return net
 
 
-def _tower(plan: LlavaPlan) -> TensorFiles:
-    """The vision tower's own files."""
+def tower_of(plan: LlavaPlan) -> Path | None:
+    """The folder of the vision tower's own weights; None where the model's files hold them.
+
+    Raises:
+        UsageError: neither holds them, or both do, and it was asked for this one.
+    """
+    if plan.folder is None or plan.layout != "liuhaotian":
+        return None
+    held = any(_IN_FILES in name for name in tensor_names(plan.folder))
+    if held and not plan.tower_asked:
+        return None
     try:
-        return read_folder(plan.tower).renamed(vision_name)
+        place = resolve(plan.tower)
+        weights_files(place)
     except UsageError as error:
+        if held:  # a folder with sizes alone
+            return None
         raise UsageError(
             f"'{plan.folder}' holds no vision tower and names '{plan.tower}': {error}. Give its "
             "folder with option `vision`"
         ) from error
+    if held:
+        raise UsageError(
+            f"'{plan.folder}' holds a vision tower, and so does '{place}' of option `vision`, "
+            "which would not be used; leave `vision` out"
+        )
+    return place
 
 
 def language_model(net: Any) -> Any:
     """The same layers as a model of language alone, for the loop."""
-    from transformers import LlamaForCausalLM
-
-    lm = build_empty(lambda: LlamaForCausalLM(net.config.text_config))
+    lm = build_empty(lambda: transformers().LlamaForCausalLM(net.config.text_config))
     lm.model, lm.lm_head = net.model.language_model, net.lm_head
     return lm
 

@@ -8,7 +8,8 @@ is in `remote.sending`; what is sent and what is made of the answer, in `remote.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, get_args
@@ -31,12 +32,13 @@ __all__ = ["OpenAIServer"]
 
 _GREET_S = 20.0
 _OURS = frozenset({"model", "messages", "stream", "n", "seed", "temperature", "top_p", "top_k"})
-_SECRETS = ("key", "token", "secret", "password", "authorization")
+# `api_key`, `apikey`, `accessToken`; not `stop_token_ids`, `max_tokens`, `keyframes`.
+_SECRET = re.compile(r"(?i)(key|token|secret|passwords?|authorization|credentials?)$")
 
 
 @CAPTIONERS.register("openai")
 class OpenAIServer(GeneratingCaptioner):
-    """Asks a server for every caption. See docs/captions.md for what to set for which server.
+    """Asks a server for every caption. See docs/captioners.md for what to set for which server.
 
     Args:
         checkpoint: none: the server has the weights.
@@ -76,6 +78,7 @@ class OpenAIServer(GeneratingCaptioner):
 
     name = "openai"
     has_weights = False
+    works_here = False
     machine_options = frozenset(
         {
             "device",
@@ -145,11 +148,13 @@ class OpenAIServer(GeneratingCaptioner):
         self._sender: Sender | None = None
 
     @classmethod
-    def recipe(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+    def recipe(
+        cls, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
+    ) -> dict[str, Any]:
         """See `Captioner.recipe`; UsageError for options that cannot be, before anything runs."""
         check_options("captioner openai", cls, options)
         _check({**defaults_of(cls), **options})
-        return super().recipe(options)
+        return super().recipe(options, checkpoint)
 
     @classmethod
     def check(cls, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> None:
@@ -337,11 +342,21 @@ def _check_extra(extra: Any) -> None:
                 f"captioner openai: extra names '{name}', which has an option of its own or is "
                 "made here; use that option"
             )
-        if any(word in str(name).lower() for word in _SECRETS) and not str(name).endswith("tokens"):
+    for name in _names_in(extra):
+        if _SECRET.search(name):
             raise UsageError(
                 f"captioner openai: extra names '{name}', which looks like a secret, and it would "
                 "stand in the recipe; put keys into an environment variable (key_env)"
             )
+
+
+def _names_in(value: Any) -> Iterator[str]:
+    """All names of fields, however deep."""
+    if isinstance(value, Mapping):
+        yield from map(str, value)
+    if isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _names_in(each)
 
 
 _CHOICES: dict[str, tuple[str, ...]] = {

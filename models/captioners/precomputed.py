@@ -57,6 +57,7 @@ class Precomputed(Captioner):
 
     name = "precomputed"
     has_weights = False
+    works_here = False
     own_times = True
     follows_prompt = False
     machine_options = frozenset({"device", "path"})
@@ -90,14 +91,16 @@ class Precomputed(Captioner):
         self._table = CaptionTable(captions_of(file, reading), str(file), same_time)
 
     @classmethod
-    def recipe(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+    def recipe(
+        cls, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
+    ) -> dict[str, Any]:
         """See `Captioner.recipe`; with the hash of the file instead of its name."""
         every = {**defaults_of(cls), **options}
         file, _ = _checked(every)
         own: dict[str, Any] = {"sha256": _remembered_sha256(file, _stamps(file))}
         if every["guards"]:
             own["guards"] = GUARDS_VERSION
-        return super().recipe(options) | own
+        return super().recipe(options, checkpoint) | own
 
     @classmethod
     def check(cls, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> None:

@@ -3,13 +3,13 @@
 VideoChat: Chat-Centric Video Understanding, https://arxiv.org/abs/2305.06355; public code
 OpenGVLab/Ask-Anything, `video_chat/`, commit 4dd8210b. Its parts: `videochat_network` (frames to
 soft tokens), `videochat_text` (the words around them), `videochat_checkpoint` (its files),
-`models.captioners.loop` (generation). docs/captions.md says what differs from the public code.
+`models.captioners.loop` (generation). docs/captioners.md says what differs from the public code.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from data.errors import UsageError
 from models.captioners.base import CAPTIONERS, CaptionRequest, Fit, Sight
-from models.captioners.generating import Decoding, GeneratingCaptioner, Written
+from models.captioners.generating import Decoding, Written, check_decoding
 from models.captioners.limits import Transformer, Work
-from models.captioners.loop import Engine, Generated, Prompts
+from models.captioners.loop import Engine, Generated
+from models.captioners.looped import Asked, LoopedCaptioner
 from models.captioners.videochat_checkpoint import find_files, llm_config
-from models.captioners.videochat_network import PUBLISHED
+from models.captioners.videochat_network import PUBLISHED, normalised
 from models.captioners.videochat_parts import load_parts, random_parts
 from models.captioners.videochat_text import (
     LAYOUT_VERSION,
@@ -36,7 +37,7 @@ from models.captioners.videochat_text import (
     video_prompt,
     without_markers,
 )
-from models.captioners.vlm_files import transformers
+from models.captioners.vlm_files import dtype_of, transformers
 from models.checkpoints import Checkpoint
 from models.options import defaults_of
 from models.shards import weights_files
@@ -51,20 +52,12 @@ _FRAMES_AT_ONCE = 64
 """Frames in one call of the ViT: 0.4 GB for its widest layer in half precision."""
 
 
-_DECODING = ("max_new_tokens", "temperature", "top_p", "repetition_penalty", "top_k")
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """The token ids before and after the soft tokens of one request."""
-
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-
-
 @CAPTIONERS.register("videochat")
-class VideoChat(GeneratingCaptioner):
+class VideoChat(LoopedCaptioner):
     """VideoChat-1.
+
+    What it computes on the way can be asked for: `prompt_ids`, `features`, `embed` and `logits`,
+    each for requests as `caption` takes them; `eyes` has the steps before the language model.
 
     Args:
         checkpoint: folder with its files (`videochat_checkpoint`); None: a tiny one with random
@@ -91,6 +84,7 @@ class VideoChat(GeneratingCaptioner):
     """
 
     name = "videochat"
+    _networks = ("_engine", "lm", "eyes")
     machine_options: ClassVar[frozenset[str]] = frozenset({"device", "dtype", "max_rows", "graphs"})
 
     def __init__(
@@ -113,33 +107,37 @@ class VideoChat(GeneratingCaptioner):
     ) -> None:
         _check(frames, clock)
         kind = _dtype(dtype, device)
-        self._parts = (
+        parts = (
             random_parts(seed, dtype=kind, device=device)
             if checkpoint is None
             else load_parts(checkpoint, dtype=kind, device=device)
         )
+        self.eyes, self.lm, self.tokens = parts.eyes, parts.lm, parts.words
+        self._told = {"weights": asdict(parts.weights), "language": parts.language}
         self._engine = Engine(
-            self._parts.lm,
+            self.lm,
             device=device,
             dtype=kind,
-            eos={self._parts.words.eos},
+            eos={self.tokens.eos},
             max_rows=max_rows,
             graphs=graphs,
         )
-        self._stops = stops(self._parts.words.encode)
-        self._device, self._dtype, self._clock = torch.device(device), kind, clock
+        self._stop = stops(self.tokens.encode)
+        self._device, self._clock = torch.device(device), clock
         # `upload_img` of the public code does not keep the shape of a picture, `load_video` does.
         fit: Fit = "cropped" if frames > 1 else "stretched"
-        self.sight = Sight(frames, self._parts.eyes.sizes.side, fit)
+        self.sight = Sight(frames, self.eyes.sizes.side, fit)
         self.decoding = Decoding(
             max_new_tokens, temperature, top_p, repetition_penalty, seed, top_k
         )
         self.retries = retries
 
     @classmethod
-    def recipe(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+    def recipe(
+        cls, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
+    ) -> dict[str, Any]:
         """Also the version of the words around an instruction."""
-        return {**super().recipe(options), "layout": LAYOUT_VERSION}
+        return {**super().recipe(options, checkpoint), "layout": LAYOUT_VERSION}
 
     @classmethod
     def check(cls, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> None:
@@ -147,7 +145,7 @@ class VideoChat(GeneratingCaptioner):
         given = {**defaults_of(cls), **options}
         _check(given["frames"], given["clock"])
         _dtype(given["dtype"], "cpu")
-        Decoding(**{name: given[name] for name in _DECODING})
+        check_decoding(options)
         transformers()
         if checkpoint is not None:
             files = find_files(checkpoint)
@@ -159,7 +157,9 @@ class VideoChat(GeneratingCaptioner):
         """Of the published sizes, with the language model's from its `config.json`."""
         if checkpoint is None:
             return None
-        frames, config = int(options.get("frames", 8)), llm_config(find_files(checkpoint).llm)
+        files = find_files(checkpoint)
+        frames, config = int(options.get("frames", 8)), llm_config(files.llm)
+        sizes = files.sizes or PUBLISHED
         dim, heads = config["hidden_size"], config["num_attention_heads"]
         kv_dim = dim * config.get("num_key_value_heads", heads) // heads
         language = Transformer(
@@ -172,9 +172,9 @@ class VideoChat(GeneratingCaptioner):
         )
         return Work.of(
             language,
-            PUBLISHED.flops(frames, dim),
-            PUBLISHED.weights(dim),
-            prompt_tokens_estimate(PUBLISHED.soft_tokens, frames),
+            sizes.flops(frames, dim),
+            sizes.weights(dim),
+            prompt_tokens_estimate(sizes.soft_tokens, frames),
             int(options.get("max_new_tokens", 200)),
         )
 
@@ -189,39 +189,20 @@ class VideoChat(GeneratingCaptioner):
     def params(self) -> dict[str, Any]:
         """See `Captioner.params`."""
         return super().params() | {
-            "weights": asdict(self._parts.weights),
-            "language": self._parts.language,
+            **self._told,
             "device": str(self._device),
             "engine": self._engine.params(),
             "torch": torch.__version__,
             "transformers": transformers().__version__,
         }
 
-    def write(self, requests: Sequence[CaptionRequest], decoding: Decoding) -> list[Written]:
-        """See `GeneratingCaptioner.write`."""
-        asked = [self._asked(each) for each in requests]
-        soft = self._parts.eyes.sizes.soft_tokens
+    @property
+    def soft_tokens(self) -> int:
+        """See `LoopedCaptioner`."""
+        return self.eyes.sizes.soft_tokens
 
-        def embed(rows: Sequence[int]) -> Tensor:
-            return self._embedded([requests[i] for i in rows], [asked[i] for i in rows])
-
-        prompts = Prompts([len(each.before) + soft + len(each.after) for each in asked], embed)
-        keys = [each.key for each in requests]
-        made = self._engine.generate(prompts, keys, decoding, stop=self._stops)
-        return [self._written(each) for each in made]
-
-    def close(self) -> None:
-        """Forget the networks; it cannot be used any more."""
-        self._engine.release()
-        del self._engine, self._parts
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _asked(self, request: CaptionRequest) -> _Asked:
-        before, after = self._words(request)
-        words = self._parts.words
-        # Each piece alone, so that each begins as a text begins.
-        return _Asked((words.bos, *words.encode(before)), tuple(words.encode(after)))
+    def _asked(self, request: CaptionRequest) -> Asked:
+        return Asked.of(self.tokens, *self._words(request))
 
     def _words(self, request: CaptionRequest) -> tuple[str, str]:
         wanted = (self.sight.frames, self.sight.side, self.sight.side, 3)
@@ -239,23 +220,25 @@ class VideoChat(GeneratingCaptioner):
         start_s = request.time_s if self._clock == "video" else None
         return video_prompt(request.prompt, shown_s(request.times_s, start_s))
 
+    def pixels(self, clips: NDArray[np.uint8]) -> Tensor:
+        """Frames of clips, uint8 RGB (n, T, side, side, 3), as `eyes.look` wants them: float32
+        (n, T, 3, side, side).
+        """
+        return normalised(torch.from_numpy(np.array(clips)).to(self._device))
+
     @torch.inference_mode()
-    def _embedded(self, requests: Sequence[CaptionRequest], asked: Sequence[_Asked]) -> Tensor:
-        """(rows, T, D): words, soft tokens, words."""
-        before, after = (
-            self._parts.embed(torch.tensor(ids, device=self._device))
-            for ids in ([each.before for each in asked], [each.after for each in asked])
-        )
+    def features(self, requests: Sequence[CaptionRequest]) -> Tensor:
+        """See `LoopedCaptioner`: what `encode_img` of the public code gives."""
         at_once = max(1, _FRAMES_AT_ONCE // self.sight.frames)
         clips = [each.frames for each in requests]
         seen = [
-            self._parts.eyes(torch.from_numpy(np.stack(clips[i : i + at_once])).to(self._device))
+            self.eyes(torch.from_numpy(np.stack(clips[i : i + at_once])).to(self._device))
             for i in range(0, len(clips), at_once)
         ]
-        return torch.cat([before, torch.cat(seen).to(before.dtype), after], 1)
+        return torch.cat(seen)
 
     def _written(self, made: Generated) -> Written:
-        said = self._parts.words.decode(without_markers(made.ids))
+        said = self.tokens.decode(without_markers(made.ids))
         text, ended = answer_of(said)
         cut = ended and made.finish_reason == "length"  # the separator was spelt in another way
         reason = "stop" if cut else made.finish_reason
@@ -272,18 +255,7 @@ def _check(frames: int, clock: str) -> None:
         raise UsageError(f"captioner videochat: option 'clock' is '{clock}'; allowed: clip, video")
 
 
-_DTYPES = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
-
 def _dtype(name: str, device: str) -> torch.dtype:
-    if name == "auto":
-        return torch.float32 if device == "cpu" else torch.float16
-    if name not in _DTYPES:
-        raise UsageError(
-            f"captioner videochat: option 'dtype' is '{name}'; allowed: auto, {', '.join(_DTYPES)}"
-        )
-    return _DTYPES[name]
+    """On a GPU `auto` is float16, as in the public code."""
+    kind = dtype_of(name, device, "videochat")
+    return torch.float16 if name == "auto" and kind != torch.float32 else kind

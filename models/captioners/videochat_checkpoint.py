@@ -6,6 +6,7 @@ A folder:
     blip2_pretrained_flant5xxl.pth   Q-Former of BLIP-2 for Flan-T5-XXL (LAVIS)
     videochat_7b.pth | videochat_13b.pth
     llm/                             Vicuna-7B-v0 | StableVicuna-13B, as transformers saves it
+    sizes.json                       `VisionSizes`, for a network of one's own of other sizes
 
 Every tensor of the network comes from exactly one of them, and what a file holds beyond that is
 known by name: anything missing, left over or of another shape is an error.
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -65,12 +66,14 @@ class Files:
         qformer: of BLIP-2.
         own: what VideoChat trained.
         llm: folder of the language model.
+        sizes: of what is before it, where the folder says so.
     """
 
     vit: Path
     qformer: Path
     own: Path
     llm: Path
+    sizes: VisionSizes | None = None
 
 
 def find_files(checkpoint: Checkpoint) -> Files:
@@ -96,7 +99,28 @@ def find_files(checkpoint: Checkpoint) -> Files:
         _one(folder, "blip2_pretrained_flant5xxl", ["blip2_pretrained_flant5xxl"]),
         _one(folder, "videochat_7b or videochat_13b", [f"videochat_{size}", "videochat*"]),
         llm,
+        _told_sizes(folder / "sizes.json"),
     )
+
+
+def _told_sizes(path: Path) -> VisionSizes | None:
+    if not path.is_file():
+        return None
+    told = json_object(read_limited(path, _MAX_CONFIG_BYTES, "the sizes"), f"'{path}'")
+    names = [each.name for each in fields(VisionSizes)]
+    wrong = sorted({*names} ^ told.keys()) or [
+        name for name in names if type(told[name]) is not int or told[name] < 1
+    ]
+    wrong = wrong or [f"{a} by {b}" for a, b in _WHOLE if told[a] % told[b]]
+    if wrong:
+        raise UsageError(
+            f"'{path}' has to hold {', '.join(names)}, each a number above 0, of which "
+            f"{', '.join(f'{a} is divided by {b}' for a, b in _WHOLE)}; wrong: {some(wrong, 4)}"
+        )
+    return VisionSizes(**told)
+
+
+_WHOLE = (("dim", "heads"), ("q_dim", "q_heads"), ("side", "patch"))
 
 
 def _wanted() -> str:
@@ -172,7 +196,7 @@ def load_eyes(
     vit, qformer, own = (read_folder(path) for path in (files.vit, files.qformer, files.own))
     _check_qformer(qformer, files.qformer)
     _check_own(own, files.own, llm_dim)
-    sizes = _sizes(vit, files.vit)
+    sizes = files.sizes or _sizes(vit, files.vit)
     merged = {
         **{f"visual_encoder.{key}": vit[key] for key in vit if not _cut_off(key, sizes.depth)},
         **{key: qformer[key] for key in qformer if not _surplus_of_blip2(key)},
@@ -198,7 +222,8 @@ def _sizes(vit: Mapping[str, Tensor], path: Path) -> VisionSizes:
         if sizes.dim == places.shape[-1]:
             return sizes
     raise UsageError(
-        f"'{path}' is not BLIP-2's ViT-g: it is {places.shape[-1]} wide, expected {PUBLISHED.dim}"
+        f"'{path}' is not BLIP-2's ViT-g: it is {places.shape[-1]} wide, expected {PUBLISHED.dim}; "
+        "beside a network of other sizes lies a sizes.json"
     )
 
 
@@ -212,7 +237,7 @@ def _check_qformer(state: Mapping[str, Tensor], path: Path) -> None:
     """VideoChat was trained on the frozen Q-Former of one of the BLIP-2s; all have its shapes."""
     queries, led = state.get("query_tokens"), state.get("t5_proj.weight")
     published = queries is not None and queries.shape[-1] == PUBLISHED.q_dim
-    if led is None or (published and led.shape[0] != _XXL_DIM):
+    if published and (led is None or led.shape[0] != _XXL_DIM):
         found = "no t5_proj" if led is None else f"t5_proj to {led.shape[0]}"
         raise UsageError(
             f"'{path}' is not the BLIP-2 that VideoChat was trained with: it has {found}, and "

@@ -20,15 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.captioners.colours import CLIP_MEAN, CLIP_STD
 from models.captioners.limits import Transformer
 
-__all__ = ["PUBLISHED", "SIZES", "TINY", "GlobalAttention", "VideoChatEyes", "VisionSizes"]
+__all__ = [
+    "PUBLISHED",
+    "SIZES",
+    "TINY",
+    "GlobalAttention",
+    "VideoChatEyes",
+    "VisionSizes",
+    "normalised",
+]
 
 _MLP_RATIO = 4.3637
-
-# OpenAI's CLIP, as the demo of the public code normalises; its training took ImageNet's.
-_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
@@ -250,8 +255,10 @@ class VideoChatEyes(nn.Module):
 
 
 def normalised(frames: Tensor) -> Tensor:
-    """uint8 (B, T, H, W, 3) to float32 (B, T, 3, H, W), as CLIP normalises."""
-    mean, std = (torch.tensor(each, device=frames.device) for each in (_MEAN, _STD))
+    """uint8 (B, T, H, W, 3) to float32 (B, T, 3, H, W), as CLIP normalises, and the demo of the
+    public code; its training took ImageNet's colours.
+    """
+    mean, std = (torch.tensor(each, device=frames.device) for each in (CLIP_MEAN, CLIP_STD))
     return ((frames.float() / 255 - mean) / std).permute(0, 1, 4, 2, 3).contiguous()
 
 

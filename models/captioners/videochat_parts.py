@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from data.errors import UsageError
 from models.captioners.videochat_checkpoint import find_files, llm_config, load_eyes
 from models.captioners.videochat_network import TINY, VideoChatEyes
 from models.checkpoints import Checkpoint
 from models.compat import ensure_torchvision
-from models.large import build_empty, fill_from, fill_uniform
+from models.large import build_empty, fill_from, fill_uniform, spread
 from models.shards import read_folder
 from models.tokens import ByteTokens, Tokens, read_tokens
 from models.weights import Weights
@@ -41,11 +39,6 @@ class Parts:
     words: Tokens
     weights: Weights
     language: dict[str, Any]
-
-    def embed(self, ids: Tensor) -> Tensor:
-        """Token ids (rows, T) to what the language model reads, (rows, T, D)."""
-        embedded: Tensor = self.lm.get_input_embeddings()(ids)
-        return embedded
 
 
 def load_parts(checkpoint: Checkpoint, *, dtype: torch.dtype, device: str | torch.device) -> Parts:
@@ -120,16 +113,7 @@ def random_parts(seed: int, *, dtype: torch.dtype, device: str | torch.device) -
     words = ByteTokens()
     config = {**_TINY_LLM, "vocab_size": words.count, "model_type": "llama"}
     eyes = build_empty(lambda: VideoChatEyes(TINY, 64).compute_in(dtype))
-    weights = fill_uniform(eyes, seed, _spread, dtype=eyes.dtypes, device=device)
+    weights = fill_uniform(eyes, seed, spread, dtype=eyes.dtypes, device=device)
     lm = build_empty(lambda: _llama(config))
-    language = fill_uniform(lm, seed, _spread, dtype=dtype, device=device)
+    language = fill_uniform(lm, seed, spread, dtype=dtype, device=device)
     return Parts(eyes, lm, words, weights, {"name": "tiny", **asdict(language)})
-
-
-def _spread(name: str, tensor: Tensor) -> tuple[float, float]:
-    """Norms about 1, biases small, matrices that keep the size of what goes through."""
-    if tensor.ndim < 2:
-        return (1.0, 0.1) if name.endswith("weight") else (0.0, 0.1)
-    if "embed" in name or "query" in name:
-        return 0.0, 1.0
-    return 0.0, math.sqrt(3 / math.prod(tensor.shape[1:]))

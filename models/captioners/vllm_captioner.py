@@ -135,7 +135,8 @@ class VllmCaptioner(GeneratingCaptioner):
             "tensor_parallel_size": tensor_parallel,
             "enforce_eager": enforce_eager,
             "mm_processor_kwargs": dict(processor or {}) or None,
-            "limit_mm_per_prompt": {"image": self.sight.frames},
+            # Of videos it takes 999 otherwise, and keeps room for one.
+            "limit_mm_per_prompt": {"image": self.sight.frames, "video": 0, "audio": 0},
             "mm_processor_cache_gb": 0,  # each frame is seen once
             "enable_prefix_caching": False,  # what is before the picture is short
             "trust_remote_code": False,
@@ -157,9 +158,11 @@ class VllmCaptioner(GeneratingCaptioner):
         return float(options.get("tensor_parallel", 1))
 
     @classmethod
-    def recipe(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+    def recipe(
+        cls, options: Mapping[str, Any], checkpoint: Checkpoint | None = None
+    ) -> dict[str, Any]:
         """Also the version of the prompt, and the words of a template that ships."""
-        made = {**super().recipe(options), "prompt": PROMPT_VERSION}
+        made = {**super().recipe(options, checkpoint), "prompt": PROMPT_VERSION}
         named = made["template"]
         if named is not None and "{images}" not in named:
             made["template"] = template_text(named)
@@ -182,12 +185,17 @@ class VllmCaptioner(GeneratingCaptioner):
 
     @classmethod
     def work(cls, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> Work | None:
-        """As captioners `llava` and `vlm` count it."""
+        """As captioners `llava` and `vlm` count it; None for weights that are quantised, whose cost
+        is vLLM's secret.
+        """
         from models.captioners.llava import Llava
         from models.captioners.vlm import VlmCaptioner
 
         folder = folder_of(checkpoint, cls.name)
-        kind = Llava if is_llava(config_of(folder)) else VlmCaptioner
+        config = config_of(folder)
+        if config.get("quantization_config") or options.get("quantization"):
+            return None
+        kind = Llava if is_llava(config) else VlmCaptioner
         return kind.work(folder, {**options, "template": options.get("template") or LLAVA_TEMPLATE})
 
     def params(self) -> dict[str, Any]:

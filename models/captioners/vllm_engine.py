@@ -1,7 +1,7 @@
 """What generates for captioner `vllm`: vLLM's offline engine, behind a small interface.
 
 Not proven on this project's machines, none of which has run vLLM: everything in `VllmLibrary`,
-which was written against the sources of vLLM 0.29.0.
+which was written against the sources of vLLM 0.29.0, and read beside those of 0.27.1 and 0.30.0.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import UsageError, how_to_install
+from data.errors import EngineDiedError, UsageError, how_to_install
 from models.captioners.generating import Decoding, Written
 
 __all__ = [
@@ -27,10 +27,6 @@ __all__ = [
     "require_vllm",
     "vllm_version",
 ]
-
-
-class EngineDiedError(Exception):
-    """The engine is gone, and with it all requests that it had. Another one may be started."""
 
 
 class RefusedError(Exception):
@@ -92,9 +88,8 @@ class VllmLibrary(Engine):
         from vllm.v1.engine.exceptions import EngineDeadError
 
         self._died = EngineDeadError
-        # Of its own kind since 0.29; a ValueError before.
-        client = getattr(vllm.exceptions, "VLLMClientError", ValueError)
-        self._refused: tuple[type[Exception], ...] = (client, ValueError)
+        # Parts of it that come before the engine (processors of pictures) raise ValueErrors.
+        self._refused = (vllm.exceptions.VLLMClientError, ValueError)
         self._params = vllm.SamplingParams
         self._llm = vllm.LLM(**arguments)
 
@@ -136,14 +131,17 @@ def _sampling(decoding: Decoding, seed: int) -> dict[str, Any]:
 
 
 def _written(output: Any) -> Written:
-    """A `RequestOutput` of vLLM."""
+    """A `RequestOutput` of vLLM. It may also end with "abort" or "error", a text that is not whole
+    (`vllm.v1.engine.FinishReason`).
+    """
     one = output.outputs[0]
-    return Written(
-        one.text,
-        "length" if one.finish_reason == "length" else "stop",
-        len(output.prompt_token_ids or ()),
-        len(one.token_ids),
-    )
+    prompt_tokens, new_tokens = len(output.prompt_token_ids or ()), len(one.token_ids)
+    if one.finish_reason == "length":
+        return Written(one.text, "length", prompt_tokens, new_tokens)
+    if one.finish_reason in ("stop", "repetition"):
+        return Written(one.text, "stop", prompt_tokens, new_tokens)
+    reason = f"vLLM ended it with '{one.finish_reason}'"
+    return Written("", "error", prompt_tokens, new_tokens, reason)
 
 
 def require_vllm() -> None:

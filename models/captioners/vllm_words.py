@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data.errors import UsageError
-from data.foreign import json_object, read_limited
+from data.foreign import brief, json_object, read_limited
 from models.captioners.base import CaptionRequest, Sight
 from models.captioners.templates import chunks_of, template_text
 from models.captioners.thoughts import thinks
@@ -54,9 +54,15 @@ class LlavaWords(Words):
     """
 
     def __init__(self, folder: Path, config: Mapping[str, Any], template: str) -> None:
-        from models.captioners.llava_layouts import CLIP_MEAN
+        from models.captioners.colours import CLIP_MEAN
+        from models.captioners.llava_layouts import MOST_PIXELS
 
-        side = int(config["vision_config"].get("image_size", 336))
+        side = config["vision_config"].get("image_size", 336)
+        if type(side) is not int or not 1 <= side <= MOST_PIXELS:
+            raise UsageError(
+                f"'{folder / 'config.json'}': image_size is {brief(side)}, expected 1 to "
+                f"{MOST_PIXELS:,} pixels"
+            )
         red, green, blue = (int(each * 255) for each in CLIP_MEAN)
         self.sight = Sight(1, side, "padded", (red, green, blue))
         self._template = template_text(template)
@@ -85,11 +91,7 @@ class ChatWords(Words):
         self.sight = Sight(frames, side, "within")
         self._talk = talk
         self._processor = load_processor(folder, load_config(folder))
-        if talk.template is None and self._processor.chat_template is None:
-            raise UsageError(
-                f"'{folder}' has no chat template; write option template, for example "
-                "'USER: {images}\\n{prompt} ASSISTANT:'"
-            )
+        talk.check(self._processor, folder, frames)
 
     def ids(self, request: CaptionRequest) -> tuple[tuple[int, ...], bool]:
         """See `Words`; a template that writes the first token itself does not get it twice."""

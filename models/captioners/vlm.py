@@ -3,7 +3,7 @@
 Qwen-VL, InternVL, LLaVA-NeXT and -OneVision, Idefics, Gemma and others: the model, its processor
 of pictures, its tokenizer and its chat template all come from the checkpoint's folder. Several
 frames are several pictures, not a video: the video half of processors needs torchvision, and what
-a timestamp saw would not be told. docs/captions.md names the families that are tested.
+a timestamp saw would not be told. docs/captioners.md names the families that are tested.
 
 Parts: `vlm_files` (a folder, strictly), `vlm_rows` (generation), `vlm_cost` (what it takes).
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -20,12 +21,16 @@ from numpy.typing import NDArray
 
 from data.errors import UsageError
 from models.captioners.base import CAPTIONERS, CaptionRequest, Sight
-from models.captioners.generating import Decoding, GeneratingCaptioner, Written
+from models.captioners.generating import (
+    Decoding,
+    GeneratingCaptioner,
+    Written,
+    check_decoding,
+)
 from models.captioners.limits import Work
 from models.captioners.loop.types import Generated
 from models.captioners.thoughts import after_thinking, thinks
 from models.captioners.vlm_files import (
-    check_decoding,
     dtype_of,
     end_tokens,
     folder_of,
@@ -92,13 +97,33 @@ class Talk:
         if self.system:
             said = [{"type": "text", "text": self.system}]
             messages.insert(0, {"role": "system", "content": said})
-        made: str = processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=False,
-            **(self.template_options or {}),
-        )
+        try:
+            made: str = processor.apply_chat_template(
+                messages,
+                add_generation_prompt=True,
+                tokenize=False,
+                **(self.template_options or {}),
+            )
+        except Exception as error:  # a program of a stranger, in Jinja's sandbox: anything
+            reason = (str(error).strip().splitlines() or ["no reason given"])[0][:300]
+            raise UsageError(
+                "the chat template of this checkpoint does not take a request ("
+                f"{type(error).__name__}: {reason}); mend options system and template_options, or "
+                "write option template, for example 'USER: {images}\\n{prompt} ASSISTANT:'"
+            ) from None
         return made
+
+    def check(self, processor: Any, folder: Path, frames: int) -> None:
+        """UsageError if the processor of a folder has no template, or one that takes no request:
+        it would take none of a hundred thousand.
+        """
+        if self.template is None and processor.chat_template is None:
+            raise UsageError(
+                f"'{folder}' has no chat template, so it is not known how this model is asked; "
+                "write option template, for example 'USER: {images}\\n{prompt} ASSISTANT:'"
+            )
+        blind = np.zeros((frames, 1, 1, 3), dtype=np.uint8)
+        self.text(processor, CaptionRequest(blind, "?", 0.0, "", times_s=(0.0,) * frames))
 
     def _pictures(self, request: CaptionRequest) -> list[dict[str, Any]]:
         count = len(request.frames)
@@ -178,7 +203,7 @@ class VlmCaptioner(GeneratingCaptioner):
         self._processor = load_processor(folder, config)
         self._pictures = dict(processor or {})
         process_empty(self._processor, self._pictures, side=side, frames=frames)
-        self._check_template(folder)
+        self._talk.check(self._processor, folder, frames)
         model = load_model(
             folder,
             config,
@@ -206,14 +231,12 @@ class VlmCaptioner(GeneratingCaptioner):
         frames, side = options.get("frames", 1), options.get("side", 672)
         _check(frames, side)
         check_decoding(options)
-        Talk(
-            options.get("system", ""),
-            options.get("template"),
-            options.get("template_options"),
-        )
+        names = ("system", "template", "template_options", "say_times")
+        talk = Talk(**{name: options[name] for name in names if name in options})
         folder = folder_of(checkpoint, cls.name)
         processor = load_processor(folder, load_config(folder))
         process_empty(processor, options.get("processor") or {}, side=side, frames=frames)
+        talk.check(processor, folder, frames)
 
     @classmethod
     def work(cls, checkpoint: Checkpoint | None, options: Mapping[str, Any]) -> Work | None:
@@ -251,13 +274,6 @@ class VlmCaptioner(GeneratingCaptioner):
         del self._engine, self._model
         if self._device.type == "cuda":
             torch.cuda.empty_cache()
-
-    def _check_template(self, folder: Any) -> None:
-        if self._talk.template is None and self._processor.chat_template is None:
-            raise UsageError(
-                f"'{folder}' has no chat template, so it is not known how this model is asked; "
-                "write option template, for example 'USER: {images}\\n{prompt} ASSISTANT:'"
-            )
 
     def _asked(self, request: CaptionRequest, decoding: Decoding) -> tuple[str, Asked] | Written:
         """The text and the inputs of one request, or why there are none."""

@@ -7,15 +7,14 @@ Three traps of transformers 5.23 are closed here (specs/captioners.md §1.3, §2
 - processors of families that can also see videos need torchvision for that half of them: here they
   are built without it, and pictures are always made by PIL, so that the same checkpoint sees the
   same numbers on every machine;
-- code that lies in the folder of a checkpoint is never run, and nothing is ever downloaded.
+- code that lies in the folder of a checkpoint is never run, and nothing is ever downloaded:
+  `trust_remote_code` is False in every call, for left out it asks on the terminal whether to.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import fields
 from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
@@ -24,12 +23,12 @@ from typing import Any
 import torch
 
 from data.errors import UsageError, how_to_install, nearest, some
-from models.captioners.generating import Decoding
+from data.foreign import DIGITS_OF_SETTINGS, brief, json_object, read_limited
 from models.compat import ensure_torchvision
 from models.zoo import resolve
 
 __all__ = [
-    "check_decoding",
+    "DTYPES",
     "dtype_of",
     "end_tokens",
     "folder_of",
@@ -44,11 +43,8 @@ __all__ = [
 _NAMED_IN = ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
 """Where a folder says which processor it wants, in the order of AutoProcessor."""
 
-
-def check_decoding(options: Mapping[str, Any]) -> None:
-    """UsageError for options of decoding whose values mean nothing."""
-    told = {each.name for each in fields(Decoding)} & set(options)
-    Decoding(**{name: options[name] for name in told})
+_MOST_SETTINGS = 16 << 20
+"""Bytes; a tokenizer_config.json with thousands of added tokens has one MiB."""
 
 
 def folder_of(checkpoint: Any, what: str) -> Path:
@@ -85,7 +81,11 @@ def transformers() -> Any:
         raise UsageError(
             f"this captioner needs transformers ({error}); install it: {how_to_install('pipeline')}"
         ) from error
-    if not hasattr(library.GenerationMixin, "_prepare_position_ids_for_generation"):
+    parts = (
+        (library.GenerationMixin, "_prepare_position_ids_for_generation"),  # of vlm
+        (library.Cache, "get_query_offset"),  # asked by masks; before it they asked in another way
+    )
+    if not all(hasattr(kind, name) for kind, name in parts):
         raise UsageError(
             f"this captioner uses parts of transformers that {library.__version__} does not have "
             f"(it is tested with 5.23); install it: {how_to_install('pipeline')}"
@@ -116,14 +116,32 @@ def load_config(folder: Path, what: str = "vlm") -> Any:
             f"cannot caption pictures with; {nearest(kind, known)}. Code in a checkpoint's folder "
             "is never run; a server (captioner openai) may know this model"
         )
+    _check_kernels(folder / "config.json")
     with _told(folder, "configuration"):
-        config = library.AutoConfig.from_pretrained(folder, local_files_only=True)
+        config = library.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     if getattr(config, "is_encoder_decoder", False):
         raise UsageError(
             f"'{folder}' ({kind}) has an encoder and a decoder of text; captioner {what} runs "
             "models whose one language model reads the pictures (Qwen-VL, BLIP-2 with OPT, …)"
         )
     return config
+
+
+def _check_kernels(file: Path) -> None:
+    """UsageError for a config.json that names an implementation of attention `ORG/NAME`: where the
+    package `kernels` is installed, transformers downloads that and runs it.
+    """
+    told = _json(file)
+    for name in ("attn_implementation", "_attn_implementation"):
+        named = told.get(name)
+        if "/" in str(named):
+            raise UsageError(
+                f"'{file}' asks for the attention {brief(named, 60)}, which is code to be "
+                f"downloaded; take {name} out of the file (option attention of captioner vlm "
+                "chooses one that transformers has)"
+            )
 
 
 def load_model(
@@ -156,6 +174,7 @@ def load_model(
             config=config,
             dtype=dtype,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
             **({} if attention is None else {"attn_implementation": attention}),
         )
@@ -209,7 +228,9 @@ def load_processor(folder: Path, config: Any) -> Any:
     """
     kind = _processor_class(folder, config)
     with _told(folder, "processor"):
-        return _images_only(kind).from_pretrained(str(folder), local_files_only=True)
+        return _images_only(kind).from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
 
 
 def _processor_class(folder: Path, config: Any) -> Any:
@@ -254,9 +275,13 @@ def _part(kind: Any, name: str, folder: str) -> Any:
     from transformers import AutoImageProcessor
 
     if "tokenizer" in name:
-        return kind._load_tokenizer_from_pretrained(name, folder, local_files_only=True)
+        return kind._load_tokenizer_from_pretrained(
+            name, folder, local_files_only=True, trust_remote_code=False
+        )
     if name == "image_processor":
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", local_files_only=True)
+        return AutoImageProcessor.from_pretrained(
+            folder, backend="pil", local_files_only=True, trust_remote_code=False
+        )
     return None
 
 
@@ -264,7 +289,9 @@ def load_tokenizer(folder: Path) -> Any:
     """The tokenizer of a checkpoint; UsageError for missing or damaged files."""
     library = transformers()
     with _told(folder, "tokenizer"):
-        return library.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return library.AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
 
 
 def process_empty(
@@ -326,16 +353,12 @@ def _told(folder: Path, what: str) -> Iterator[None]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
-        read = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"'{path}' cannot be read as JSON ({error})") from error
-    if not isinstance(read, dict):
-        raise UsageError(f"'{path}' holds a {type(read).__name__}, expected a JSON object")
-    return read
+    content = read_limited(path, _MOST_SETTINGS, "the settings of a model")
+    return json_object(content, str(path), digits=DIGITS_OF_SETTINGS)
 
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Values of option dtype, beside `auto`."""
 
 
 def dtype_of(name: str, device: str, what: str) -> torch.dtype:
@@ -344,11 +367,11 @@ def dtype_of(name: str, device: str, what: str) -> torch.dtype:
     Raises:
         UsageError: another name.
     """
-    if name in _DTYPES:
-        return _DTYPES[name]
+    if name in DTYPES:
+        return DTYPES[name]
     if name != "auto":
         raise UsageError(
-            f"captioner {what}: option dtype is '{name}'; {nearest(name, ['auto', *_DTYPES])}"
+            f"captioner {what}: option dtype is '{name}'; {nearest(name, ['auto', *DTYPES])}"
         )
     if torch.device(device).type != "cuda":
         return torch.float32

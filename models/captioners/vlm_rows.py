@@ -27,8 +27,7 @@ import torch
 from torch import Tensor
 
 from models.captioners.generating import Decoding
-from models.captioners.loop.engine import ran_out
-from models.captioners.loop.memory import Budget
+from models.captioners.loop.memory import Budget, ran_out
 from models.captioners.loop.rows import COMPACT_BELOW, Ending, Row
 from models.captioners.loop.sampling import Chooser
 from models.captioners.loop.types import Generated

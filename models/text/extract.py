@@ -24,7 +24,7 @@ from torch import Tensor
 from data.errors import UsageError, some
 from data.foreign import read_limited
 from models.checkpoints import read_folder
-from models.text.llama_embedding import Pieces, read_tokenizer
+from models.tokens import Tokens, tokens_from
 from models.weight_files import read_file
 from models.word_tables import table_bytes
 from models.zoo import resolve
@@ -94,7 +94,7 @@ def extract_embedding(
     file = _tokenizer_file(tokenizer or (path if path.is_dir() else path.parent))
     content = read_limited(file, _MAX_TOKENIZER_BYTES, "the tokenizer")
     kind = _kind_of(file)
-    pieces = read_tokenizer(content, kind, f"'{file}'")
+    pieces = tokens_from(content, kind, f"tokenizer '{file}'")
     name, found = _embedding(path, tensor, pieces)
     if found.ndim != 2 or len(found) < pieces.count:
         raise UsageError(
@@ -125,7 +125,7 @@ def _rounded(vectors: Tensor, dtype: str, name: str) -> NDArray[np.float16 | np.
     return table
 
 
-def _embedding(path: Path, tensor: str | None, pieces: Pieces) -> tuple[str, Tensor]:
+def _embedding(path: Path, tensor: str | None, pieces: Tokens) -> tuple[str, Tensor]:
     """Name and values of the input embeddings."""
     parts = sorted(path.glob(_META)) if path.is_dir() else []
     if parts:
@@ -136,7 +136,7 @@ def _embedding(path: Path, tensor: str | None, pieces: Pieces) -> tuple[str, Ten
 
 
 def _joined(
-    tables: Sequence[Mapping[str, Tensor]], path: Path, tensor: str | None, pieces: Pieces
+    tables: Sequence[Mapping[str, Tensor]], path: Path, tensor: str | None, pieces: Tokens
 ) -> tuple[str, Tensor]:
     """Meta's parts, one per GPU: LLaMA 1 and 2 cut each vector, Llama 3 the vocabulary."""
     names = [_name(each, path, tensor) for each in tables]

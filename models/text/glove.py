@@ -44,9 +44,7 @@ _REMEMBERED = 20_000
 """Rows that are kept in memory: 24 MB."""
 
 
-SIGNS = frozenset(
-    {*"!#$%&()*,-./:;<>?@[]_{}«»“”‘’„`'–—…•", "``", "''", '"', "--", "...", "."}
-)
+SIGNS = frozenset({*"!#$%&()*,-./:;<>?@[]_{}«»“”‘’„`'–—…•", "``", "''", '"', "--", "...", "."})
 """Signs that every table is asked for, so that another text has its own."""
 
 

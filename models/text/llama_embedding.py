@@ -12,7 +12,7 @@ clip; ours is their mean.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -20,30 +20,16 @@ import numpy as np
 
 from data.errors import InputError, UsageError
 from models.text.base import SIGN, TEXT_ENCODERS, WORD, TextEncoder, TextStates, is_sign
+from models.tokens import tokens_from
 from models.weights import Checkpoint, Weights
 from models.word_tables import open_table
 
-__all__ = ["LlamaEmbedding", "Pieces", "read_tokenizer"]
+__all__ = ["LlamaEmbedding"]
 
 _REMEMBERED = 2_000
 """Rows that are kept in memory: 32 MB of 4096 numbers."""
 
 _BLANK = "▁"  # how pieces of SentencePiece show a space
-
-
-class Pieces:
-    """A tokenizer without its markers.
-
-    Args:
-        count: pieces that a text can become; ids are below it.
-        ids: `text -> ids`.
-        text_of: `id -> its piece`, for people and to tell signs.
-    """
-
-    def __init__(
-        self, count: int, ids: Callable[[str], list[int]], text_of: Callable[[int], str]
-    ) -> None:
-        self.count, self.ids, self.text_of = count, ids, text_of
 
 
 @TEXT_ENCODERS.register("llama_embedding")
@@ -66,7 +52,9 @@ class LlamaEmbedding(TextEncoder):
         del seed, device
         table = open_table(checkpoint, self.name)
         kind = table.about.get("tokenizer", "")
-        self._pieces = read_tokenizer(table.blob("tokenizer"), kind, f"table '{table.path}'")
+        self._pieces = tokens_from(
+            table.blob("tokenizer"), kind, f"the tokenizer in table '{table.path}'"
+        )
         rows, self.dim = table.shape
         if self._pieces.count > rows:
             raise UsageError(
@@ -81,63 +69,10 @@ class LlamaEmbedding(TextEncoder):
         return [self._one(text) for text in texts]
 
     def _one(self, text: str) -> TextStates:
-        ids = self._pieces.ids(text)
+        ids = self._pieces.encode(text)
         if not ids:
             raise InputError("no-text", f"a text without words cannot be encoded: {text!r:.200}")
         tokens = np.stack([self._row(each) for each in ids])
-        signs = [is_sign(self._pieces.text_of(each).replace(_BLANK, "")) for each in ids]
+        signs = [is_sign(self._pieces.piece(each).replace(_BLANK, "")) for each in ids]
         kinds = np.where(signs, SIGN, WORD).astype(np.uint8)
         return TextStates(tokens, tokens.mean(axis=0), kinds=kinds)
-
-
-def read_tokenizer(content: bytes, kind: str, what: str) -> Pieces:
-    """A tokenizer from the bytes of its file.
-
-    Args:
-        content: of the file.
-        kind: which file it is: "tokenizer.model" (SentencePiece) or "tokenizer.json".
-        what: where it comes from, for messages.
-
-    Raises:
-        UsageError: it is none, or needs a library that is not installed.
-    """
-    if kind not in _READERS:
-        raise UsageError(f"{what} names the tokenizer '{kind}'; allowed: {', '.join(_READERS)}")
-    try:
-        return _READERS[kind](content)
-    except ImportError as error:
-        raise UsageError(
-            f"{what}: {kind} needs the package '{error.name}'; it comes with the extra `pipeline`"
-        ) from error
-    except Exception as error:  # both libraries raise bare RuntimeError and Exception
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise UsageError(f"{what}: its {kind} cannot be read ({reason})") from None
-
-
-def _sentencepiece(content: bytes) -> Pieces:
-    from sentencepiece import SentencePieceProcessor
-
-    model: Any = SentencePieceProcessor()
-    model.LoadFromSerializedProto(content)
-    return Pieces(model.GetPieceSize(), model.EncodeAsIds, model.IdToPiece)
-
-
-def _fast(content: bytes) -> Pieces:
-    from tokenizers import Tokenizer
-
-    model: Any = Tokenizer.from_buffer(content)
-    model.no_truncation()
-    model.no_padding()
-    model.encode_special_tokens = True  # "</s>" in a text is text
-
-    def ids(text: str) -> list[int]:
-        found: list[int] = model.encode(text, add_special_tokens=False).ids
-        return found
-
-    return Pieces(model.get_vocab_size(with_added_tokens=False), ids, model.id_to_token)
-
-
-_READERS: dict[str, Callable[[bytes], Pieces]] = {
-    "tokenizer.model": _sentencepiece,
-    "tokenizer.json": _fast,
-}

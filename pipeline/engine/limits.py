@@ -50,7 +50,8 @@ class Limits:
     Args:
         attempts: tries of an input, by cause; what is left out has the default.
         timeout_s: longest time for one item of up to ten minutes of video, or of up to 100 MB
-            where the length is not known yet; longer ones get proportionally more.
+            where the length is not known yet; longer ones get proportionally more, parts of a
+            video as much as their share of it.
         setup_timeout_s: longest time to start a worker and set up its stages.
         grace_s: time to finish and write after a wish to stop.
         barren: workers in a row that may die by their own making while they start or write.
@@ -88,7 +89,8 @@ class Limits:
 def _usual_videos(item: Item) -> float:
     """How many usual videos an item is worth, at least one."""
     if item.facts is not None:
-        return max(1.0, item.facts.duration_s / 600)
+        # A part of a long video is no long video: decoding begins near it.
+        return max(1.0, item.facts.duration_s / item.key.parts / 600)
     if item.video is not None and item.video.path.is_file():
         return max(1.0, item.video.path.stat().st_size / 100e6)
     return 1.0

@@ -9,16 +9,27 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
+from data.errors import InputError
 from data.foreign import strict_json
 from data.identity import canonical_json
-from models.captioners.base import CaptionResult
+from models.captioners.base import CaptionResult, Status
 from pipeline.stages.caption_slots import Slot
 
-__all__ = ["COUNTS", "Made", "Part", "counts_of", "joined", "kept_text", "record_of", "told_lost"]
+__all__ = [
+    "COUNTS",
+    "Judged",
+    "Made",
+    "Part",
+    "counts_of",
+    "joined",
+    "kept_text",
+    "record_of",
+    "told_lost",
+]
 
 COUNTS = ("captions", "new_tokens", "prompt_tokens", "reused", "flagged", "failed")
 """Facts of a row of captions that are summed while the stage runs."""
@@ -104,6 +115,7 @@ def record_of(made: Made, slot: Slot, asked: Mapping[str, Any], first: int = 0) 
     sometimes: dict[str, Any] = {
         "reason": result.reason or None,
         "raw": result.raw or None,
+        "taken": result.taken if result.attempts > 1 else None,
         "instruction": slot.instruction,
         "end_s": _rounded(slot.end_s if result.end_s is None else result.end_s),
         "frames_s": [round(each, _DIGITS) for each in made.frames_s] or None,
@@ -118,6 +130,40 @@ def _rounded(time_s: float | None) -> float | None:
     return None if time_s is None else round(time_s, _DIGITS)
 
 
+@dataclass(frozen=True)
+class Judged:
+    """What is read of a record: whether the caption counts, and until when.
+
+    Args:
+        status: see `CaptionResult`.
+        end_s: end of its span in seconds; None if it has none.
+    """
+
+    status: Status
+    end_s: Annotated[float, Field(allow_inf_nan=False)] | None = None
+
+    @staticmethod
+    def of(record: str) -> Judged:
+        """Out of the JSON that `record_of` wrote, or an earlier version, or a stranger.
+
+        Raises:
+            InputError: `caption-record`, it is none.
+        """
+        try:
+            return _Judged.validate_python(strict_json(record))
+        except ValueError as error:  # a ValidationError is one
+            raise InputError(
+                "caption-record",
+                f"the record of a caption cannot be read ({_first_line(error)}): {record:.200}; "
+                "caption this video again",
+            ) from None
+
+
+def _first_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]
+
+
+_Judged = TypeAdapter(Judged)
 _Kept = TypeAdapter(list[Made | None])
 
 
@@ -149,7 +195,7 @@ class Part:
         """
         nothing = [None] * len(slots)
         try:
-            found = _Kept.validate_python(strict_json(kept)) if kept else nothing
+            found = _Kept.validate_python(strict_json(kept, whole=True)) if kept else nothing
         except ValueError:  # a ValidationError is one
             found = nothing
         fits = len(found) == len(slots) and all(_fits(i, one, found) for i, one in enumerate(found))

@@ -79,7 +79,7 @@ class CaptionsOptions(WorkerOptions):
     per: Literal["timestamp", "clip"] = Field(
         "timestamp", description="A caption every `every_s` seconds, or one for each clip."
     )
-    every_s: float = Field(1.0, gt=0, description="Seconds between timestamps.")
+    every_s: float = Field(1.0, ge=0.001, description="Seconds between timestamps.")
     offset_s: float = Field(0.0, ge=0, description="The first timestamp.")
     frame_gap_s: float = Field(
         0.2, gt=0, description="Seconds between the frames of a timestamp, if there are several."
@@ -104,13 +104,19 @@ class CaptionsStage(Configured, FrameStage):
     version = 2
     commit_each = True
     shares_batches = True
-    counts = True
     summed = COUNTS
+    remarked = COUNTS
     inner_paths = frozenset({"path", "vision"})
     Options: ClassVar[type[Any]] = CaptionsOptions
     options: CaptionsOptions
     _captioner: Captioner | None = None
     _reuser: Reuser | None = None
+
+    @classmethod
+    def remarks(cls, sums: Mapping[str, int]) -> list[str]:
+        """How many there are, and how many of them somebody may want to look at."""
+        told = ("captions", "flagged", "failed", "reused")
+        return [f"{sums[name]:,} {name}" for name in told if sums[name]]
 
     # --- before anything is decoded
 
@@ -135,7 +141,7 @@ class CaptionsStage(Configured, FrameStage):
         )
         return {
             "captioner": options.captioner,
-            "options": kind.recipe(options.options),
+            "options": kind.recipe(options.options, options.checkpoint),
             "weights": weights,
             "seed": options.seed,
             **self._prompt_params,
@@ -233,6 +239,16 @@ class CaptionsStage(Configured, FrameStage):
             return 1
         return self._slots.parts(facts)
 
+    @property
+    def counts(self) -> bool:
+        """Nobody knows how many there are where the captioner has times of its own."""
+        return not self._kind.own_times
+
+    @property
+    def can_be_tried(self) -> bool:
+        """A server would be asked for captions that nobody keeps."""
+        return self._kind.works_here
+
     def amount(self, facts: VideoFacts, part: int) -> int:
         """Captions of one part; told as none where the captioner has times of its own."""
         return 0 if self._kind.own_times else self._slots.size(facts, part)
@@ -249,7 +265,23 @@ class CaptionsStage(Configured, FrameStage):
     @property
     def notice(self) -> str:
         """What a user should know before it begins; "" if there is nothing."""
-        return self._kind.notice(self.options.options)
+        untrained = ""
+        if self._kind.has_weights and self.options.checkpoint is None:
+            untrained = f"captions: {self.options.captioner} has no checkpoint and writes noise"
+        told = (self._kind.notice(self.options.options), untrained, self._gaps)
+        return "; ".join(filter(None, told))
+
+    @property
+    def _gaps(self) -> str:
+        """Whether the grid has more clips than there will be captions."""
+        every_s, clip_len_s = self.options.every_s, self.context.clip_len_s
+        if self.options.per == "clip" or self._kind.own_times or every_s <= clip_len_s:
+            return ""
+        return (
+            f"a caption every {every_s:g} s leaves about {1 - clip_len_s / every_s:.0%} of the "
+            f"clips of {clip_len_s:.3g} s without one of their own; stages.narratives.fill says "
+            "what these get (docs/narratives.md)"
+        )
 
     @property
     def by_content(self) -> bool:

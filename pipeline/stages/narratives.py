@@ -6,7 +6,6 @@ the store and never made again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -16,16 +15,18 @@ import numpy as np
 from pydantic import Field
 
 from data.errors import InputError
+from data.interop.captions import caption_line
 from data.store.types import Row, Schema, StreamSpec
 from pipeline.stage import STAGES, Inputs, Item, RowStage
 from pipeline.stages.align import align
+from pipeline.stages.caption_records import Judged
 from pipeline.stages.common import Configured, built
 from pipeline.stages.text import TextOptions, build_encoder, shares, text_dims
 
 if TYPE_CHECKING:
     from models.text import CaptionVector, TextEncoder
 
-__all__ = ["NarrativesOptions", "NarrativesStage", "paragraph_line"]
+__all__ = ["NarrativesOptions", "NarrativesStage"]
 
 
 class NarrativesOptions(TextOptions):
@@ -36,6 +37,11 @@ class NarrativesOptions(TextOptions):
     )
     flagged: Literal["use", "skip"] = Field(
         "use", description="Captions with quality flags: used like others, or taken as missing."
+    )
+    spans: Literal["use", "ignore"] = Field(
+        "use",
+        description="Captions that know their end (of clips, events): they count for every clip "
+        "that they touch, or for that of their start alone. Others have no span.",
     )
     keep_punct: bool | None = Field(
         None,
@@ -50,9 +56,10 @@ _REMEMBERED = 2048
 
 @dataclass(frozen=True)
 class _Said:
-    """One caption that counts."""
+    """One caption that counts; `end_s` is its time where it has no span."""
 
     time_s: float
+    end_s: float
     text: str
     embedded: CaptionVector
 
@@ -67,7 +74,7 @@ class NarrativesStage(Configured, RowStage):
     """
 
     name = "narratives"
-    version = 2  # facts of words; captions of one time are averaged before they fill
+    version = 2  # facts of words; captions of one time are averaged before they fill; spans
     reads = ("captions",)
     summed = ("captions", "used", "truncated", "words", "unknown_words", "clips", "covered_clips")
     remarked = summed
@@ -88,8 +95,8 @@ class NarrativesStage(Configured, RowStage):
         )
 
     def params(self) -> Mapping[str, Any]:
-        """Encoder, fill policy, and what happens to flagged captions and to signs."""
-        policies = self.options.model_dump(include={"fill", "flagged", "keep_punct"})
+        """Encoder, fill policy, and what happens to flagged captions, to spans and to signs."""
+        policies = self.options.model_dump(include={"fill", "flagged", "spans", "keep_punct"})
         return {"encoder": self.options.params} | policies
 
     @classmethod
@@ -114,16 +121,16 @@ class NarrativesStage(Configured, RowStage):
 
         Raises:
             InputError: `words-not-looked-up`, captions with words that the table of the encoder
-                was not made for.
+                was not made for; `caption-record`, a record that is none of ours.
         """
         captions = inputs.row("captions")
         if captions.grid is None:
             raise ValueError(f"the captions of {item.key.id} come without a grid")
         said = list(self._said(captions))
-        times = np.array([each.time_s for each in said])
+        times, ends = np.array([(each.time_s, each.end_s) for each in said]).reshape(-1, 2).T
         dim, _ = text_dims(self.options)
         vectors = np.array([each.embedded.vector for each in said]).reshape(len(said), dim)
-        narrative, coverage = align(times, vectors, captions.grid, self.options.fill)
+        narrative, coverage = align(times, vectors, captions.grid, self.options.fill, ends)
         facts = {
             "captions": len(captions["time_s"]),
             "used": len(said),
@@ -137,7 +144,7 @@ class NarrativesStage(Configured, RowStage):
             item.key,
             captions.grid,
             {"narrative": narrative.astype(np.float16), "coverage": coverage},
-            {"paragraph": [paragraph_line(each.time_s, each.text) for each in said]},
+            {"paragraph": [caption_line(each.time_s, each.text) for each in said]},
             facts,
         )
 
@@ -146,19 +153,15 @@ class NarrativesStage(Configured, RowStage):
         embed = built(self._embed, self.name)
         columns = (captions["time_s"], captions.texts["caption"], captions.texts["record"])
         for time_s, text, record in zip(*columns, strict=True):
-            embedded = embed(text) if self._usable(record) else None
+            judged = Judged.of(record)
+            embedded = embed(text) if self._usable(judged) else None
             if embedded is not None:
-                yield _Said(float(time_s), text, embedded)
+                end_s = judged.end_s if self.options.spans == "use" else None
+                yield _Said(float(time_s), max(time_s, end_s or 0.0), text, embedded)
 
-    def _usable(self, record: str) -> bool:
-        status = json.loads(record)["status"]
-        return status != "failed" and not (status == "flagged" and self.options.flagged == "skip")
-
-
-def paragraph_line(time_s: float, text: str) -> str:
-    """One line of a paragraph, `t: caption`, with seconds as short as milliseconds allow."""
-    seconds = f"{time_s:.3f}".rstrip("0").rstrip(".")
-    return f"{seconds}: {' '.join(text.split())}"
+    def _usable(self, judged: Judged) -> bool:
+        skipped = ("failed", "flagged") if self.options.flagged == "skip" else ("failed",)
+        return judged.status not in skipped
 
 
 def _vector_of(encoder: TextEncoder, keep_punct: bool | None, text: str) -> CaptionVector | None:

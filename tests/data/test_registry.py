@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -21,7 +22,7 @@ def test_what_is_offered_is_imported_when_it_is_asked_for(
     )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setitem(sys.modules, "test_registry", sys.modules[__name__])
-    THINGS.offer("far", "far_thing")
+    THINGS.offer("far", lambda: importlib.import_module("far_thing"))
     THINGS.register("near")(1)
     assert (THINGS.names(), "far" in THINGS, list(THINGS)) == (
         ["far", "near"],
@@ -33,4 +34,4 @@ def test_what_is_offered_is_imported_when_it_is_asked_for(
     with pytest.raises(UsageError, match="unknown thing 'fa'; did you mean 'far'"):
         THINGS.get("fa")
     with pytest.raises(ValueError, match="thing 'near' is offered twice"):
-        THINGS.offer("near", "elsewhere")
+        THINGS.offer("near", lambda: None)

@@ -14,10 +14,11 @@ from pydantic_core import PydanticUndefined
 from models.captioners import CAPTIONERS, CaptionResult
 from models.captioners.guards import FLAGS, MAX_WORDS, MIN_WORDS
 from models.captioners.prompts import prompt_ids
+from pipeline.config import load_pipeline_config
 from pipeline.stages.caption_records import Made, record_of
 from pipeline.stages.caption_reuse import ReuseOptions
 from pipeline.stages.caption_slots import Slot
-from pipeline.stages.captions import CaptionsOptions
+from pipeline.stages.captions import CaptionsOptions, CaptionsStage
 from pipeline.stages.common import WorkerOptions
 
 
@@ -72,14 +73,14 @@ def test_options_and_defaults_are_those_of_the_code(
 
 def test_the_fields_of_a_record_are_those_that_are_written(page: str) -> None:
     (rows,) = tables(page, "field")
-    result = CaptionResult("x", "ok", raw="x y", reason="why", end_s=2.0)
+    result = CaptionResult("x", "ok", raw="x y", reason="why", end_s=2.0, attempts=2, taken=1)
     made = Made("ab", (1.0,), result, source=0)
     record = yaml.safe_load(record_of(made, Slot(1, 1.0, None, 0), {"prompt": "tea", "seed": 0}))
     assert {name for row in rows for name in marked(row[0])} == record.keys()
 
 
 def test_flags_and_their_limits_and_prompts_are_those_of_the_code(page: str) -> None:
-    guards = page.split("### Quality guards")[1].split("###")[0]
+    guards = page.split("## Quality guards")[1].split("## ")[0]
     assert [flag for flag in marked(guards) if flag in FLAGS] == list(FLAGS)
     assert f"under {MIN_WORDS} words" in guards
     assert f"over {MAX_WORDS}" in guards
@@ -87,9 +88,23 @@ def test_flags_and_their_limits_and_prompts_are_those_of_the_code(page: str) -> 
     assert set(marked(prompt[2])) == set(prompt_ids())
 
 
-def test_every_piece_of_yaml_is_of_the_stage(page: str) -> None:
-    pieces = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
-    sections = [piece["stages"]["captions"] for piece in pieces if "captions" in piece["stages"]]
-    assert sections
-    for section in sections:
-        CaptionsOptions.model_validate(section)
+@pytest.mark.parametrize("name", ["captions", "captioners", "narratives"])
+def test_every_piece_of_yaml_is_a_config(root: Path, tmp_path: Path, name: str) -> None:
+    text = (root / "docs" / f"{name}.md").read_text()
+    pieces = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    assert pieces
+    (tmp_path / "captions.csv").write_text("vid,timestamp,caption\nfilm,0,A room.\n")
+    for number, piece in enumerate(pieces):
+        file = tmp_path / f"{number}.yaml"
+        file.write_text(piece)
+        config = load_pipeline_config(file)
+        section: Any = config.stage_options.get("captions")
+        if section is not None:
+            CaptionsStage(config.context, section).check_options()
+
+
+def test_the_papers_of_the_page_are_the_configs_that_ship(page: str) -> None:
+    (rows,) = tables(page, "config")
+    for (name,) in (marked(row[0]) for row in rows):
+        captions: Any = load_pipeline_config(Path(name)).stage_options["captions"]
+        assert captions.prompt == name.removesuffix("_captions")

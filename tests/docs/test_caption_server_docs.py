@@ -18,7 +18,7 @@ from models.options import defaults_of
 
 @pytest.fixture(scope="module")
 def section(root: Path) -> str:
-    page = (root / "docs" / "captions.md").read_text()
+    page = (root / "docs" / "captioners.md").read_text()
     return page.split("\n## Servers, vLLM, captions of others\n")[1].split("\n## ")[0]
 
 

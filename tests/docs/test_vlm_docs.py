@@ -18,7 +18,7 @@ SECTION = "## Any vision-language model, BLIP-2\n"
 
 @pytest.fixture(scope="module")
 def section(root: Path) -> str:
-    page = (root / "docs" / "captions.md").read_text()
+    page = (root / "docs" / "captioners.md").read_text()
     return page.split(SECTION)[1].split("\n## ")[0]
 
 

@@ -182,3 +182,27 @@ def test_a_folder_without_weights_is_a_sentence(tmp_path: Path) -> None:
     folder(tmp_path / "model", "README.md")
     with pytest.raises(UsageError, match=r"holds no weights: no file in it is one of a model"):
         files_sha256(tmp_path / "model")
+
+
+@pytest.mark.usefixtures("settled")
+def test_inodes_of_any_length_are_remembered(tmp_path: Path, notes: Path) -> None:
+    """Overlays and network file systems give 64 bits without sign, a digit more than JSON takes."""
+    path = large(tmp_path / "model.safetensors")
+    about = path.stat()
+    key = (about.st_size, about.st_mtime_ns, about.st_ctime_ns, 2**64 - 1)
+    first = hashes._hash_of(path, key)
+    hashes._hash_of.cache_clear()
+    (note,) = notes.iterdir()
+    note.write_text(note.read_text().replace(first, "0" * 64))
+    assert hashes._hash_of(path, key) == "0" * 64
+
+
+def test_a_link_that_leads_back_is_not_followed_for_ever(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    (folder / "llm").mkdir(parents=True)
+    (folder / "llm" / "config.json").write_text("{}")
+    before = hashes_of(folder)
+    for name in ("one", "two"):
+        (folder / name).symlink_to(folder)
+        (folder / "llm" / name).symlink_to(tmp_path)
+    assert hashes_of(folder) == before

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.errors import UsageError
@@ -66,6 +67,41 @@ def test_a_text_comes_back_from_its_ids_without_markers(
     assert tokens.decode([]) == ""
 
 
+@pytest.mark.parametrize("kind", KINDS[1:])
+def test_both_files_of_a_tokenizer_give_the_same_texts_and_ids(
+    kind: str, folders: dict[str, Path]
+) -> None:
+    """`tokenizers` alone loses all bytes beside one that is no UTF-8, and a leading blank."""
+    one, other = read_tokens(folders[KINDS[0]]), read_tokens(folders[kind])
+    random = np.random.default_rng(0)
+    for length in (1, 2, 5, 30):
+        for ids in random.integers(0, one.count, (300, length)).tolist():
+            assert other.decode(ids) == one.decode(ids), ids
+    parts = ["a ", "  ", "\n", "é", "日", "</s>", "<0x0A>", "Hello", " the", "\t", "▁"]
+    for count in (0, 1, 2, 5):
+        for chosen in random.integers(0, len(parts), (100, count)).tolist():
+            text = "".join(parts[each] for each in chosen)
+            assert other.encode(text) == one.encode(text), text
+    assert [other.piece(each) for each in range(one.count)] == [
+        one.piece(each) for each in range(one.count)
+    ]
+
+
+def test_the_end_of_a_text_may_be_written_where_it_lies_behind_the_pieces(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    """Llama 3 has 128,000 pieces, and its end is 128009."""
+    file = json.loads((folders[KINDS[1]] / "tokenizer.json").read_text())
+    added = {**file["added_tokens"][0], "id": 640, "content": "<|eot_id|>"}
+    (tmp_path / "tokenizer.json").write_text(
+        json.dumps({**file, "added_tokens": [*file["added_tokens"], added]})
+    )
+    assert read_tokens(tmp_path).writable == read_tokens(tmp_path).count == 640
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|eot_id|>"}))
+    tokens = read_tokens(tmp_path)
+    assert (tokens.count, tokens.eos, tokens.writable) == (640, 640, 641)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_markers_spelt_out_in_a_text_are_text(kind: str, folders: dict[str, Path]) -> None:
     tokens = read_tokens(folders[kind])
@@ -103,10 +139,12 @@ def test_markers_are_spelt_as_the_folder_says(folders: dict[str, Path], tmp_path
     tokens = read_tokens(tmp_path)
     assert (tokens.bos, tokens.eos) == (0, 1)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
-    with pytest.raises(UsageError, match=r"has no token '<\|end\|>'"):
+    with pytest.raises(UsageError, match=r"no token that begins or ends a text: eos '<\|end\|>'"):
         read_tokens(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[]")
-    with pytest.raises(UsageError, match=r"tokenizer_config.json holds no JSON object"):
+    with pytest.raises(
+        UsageError, match=r"tokenizer_config.json: expected a JSON object, found a list"
+    ):
         read_tokens(tmp_path)
 
 

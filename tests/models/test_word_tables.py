@@ -75,6 +75,14 @@ def test_vectors_without_as_many_words_are_damage(tmp_path: Path) -> None:
         create("glove", file)
 
 
+@pytest.mark.parametrize("name", ["words", "unknown"])
+def test_words_that_are_no_text_are_damage(tmp_path: Path, name: str) -> None:
+    file = tmp_path / "table.safetensors"
+    file.write_bytes(table_bytes("glove", VECTORS, BLOBS | {name: b"a\n\xff\nc"}))
+    with pytest.raises(UsageError, match=f"damaged: its '{name}' are not text.*weights glove"):
+        getattr(open_table(file, "glove"), name)
+
+
 def test_only_matrices_of_two_types_are_written() -> None:
     with pytest.raises(ValueError, match="float64"):
         table_bytes("glove", VECTORS.astype(np.float64), BLOBS)

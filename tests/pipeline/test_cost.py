@@ -16,7 +16,7 @@ from data.store import Row, Store
 from data.video.types import VideoFacts
 from models.captioners.limits import Transformer, Work, bound, gpu_called, most_rows
 from pipeline.cli import app
-from pipeline.cost import Pace, paces_of, remember_pace
+from pipeline.paces import Pace, paces_of, remember_pace
 from pipeline.stage import STAGES, Inputs, Item, Resources
 
 WORK = Work.of(Transformer(40, 5120, 13824, True, vocab=32000), 0.4e12, 0.3e9, 636, 60)
@@ -26,8 +26,11 @@ class ToyDear(toys.ToyRows):
     """One caption for each second, on a GPU of its own."""
 
     name: ClassVar[str] = "dear"
-    counts: ClassVar[bool] = True
     summed: ClassVar[tuple[str, ...]] = ("captions", "new_tokens", "reused")
+
+    @property
+    def counts(self) -> bool:
+        return True
 
     @property
     def resources(self) -> Resources:
@@ -111,8 +114,8 @@ def test_an_earlier_run_of_the_same_recipe_counts_more_than_arithmetic(folder: P
     probed()
     store = Store.open(folder / "store")
     recipe = json.loads(call("plan", "--json", "--no-measure")[1])["stages"][-1]["recipe"]
-    remember_pace(store, Pace("another", "H200", 100, 5000, 1.0))
-    remember_pace(store, Pace(recipe, "H200", 100, 5000, 50.0))
+    remember_pace(store, Pace("another", "H200", 100, 0, 5000, 1.0))
+    remember_pace(store, Pace(recipe, "NVIDIA H200", 90, 10, 5000, 50.0))
     found = cost("--gpu", "H200")
     assert (found["rate_hz"], found["source"]) == (2.0, "an earlier run")
     assert found["gpu_hours"] == pytest.approx(8 / 3600)
@@ -124,10 +127,12 @@ def test_what_costs_too_much_is_refused_before_it_begins_and_what_does_not_runs(
     store = Store.open(Path("store"))
     recipe = json.loads(call("plan", "--json", "--no-measure")[1])["stages"][-1]["recipe"]
     # The GPU of this machine has no name here: as for an earlier run without one.
-    remember_pace(store, Pace(recipe, "", 16, 800, 7200.0))
+    remember_pace(store, Pace(recipe, "", 16, 0, 800, 7200.0))
     assert cost()["gpu_hours"] == 0.0  # on a CPU nothing is paid for
-    assert call("run", "--max-gpu-hours", "0")[0] == 0
-    assert paces_of(store)[-1].captions == 12  # 2 x 8, less those that were reused
+    code, output = call("run", "--max-gpu-hours", "0")
+    assert code == 0
+    assert output.count("dear: 16 captions left, made on CPUs: no GPU-hours") == 1
+    assert (paces_of(store)[-1].captions, paces_of(store)[-1].reused) == (12, 4)  # of 2 x 8
 
 
 def test_too_dear_is_exit_code_2_with_the_sum_and_nothing_is_begun(

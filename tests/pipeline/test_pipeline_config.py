@@ -37,10 +37,38 @@ def test_the_configs_that_ship_load_and_make_a_program(name: str, tmp_path: Path
 
 
 def named(options: BaseModel) -> bool:
-    return str(getattr(options, "checkpoint", "")).startswith("zoo:")
+    return str(getattr(options, "checkpoint", "")).startswith(("zoo:", "hf:"))
 
 
-BENCHMARKS = sorted(set(shipped_configs()) - {"tiny"})
+def test_captions_of_a_paper_are_put_beside_the_features_of_a_dataset(tmp_path: Path) -> None:
+    file = write(tmp_path / "job.yaml", extends=["charades_sta", "tea_captions"])
+    config = load_pipeline_config(file)
+    assert config.clip_len_s == DATASETS.get("charades_sta").clip_len_s
+    asked: dict[str, Any] = dict(config.stage_options)
+    assert set(asked) == {"probe", "clip", "slowfast", "queries", "captions", "narratives"}
+    assert asked["captions"].captioner == "llava"
+    # What a later one says counts: LMR's grid, and its captioner.
+    other = write(tmp_path / "lmr.yaml", extends=["charades_sta", "tea_captions", "lmr_captions"])
+    both = load_pipeline_config(other)
+    assert both.clip_len_s == 2.0
+    asked = dict(both.stage_options)
+    assert asked["captions"].captioner == "videochat"
+
+
+@pytest.mark.parametrize("wrong", [[["tiny"]], [1], {"tiny": 1}])
+def test_a_config_extends_names_and_nothing_else(tmp_path: Path, wrong: Any) -> None:
+    with pytest.raises(UsageError, match="`extends` is one name or a list of names"):
+        load_pipeline_config(write(tmp_path / "wrong.yaml", extends=wrong))
+
+
+def test_shipped_captions_are_asked_for_as_the_papers_say() -> None:
+    tea: Any = load_pipeline_config(Path("tea_captions")).stage_options["captions"]
+    assert (tea.prompt, tea.per, tea.every_s, tea.captioner) == ("tea", "timestamp", 1.0, "llava")
+    lmr: Any = load_pipeline_config(Path("lmr_captions")).stage_options["captions"]
+    assert (lmr.prompt, lmr.per, lmr.captioner) == ("lmr", "clip", "videochat")
+
+
+BENCHMARKS = sorted(set(shipped_configs()) - {"tiny", "tea_captions", "lmr_captions"})
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

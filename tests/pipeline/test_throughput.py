@@ -88,6 +88,14 @@ def test_a_number_that_somebody_asked_for_is_kept() -> None:
     assert (stated.workers, stated.gpu_share, stated.bound) == (8, 0.25, "asked for")
 
 
+def test_workers_over_several_gpus_are_as_many_as_fit() -> None:
+    # 8 GPUs, 2 for each worker: 4 workers, each of them decodes and has one network over its two
+    layout = lay_out(Machine(cpus=16, gpus=8), RATES, gpu_share=2.0)
+    assert (layout.workers, layout.per_gpu, layout.gpu_share) == (4, 1, 2.0)
+    assert layout.sentence.startswith("4 workers, 2 GPUs each, bounded by: asked for")
+    assert lay_out(Machine(cpus=16, gpus=8), RATES, gpu_share=1.5).workers == 4
+
+
 def test_without_a_gpu_decoding_and_networks_share_the_cores() -> None:
     # a second of video costs 1/30 + 1/10 core seconds: 4 cores do 30 of them
     layout = lay_out(Machine(cpus=4), Rates(decode_x=30.0, network_x=10.0))

@@ -272,7 +272,7 @@ class ToyTalks(FrameStage):
         batch: int = Field(4, description="Captions of a batch.")
         log: Path | None = Field(None, description="File that gets one line per batch.")
         sleep_s: float = Field(0.0, description="Time that one caption takes.")
-        sleep_at: str = Field("", description="Id of the only video that takes it.")
+        pids: Path | None = Field(None, description="Folder that gets a file per batch.")
         cpus: float = Field(0.5, description="CPUs of one worker.")
 
     @property
@@ -315,9 +315,11 @@ class ToyTalks(FrameStage):
         if self.options.log is not None:
             with self.options.log.open("a") as log:
                 log.write(" ".join(said) + "\n")
+        if self.options.pids is not None:
+            self.options.pids.mkdir(exist_ok=True)
+            (self.options.pids / f"{os.getpid()}.{time.monotonic_ns()}").touch()
         for item, _ in windows:
-            if self.options.sleep_at in ("", item.key.id):
-                time.sleep(self.options.sleep_s)
+            time.sleep(self.options.sleep_s)
             if item.key.id.startswith("dies"):
                 raise EngineDiedError(f"the engine died of {item.key.id}")
             misbehave(item.key.id)

@@ -45,10 +45,12 @@ ALLOWED = {
     "models/retrieval/__init__.py importlib.import_module": "the modules of its own folder",
     "pipeline/doctor.py importlib.import_module": "looks whether packages import, constant names",
     "data/store/untrusted.py json.loads": "answers of its own child process, types checked",
-    "pipeline/stages/narratives.py json.loads": "provenance that the stage captions wrote",
     "pipeline/demo.py json.loads": "a corpus that the demo rendered itself",
 }
 """`file call`, and why it is safe there."""
+
+FROM_FOLDERS = {"from_pretrained", "_load_tokenizer_from_pretrained", "from_config"}
+"""Methods of transformers that ask on the terminal, unless told, whether code may be run."""
 
 KEYWORDS = {
     "shell": "starts a shell",
@@ -106,6 +108,8 @@ def found_in(file: Path, name: str) -> list[tuple[int, str, str]]:
                 found.append((line, f"{keyword.arg}=", KEYWORDS[keyword.arg]))
         if call == "torch.load" and not _says(node, "weights_only", True):
             found.append((line, call, "without weights_only=True"))
+        if short in FROM_FOLDERS and not _says(node, "trust_remote_code", False):
+            found.append((line, call, "without trust_remote_code=False asks whether to run code"))
     return found
 
 
@@ -153,6 +157,8 @@ def test_every_exception_is_still_needed(root: Path) -> None:
         ("import subprocess\nsubprocess.run(c, shell=True)", "shell="),
         ("import yaml\nyaml.load(t, Loader=yaml.Loader)", "yaml.load"),
         ("M.from_pretrained(n, trust_remote_code=True)", "trust_remote_code="),
+        ("import m\nm.K.from_pretrained(n)", "m.K.from_pretrained"),
+        ("import m\nm.K.from_pretrained(n, trust_remote_code=flag)", "trust_remote_code="),
         ("eval('1')", "eval"),
         ("import zipfile\nzipfile.ZipFile(f).extractall()", ".extractall"),
         ("from rich.console import Console\nConsole()", "rich.console.Console"),

@@ -12,7 +12,7 @@ import pytest
 from data.annotations import load_annotations
 from data.config import Group, load_config, parse_yaml
 from data.errors import UsageError
-from data.foreign import LONGEST_LINE, brief, strict_json, text_lines
+from data.foreign import DIGITS_OF_SETTINGS, LONGEST_LINE, brief, strict_json, text_lines
 from data.identity import check_id
 from data.video import list_videos
 from pipeline.config import load_pipeline_config
@@ -295,3 +295,15 @@ def test_files_of_a_folder_whose_names_are_twins_are_refused(tmp_path: Path) -> 
 
 def test_a_windows_path_with_a_colon_and_a_name_with_one_are_paths(tmp_path: Path) -> None:
     listed(tmp_path, {"video_id": "a", "path": "10:30.mp4"}, {"video_id": "b", "path": "C:/b.mp4"})
+
+
+def test_settings_of_transformers_may_hold_its_number_for_no_limit_and_no_longer_one() -> None:
+    text = f'{{"model_max_length": {int(1e30)}}}'
+    with pytest.raises(ValueError, match="more than 19 digits"):
+        strict_json(text)
+    assert strict_json(text, digits=DIGITS_OF_SETTINGS) == {"model_max_length": int(1e30)}
+    for longer in ("1" * 32, "-" + "9" * 5000):
+        with pytest.raises(ValueError, match="more than 31 digits"):
+            strict_json(f"[{longer}]", digits=DIGITS_OF_SETTINGS)
+    with pytest.raises(ValueError, match="NaN is not a number"):
+        strict_json(f"[{int(1e30)}, NaN]", digits=DIGITS_OF_SETTINGS)

@@ -55,6 +55,10 @@ class Memory:
         """Of all keys and values."""
         return sum(each.nbytes for each in (*self.keys, *self.values))
 
+    def holds(self, rows: int, length: int) -> bool:
+        """Whether it is large enough for that."""
+        return self.rows >= rows and self.length >= length
+
     def move(self, sources: Sequence[int], holes: Sequence[int]) -> None:
         """Copy rows `sources` to the places `holes`; no row is in both."""
         device = self.ids.device

@@ -19,20 +19,17 @@ from data.errors import UsageError
 from models.captioners.generating import Decoding
 from models.captioners.loop.cache import Memory
 from models.captioners.loop.lm import place, shape_of
-from models.captioners.loop.memory import Budget
+from models.captioners.loop.memory import Budget, ran_out
 from models.captioners.loop.rows import COMPACT_BELOW, Ending, Row
 from models.captioners.loop.sampling import uniforms
 from models.captioners.loop.session import Counts, Session, Task
 from models.captioners.loop.steps import ExactSteps, GraphSteps, Steps
 from models.captioners.loop.types import Generated, Prompts
 
-__all__ = ["Engine", "ran_out"]
+__all__ = ["Engine"]
 
 _LENGTH = 64
 """Memory is taken for multiples of it, so that a prompt that is a word longer still fits."""
-
-_RAN_OUT = ("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "can't allocate memory")
-"""How libraries say it that do not raise `torch.OutOfMemoryError`."""
 
 
 class Engine:
@@ -137,7 +134,9 @@ class Engine:
             for i, (tokens, key) in enumerate(zip(given.lengths, keys, strict=True))
         ]
         while open_ := [row for row in rows if row.finish is None]:
-            self._attempt(open_, task)
+            if not self._attempt(open_, task):
+                # Only here nothing holds on any more to the memory that did not suffice.
+                self.release()
         return [row.result() for row in rows]
 
     def _check(self, prompts: Prompts, keys: Sequence[str], decoding: Decoding) -> None:
@@ -154,8 +153,8 @@ class Engine:
                 f"{max(most - longest, 0)} new tokens, or give a shorter prompt or fewer frames"
             )
 
-    def _attempt(self, rows: list[Row], task: Task) -> None:
-        """Bring rows to their end, or, where memory runs out, allow less of it."""
+    def _attempt(self, rows: list[Row], task: Task) -> bool:
+        """Bring rows to their end; False where memory ran out, and less of it is allowed now."""
         waiting = deque(sorted(rows, key=lambda row: row.prompt_tokens))
         session: Session | None = None
         try:
@@ -173,36 +172,44 @@ class Engine:
                 compact_below=self._compact_below,
             )
             session.run(waiting)
-            return
+            return True
         except RuntimeError as error:  # of which torch.OutOfMemoryError is one
             if not ran_out(error) or not self._shrink(session, len(rows)):
                 raise
-        # Only here is the traceback gone, which holds on to what did not fit.
         for row in rows:
             if row.finish is None:
                 row.restart()
-        self.release()
+        return False
 
     def _shrink(self, session: Session | None, wanted: int) -> bool:
         self.counts.shrinks += 1
-        rows = min(wanted, self._memory.rows if self._memory is not None else self._budget.rows)
+        # A memory of more rows than are wanted was what took the room, not the few rows.
+        rows = min(wanted, self._budget.rows) if self._memory is None else self._memory.rows
         return self._budget.shrink(rows, session.reading if session is not None else None)
 
     def _memory_for(self, wanted: int, tokens: int) -> Memory:
+        if self._memory is None or not self._memory.holds(*self._size(wanted, tokens)):
+            rows, length = self._size(wanted, tokens)
+            self.release()  # first, or there would have to be room for both
+            self._memory = Memory(self._shape, rows, length, self._device, self._dtype)
+        return self._memory
+
+    def _size(self, wanted: int, tokens: int) -> tuple[int, int]:
+        """Rows and tokens of the memory for a call, as far as there is room."""
         length = -(-tokens // _LENGTH) * _LENGTH
         rows = min(self._steps.bucket(wanted), self._whole(self._budget.rows))
         held = self._memory
-        if held is not None and held.rows >= rows and held.length >= length:
-            return held
-        length = max(length, held.length if held is not None else 0)
+        if held is not None and held.holds(rows, length):
+            return rows, length
         token_bytes = self._shape.numbers * self._dtype.itemsize
-        room = self._budget.affordable(token_bytes, length, held.bytes if held else 0)
-        rows = min(rows, self._whole(room))
-        if held is not None and held.rows >= rows and held.length >= length:
-            return held
-        self.release()
-        self._memory = Memory(self._shape, rows, length, self._device, self._dtype)
-        return self._memory
+        # As long as before, too, so that two kinds of calls do not take turns in making it anew;
+        # but not at the price of rows.
+        longer, held_bytes = (length, 0) if held is None else (max(length, held.length), held.bytes)
+        for each in (longer, length):
+            room = self._whole(self._budget.affordable(token_bytes, each, held_bytes))
+            if room >= rows:
+                return rows, each
+        return min(rows, room), length
 
     def _whole(self, rows: int) -> int:
         """The largest bucket of at most `rows`."""
@@ -219,8 +226,3 @@ def _uniform(decoding: Decoding, key: str) -> Any:
     if decoding.temperature <= 0:
         return None
     return uniforms(decoding.seed, key, decoding.max_new_tokens)
-
-
-def ran_out(error: RuntimeError) -> bool:
-    """Whether memory did not suffice, however a library says it."""
-    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in _RAN_OUT)

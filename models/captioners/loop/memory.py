@@ -10,7 +10,7 @@ import torch
 
 from models.captioners.limits import Work, most_rows
 
-__all__ = ["Budget", "free_bytes"]
+__all__ = ["Budget", "free_bytes", "ran_out"]
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -24,6 +24,28 @@ _PREFILL_TOKENS = {"cuda": 8192, "cpu": 4096}
 
 _RESERVE_BYTES, _RESERVE_SHARE = 6 * 2**30, 0.25
 """Kept free for activations and fragments: the smaller of the two."""
+
+_RAN_OUT = (
+    "out of memory",  # torch.AcceleratorError: what is taken past torch's allocator, as for graphs
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUBLAS_STATUS_NOT_INITIALIZED",  # its own memory is taken at the first multiplication
+    "CUDNN_STATUS_ALLOC_FAILED",
+    "can't allocate memory",
+)
+"""How libraries say it that do not raise `torch.OutOfMemoryError`."""
+
+
+def ran_out(error: BaseException | None) -> bool:
+    """Whether memory did not suffice, however a library says it, and also where that error was
+    followed by another one: what is being recorded when memory runs out fails to end, too.
+    """
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError):
+            return True
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in _RAN_OUT):
+            return True
+        error = error.__context__
+    return False
 
 
 def free_bytes(device: torch.device) -> float | None:

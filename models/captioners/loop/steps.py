@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.captioners.loop.cache import Memory, Reading
+from models.captioners.loop.memory import ran_out
 
 __all__ = ["CudaGraphs", "ExactSteps", "GraphSteps", "Recorder", "StaticSteps", "Steps"]
 
@@ -118,26 +119,41 @@ class Recorder(Protocol):
 
 
 class CudaGraphs:
-    """Records CUDA graphs, which share their memory: only one of them runs at a time."""
+    """Records CUDA graphs, which share their memory: only one of them runs at a time.
+
+    All are recorded on one stream of their own, the same on which their step ran before: cuBLAS
+    keeps 32 MB for each stream that it ever met, and recording must not be when it takes them.
+    """
 
     def __init__(self) -> None:
         self._pool: Any = torch.cuda.graph_pool_handle()
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(
         self, device: torch.device, compute: Callable[[], Tensor]
     ) -> tuple[Callable[[], object], Tensor]:
         """See `Recorder`."""
         with torch.cuda.device(device):
-            # Libraries take their memory for a stream at its first work, which no graph may hold.
-            beside = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's own
-            beside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(beside):
-                compute()
-            torch.cuda.current_stream().wait_stream(beside)
+            if self._stream is None:
+                self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
+            before = torch.cuda.current_stream()
             graph = torch.cuda.CUDAGraph()
-            # Other threads (that decode video) may use the GPU meanwhile.
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                made = compute()
+            self._stream.wait_stream(before)
+            try:
+                # Left also where recording fails; `torch.cuda.graph` then stays on its stream.
+                with torch.cuda.stream(self._stream):
+                    compute()
+                    # Other threads (that decode video) may use the GPU meanwhile.
+                    with torch.cuda.graph(
+                        graph,
+                        pool=self._pool,
+                        stream=self._stream,
+                        capture_error_mode="thread_local",
+                    ):
+                        made = compute()
+            finally:
+                # What ran there wrote to memory that goes on to be used, or is given back.
+                before.wait_stream(self._stream)
         return graph.replay, made
 
 
@@ -184,9 +200,9 @@ class GraphSteps(StaticSteps):
             self._made[shape] = self._record(
                 memory.ids.device, lambda: self._run(memory, *shape, masked=True)
             )
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:
+            if ran_out(error):
+                raise
             self.failure = str(error).splitlines()[0]
             _LOG.warning("no CUDA graphs, captions come slower: %s", self.failure)
 

@@ -8,10 +8,19 @@ from urllib.parse import urlsplit
 
 from data.errors import UsageError
 
-__all__ = ["OPENAI_HOST", "Secret", "check_address", "host_of", "is_here", "key_for"]
+__all__ = [
+    "OPENAI_HOST",
+    "Secret",
+    "check_address",
+    "header_secrets",
+    "host_of",
+    "is_here",
+    "key_for",
+]
 
 OPENAI_HOST = "api.openai.com"
 OPENAI_KEY = "OPENAI_API_KEY"
+_SHORTEST_SECRET = 8
 
 
 class Secret:
@@ -75,6 +84,15 @@ def is_here(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost" or host.endswith(".localhost")
+
+
+def header_secrets() -> list[Secret]:
+    """The values of OPENAI_CUSTOM_HEADERS, which the package `openai` sends: a gateway's keys, most
+    often. Short ones are words.
+    """
+    lines = os.environ.get("OPENAI_CUSTOM_HEADERS", "").splitlines()
+    values = [line.partition(":")[2].strip() for line in lines]
+    return [Secret(value) for value in values if len(value) >= _SHORTEST_SECRET]
 
 
 def key_for(address: str, key_env: str) -> Secret | None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
+from collections.abc import AsyncIterator
+from functools import partial
+from importlib import import_module
 from typing import Any
 
 from data.errors import UsageError, how_to_install
 from models.captioners.generating import Written
-from models.captioners.remote.address import OPENAI_HOST, Secret, host_of, is_here
+from models.captioners.remote.address import OPENAI_HOST, Secret, header_secrets, host_of, is_here
 from models.captioners.remote.answers import MOST_BYTES, model_names, refusal, written
 from models.captioners.remote.sending import Trouble
 
@@ -42,12 +44,11 @@ class Chat:
             ) from None
         self.served: set[str] = set()
         self._address = address
-        self._key = key
+        self._secrets = [*([key] if key else []), *header_secrets()]
         self._timeout_s = timeout_s
         self._openai = openai
         client = openai.DefaultAsyncHttpxClient
-        # httpx, or httpx2 since openai 3: the one whose client the package derives its own from.
-        self._http: Any = importlib.import_module(client.__mro__[1].__module__.partition(".")[0])
+        self._http = _http_of(client)
         bearer = key.shown() if key else _NO_KEY
         self._client = openai.AsyncOpenAI(
             api_key=bearer,
@@ -63,6 +64,9 @@ class Chat:
                 follow_redirects=False,
                 # A proxy of the environment knows no server of this machine.
                 trust_env=not is_here(address),
+                # A thousand bytes unpacked for each that came: answers are short without it.
+                headers={"Accept-Encoding": "identity"},
+                event_hooks={"response": [partial(_bounded, self._http)]},
             ),
         )
         if host_of(address) != OPENAI_HOST:
@@ -102,7 +106,16 @@ class Chat:
             Trouble: nobody is, or it does not.
         """
         try:
-            await self._client.models.with_raw_response.list()
+            async with asyncio.timeout(self._timeout_s):
+                await self._client.models.with_raw_response.list()
+        except (TimeoutError, self._openai.APITimeoutError) as error:
+            if isinstance(error.__cause__, self._http.ConnectTimeout):
+                raise self._not_connected(error) from None
+            raise Trouble(
+                f"{self._address} takes a connection and does not answer within "
+                f"{self._timeout_s:g} s; is it still loading its model?",
+                "user",
+            ) from None
         except self._openai.APIStatusError as error:
             if error.status_code == 401:
                 words = self._without_key(error.response.content)
@@ -119,13 +132,14 @@ class Chat:
     async def _models(self) -> str:
         """Names of the models that the server has, for a message; "" if it does not say."""
         try:
-            raw = await self._client.models.with_raw_response.list(timeout=_CONNECT_S)
-        except (self._openai.OpenAIError, self._http.HTTPError):
+            async with asyncio.timeout(min(_CONNECT_S, self._timeout_s)):
+                raw = await self._client.models.with_raw_response.list()
+        except (TimeoutError, Trouble, self._openai.OpenAIError, self._http.HTTPError):
             return ""  # the message is about something else
         return model_names(raw.http_response.content)
 
     async def _post(self, body: dict[str, Any]) -> bytes:
-        """The bytes of a successful answer, not more than `MOST_BYTES`."""
+        """The bytes of a successful answer, not more than `MOST_BYTES` (`_bounded`)."""
         create = self._client.chat.completions.with_streaming_response.create
         rest = {key: value for key, value in body.items() if key not in ("model", "messages")}
         call = create(model=body["model"], messages=body["messages"], extra_body=rest)
@@ -133,12 +147,12 @@ class Chat:
         async with call as response:
             async for piece in response.iter_bytes():
                 answer += piece
-                if len(answer) > MOST_BYTES:
-                    raise Trouble(f"the answer is larger than {MOST_BYTES:,} bytes", "again")
         return bytes(answer)
 
     def _not_connected(self, error: Exception) -> Trouble:
         cause = error.__cause__ or error
+        if isinstance(cause, Trouble):
+            return cause
         words = " ".join(str(cause).split()) or type(cause).__name__
         if isinstance(cause, (self._http.ConnectError, self._http.ConnectTimeout)):
             reason = f"no server answers at {self._address} ({words}); start it or mend `address`"
@@ -147,4 +161,34 @@ class Chat:
 
     def _without_key(self, answer: bytes) -> bytes:
         """There are servers that repeat the key in what they say."""
-        return answer.replace(self._key.shown().encode(), b"***") if self._key else answer
+        for secret in self._secrets:
+            answer = answer.replace(secret.shown().encode(), b"***")
+        return answer
+
+
+async def _bounded(http: Any, response: Any) -> None:
+    """Let no answer, good or bad, be larger than `MOST_BYTES`; a hook of the http library."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        raise Trouble("the answer is compressed, which was not asked for", "again")
+
+    class Bounded(http.AsyncByteStream):  # type: ignore[misc]  # the class is found at run time
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            count = 0
+            async for piece in whole:
+                count += len(piece)
+                if count > MOST_BYTES:
+                    raise Trouble(f"the answer is larger than {MOST_BYTES:,} bytes", "again")
+                yield piece
+
+        async def aclose(self) -> None:
+            await whole.aclose()
+
+    whole = response.stream
+    response.stream = Bounded()
+
+
+def _http_of(client: type[Any]) -> Any:
+    """The library that the package derives its own client from: httpx, since openai 3 httpx2."""
+    if any(each.__module__.partition(".")[0] == "httpx2" for each in client.__mro__):
+        return import_module("httpx2")
+    return import_module("httpx")

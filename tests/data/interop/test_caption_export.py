@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data.annotations.types import Annotation
-from data.errors import UsageError
+from data.errors import StoreError, UsageError
 from data.grid import Grid
 from data.interop import export_captions
 from data.store import Recipe, Row, Schema, Store, StreamSpec
@@ -83,6 +83,18 @@ def test_the_columns_of_csv_are_those_of_lifelong_memory(store: Store, tmp_path:
     assert list(report.notes) == ["1 captions failed and have no text; they were left out"]
 
 
+def test_times_late_in_a_long_video_keep_their_microseconds(store: Store, tmp_path: Path) -> None:
+    with store.writer(RECIPE) as writer:
+        writer.add(row("c", 0, 1, [(12345.675, "Late."), (12345.7 + 1 / 30, "A frame later.")]))
+    export_captions(store, tmp_path / "c.csv", "captions")
+    with (tmp_path / "c.csv").open(newline="") as file:
+        times = [each["timestamp"] for each in csv.DictReader(file) if each["vid"] == "c"]
+    assert times == ["12345.675", "12345.733333"]
+    export_captions(store, tmp_path / "paragraphs", "paragraphs")
+    lines = (tmp_path / "paragraphs" / "c.txt").read_text().splitlines()
+    assert lines == ["12345.675: Late.", "12345.733333: A frame later."]
+
+
 def test_paragraphs_are_lines_of_time_and_caption_in_order(store: Store, tmp_path: Path) -> None:
     out = tmp_path / "paragraphs"
     export_captions(store, out, "paragraphs")
@@ -128,3 +140,29 @@ def test_what_cannot_be_exported_says_why(store: Store, tmp_path: Path) -> None:
     empty = Store.open_or_create(tmp_path / "empty", dataset="d", clip_len_s=2.0)
     with pytest.raises(UsageError, match="has no captions; make some with: pipeline run --stage"):
         export_captions(empty, tmp_path / "c.jsonl", "captions")
+
+
+@pytest.mark.parametrize(
+    ("record", "told"),
+    [
+        ("{", "is not JSON that can be used"),
+        ("[1]", "is a list, expected an object"),
+        ('{"status": "ok", "status": "failed"}', "given twice"),
+        ('{"score": NaN}', "NaN is not a number"),
+        ("[" * 5000, "nested deeper"),
+        ('{"reason": "\\ud800"}', "surrogates not allowed"),
+    ],
+)
+@pytest.mark.parametrize("out", ["c.jsonl", "c.csv"])
+def test_a_record_that_nobody_could_have_written_is_told_with_its_place(
+    record: str, told: str, out: str, tmp_path: Path
+) -> None:
+    made = Store.open_or_create(tmp_path / "store", dataset="d", clip_len_s=2.0)
+    one = row("a", 0, 1, [(0.0, "A dog."), (1.0, "A cat.")])
+    one.texts["record"] = ["{}", record]
+    with made.writer(RECIPE) as writer:
+        writer.add(one)
+    made.set_current({"captions": RECIPE.id})
+    with pytest.raises(StoreError, match=f"the record of caption 1 of 'a' .*{told}"):
+        export_captions(made, tmp_path / out, "captions")
+    assert not list(tmp_path.glob("*.jsonl")) + list(tmp_path.glob("*.csv"))

@@ -202,6 +202,18 @@ def test_only_the_most_recent_files_stay_open(tmp_path: Path) -> None:
         pool.get(tmp_path / "none")
 
 
+def test_a_part_whose_shard_was_taken_away_is_gone_and_no_riddle(
+    store: Store, recipe: Recipe, make_row: MakeRow
+) -> None:
+    _write(store, recipe, [make_row("v1")])
+    reader = pickle.loads(pickle.dumps(store.reader("clip", recipe.id)))  # its files are closed
+    (key,) = reader.keys()
+    (shard,) = store.shards("clip", recipe.id)
+    shard.unlink()
+    with pytest.raises(GoneError, match="not there any more"):
+        reader.part(key)
+
+
 def test_a_reader_finds_its_rows_again_when_shards_were_replaced_under_it(
     store: Store, recipe: Recipe, make_row: MakeRow, assert_same_row: SameRow
 ) -> None:

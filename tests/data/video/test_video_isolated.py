@@ -142,6 +142,24 @@ def test_a_prefetch_that_is_not_used_changes_nothing(
     assert_equal(windows, list(open_decoder("pyav").windows(second, requests())))
 
 
+def test_several_videos_may_be_prefetched_and_are_decoded_once(make_video: MakeVideo) -> None:
+    videos = [make_video(f"{i}.mp4", ticks=range(30 * (i + 1))) for i in range(4)]
+    with IsolatedDecoder(ahead=2) as decoder:
+        for video in videos[:2]:
+            decoder.prefetch(video, requests())
+        first, second = [work.child.pid for work in decoder._prefetched]
+        decoder.prefetch(videos[0], requests())  # it is ahead already
+        assert [work.child.pid for work in decoder._prefetched] == [first, second]
+        decoder.prefetch(videos[2], requests())  # takes the place of the oldest
+        pids = [work.child.pid for work in decoder._prefetched]
+        assert pids[0] == second
+        assert first not in pids
+        served = [list(decoder.windows(video, requests())) for video in videos]
+        assert not decoder._prefetched
+    for video, windows in zip(videos, served, strict=True):
+        assert_equal(windows, list(open_decoder("pyav").windows(video, requests())))
+
+
 def test_a_small_buffer_holds_the_child_back_and_loses_nothing(make_video: MakeVideo) -> None:
     video = make_video(ticks=range(90))
     with IsolatedDecoder(buffer_bytes=1) as decoder:

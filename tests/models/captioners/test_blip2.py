@@ -19,6 +19,7 @@ from data.video.types import View
 from models.captioners import CaptionRequest, create
 from models.captioners.blip2 import Blip2Captioner
 from models.captioners.generating import Decoding
+from models.captioners.looped import PICTURE_ID
 from tests.models.captioners.tiny_vlms import tokenizer
 
 SIDE, TOKENS = 28, 8
@@ -90,11 +91,7 @@ def request(seed: int, side: int = SIDE) -> CaptionRequest:
 
 
 def ids_of(captioner: Blip2Captioner, seeds: list[int], **decoding: Any) -> list[tuple[int, ...]]:
-    from models.captioners.loop import Prompts
-
-    pictures = np.stack([seen(each) for each in seeds])
-    length = captioner._embedded(pictures[:1]).shape[1]
-    prompts = Prompts([length] * len(seeds), lambda rows: captioner._embedded(pictures[list(rows)]))
+    prompts = captioner.embed([request(each) for each in seeds])
     settings = Decoding(**{"max_new_tokens": TOKENS, **decoding})
     keys = [f"v:{each}" for each in seeds]
     return [each.ids for each in captioner._engine.generate(prompts, keys, settings)]
@@ -128,11 +125,12 @@ def test_what_the_language_model_reads_is_what_transformers_makes(
     pixels = eyes(Image.fromarray(frame(5)), return_tensors="pt").pixel_values
     with torch.no_grad():
         soft = net.get_image_features(pixels).pooler_output
-    ours = captioner._embedded(seen(5)[None])
-    assert ours.shape == (1, 5 + 1, 32)
-    assert torch.allclose(ours[:, :5], soft, atol=1e-5)
+    (ours,) = captioner.embed([request(5)])
+    assert ours.shape == (5 + 1, 32)
+    assert torch.allclose(ours[:5], soft[0], atol=1e-5)
     begin = net.get_input_embeddings().weight[1]
-    assert torch.equal(ours[0, 5], begin)
+    assert torch.equal(ours[5], begin)
+    assert captioner.prompt_ids(request(5)) == (PICTURE_ID, 1)
 
 
 def test_a_batch_equals_single_pictures_also_when_sampled(captioner: Blip2Captioner) -> None:
@@ -145,7 +143,7 @@ def test_a_batch_equals_single_pictures_also_when_sampled(captioner: Blip2Captio
 def test_a_prefix_is_read_and_is_no_part_of_the_caption(folder: Path) -> None:
     plain, begun = build(folder), build(folder, prefix="a man")
     first, second = (each.caption([request(1)])[0] for each in (plain, begun))
-    words = begun._parts.words.encode("a man")
+    words = begun.tokens.encode("a man")
     assert second.prompt_tokens == first.prompt_tokens + len(words) == 6 + len(words)
     assert ids_of(plain, [1]) != ids_of(begun, [1])
     assert Blip2Captioner.recipe({"prefix": "a man"})["prefix"] == "a man"
@@ -154,8 +152,8 @@ def test_a_prefix_is_read_and_is_no_part_of_the_caption(folder: Path) -> None:
 def test_a_caption_ends_with_its_line(folder: Path) -> None:
     """LAVIS `Blip2OPT`: `eos_token_id` is the token of a line's end."""
     captioner = build(folder)
-    assert captioner._parts.words.encode("\n")[0] in captioner._parts.ends
-    assert {2} < set(captioner._parts.ends)
+    assert captioner.tokens.encode("\n")[0] in captioner._engine._eos
+    assert {2} < captioner._engine._eos
 
 
 def test_pictures_are_squares_of_the_whole_frame(captioner: Blip2Captioner) -> None:
@@ -176,11 +174,11 @@ def test_without_checkpoint_it_is_tiny_and_the_same_from_the_same_seed() -> None
 
 def test_in_bfloat16_the_q_former_stays_in_float32(folder: Path) -> None:
     captioner = build(folder, dtype="bfloat16")
-    net = captioner._net
+    net = captioner.net
     assert net.query_tokens.dtype == torch.float32
     assert {each.dtype for each in net.qformer.parameters()} == {torch.float32}
     assert net.vision_model.embeddings.patch_embedding.weight.dtype == torch.bfloat16
-    exact, rough = (each._embedded(seen(0)[None]) for each in (build(folder), captioner))
+    exact, rough = (each.embed([request(0)])[0] for each in (build(folder), captioner))
     assert torch.nn.functional.cosine_similarity(
         exact.flatten(), rough.float().flatten(), dim=0
     ) == pytest.approx(1, abs=1e-2)
@@ -225,7 +223,7 @@ def test_another_model_is_told_by_its_kind(
 def test_colours_that_are_no_three_numbers_are_told(copied: Path) -> None:
     file = copied / "preprocessor_config.json"
     file.write_text(json.dumps({"image_mean": [0.5], "image_std": [0.5, 0.5, 0.5]}))
-    with pytest.raises(UsageError, match="image_mean has to be three numbers"):
+    with pytest.raises(UsageError, match=r"image_mean is \[0\.5\], expected three numbers"):
         Blip2Captioner.check(copied, {})
 
 

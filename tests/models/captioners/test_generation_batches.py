@@ -6,7 +6,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 from data.errors import UsageError
 from models.captioners.generating import Decoding
 from models.captioners.loop import Engine, Generated, Prompts
+from models.captioners.loop.cache import Memory
+from models.captioners.loop.lm import shape_of
 from models.captioners.loop.steps import ExactSteps, StaticSteps
 
 LENGTHS = [9, 9, 5, 13, 9, 5, 9, 1, 13, 9, 5, 9, 2]
@@ -189,6 +192,81 @@ def test_memory_that_runs_out_loses_no_row_and_is_remembered(
     loop.generate(prompts(LENGTHS), keys(MANY), decoding)
     assert small.failures == loop.counts.shrinks
     assert loop.params()["out_of_memory"] == small.failures
+
+
+class Watched(Memory):
+    """Memory that tells how many of its kind there are."""
+
+    alive: ClassVar[WeakSet[Watched]] = WeakSet()
+    most = 0
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        Watched.alive.add(self)
+        Watched.most = max(Watched.most, len(Watched.alive))
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> type[Watched]:
+    monkeypatch.setattr("models.captioners.loop.engine.Memory", Watched)
+    Watched.alive, Watched.most = WeakSet(), 0
+    return Watched
+
+
+def test_memory_is_given_back_before_a_larger_one_is_taken(watched: type[Watched]) -> None:
+    loop = engine(llama())
+    for count, tokens in ((2, 9), (9, 9), (9, 80)):
+        loop.generate(prompts([tokens] * count), keys(count), WAYS["greedy"])
+    assert watched.most == 1
+
+
+def test_nothing_holds_on_to_memory_that_did_not_suffice(
+    watched: type[Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = engine(Small(llama(), rows=3))
+    left: list[int] = []
+    release = loop.release
+    monkeypatch.setattr(loop, "release", lambda: (release(), left.append(len(watched.alive))))
+    loop.generate(prompts(LENGTHS), keys(MANY), WAYS["greedy"])
+    assert loop.counts.shrinks > 0
+    assert set(left) == {0}
+
+
+def test_few_rows_in_a_large_memory_halve_the_memory_and_not_the_few() -> None:
+    small = Small(llama(), rows=64)
+    loop = engine(small)
+    loop.generate(prompts([9] * 64), keys(64), WAYS["greedy"])
+    small.rows = 2  # something else takes the rest of the device, for once
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop._budget, "shrink", _once(loop._budget.shrink, small))
+        loop.generate(prompts([9] * 3), keys(3), WAYS["greedy"])
+    assert loop.counts.shrinks == 1
+    assert loop.max_rows == 32
+
+
+def _once(shrink: Any, small: Small) -> Any:
+    def called(*args: Any) -> Any:
+        small.rows = 64
+        return shrink(*args)
+
+    return called
+
+
+def test_one_long_prompt_does_not_cost_rows_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = llama()
+    token = shape_of(lm).numbers * 4
+    loop = engine(lm)
+    # Room for 16 rows of 64 tokens, a quarter of it kept free; what is held counts as free.
+    monkeypatch.setattr(
+        "models.captioners.loop.memory.free_bytes",
+        lambda device: token * 64 * 16 / 0.75 - (loop._memory.bytes if loop._memory else 0),
+    )
+    sizes = []
+    for tokens in (9, 200, 9):
+        loop.generate(prompts([tokens] * 16), keys(16), WAYS["greedy"])
+        assert loop._memory is not None
+        sizes.append((loop._memory.rows, loop._memory.length))
+    assert sizes == [(16, 64), (4, 256), (16, 64)]
 
 
 def test_memory_that_runs_out_while_a_picture_is_seen_loses_no_row() -> None:

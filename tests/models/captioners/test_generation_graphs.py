@@ -92,14 +92,30 @@ def test_a_step_that_cannot_be_recorded_is_computed_and_that_is_told(
     assert torn.calls == 2
 
 
-def test_memory_that_runs_out_while_a_step_is_recorded_loses_no_row() -> None:
-    torn = Torn(torch.OutOfMemoryError("for the graph"))
+def _followed() -> RuntimeError:
+    """As `torch.cuda.graph` raises it: where memory runs out, recording cannot end either."""
+    error = RuntimeError("operation failed due to a previous error during capture")
+    error.__context__ = torch.OutOfMemoryError("for the graph")
+    return error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("for the graph"),
+        RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"),
+        _followed(),
+    ],
+    ids=["torch", "library", "followed"],
+)
+def test_memory_that_runs_out_while_a_step_is_recorded_loses_no_row(error: RuntimeError) -> None:
+    torn = Torn(error)
     loop = engine(llama(), steps=lambda each: GraphSteps(each, lambda: torn))
     made = loop.generate(prompts(LENGTHS), keys(10), WAYS["both"])
     assert made == engine(llama()).generate(prompts(LENGTHS), keys(10), WAYS["both"])
     assert loop.params() == {
         "steps": "GraphSteps",
-        "max_rows": 5,
+        "max_rows": 6,  # half of the bucket of 12
         "dtype": "float32",
         "out_of_memory": 1,
     }

@@ -56,4 +56,9 @@ def test_a_gpu_is_found_by_a_part_of_its_name_and_an_unknown_one_is_not_guessed(
     names = ("NVIDIA A100-SXM4-80GB", "NVIDIA A100-PCIE-40GB", "NVIDIA GeForce RTX 4090")
     found = [gpu_called(name) for name in names]
     assert [each.name for each in found if each] == ["A100-SXM4-80GB", "A100", "4090"]
-    assert gpu_called("GeForce GTX 1080") is None
+    pcie = gpu_called("NVIDIA A100 80GB PCIe")
+    assert pcie is not None
+    assert pcie.memory_bytes == pytest.approx(79 * 2**30)
+    assert gpu_called("h200") == gpu_called("NVIDIA H200")
+    for other in ("GeForce GTX 1080", "NVIDIA L40", "NVIDIA GH200 480GB", "NVIDIA RTX A1000"):
+        assert gpu_called(other) is None

@@ -84,7 +84,7 @@ def request(goldens: Any, captioner: Llava, item: dict[str, Any]) -> CaptionRequ
 
 
 def embeds(captioner: Llava, asked: CaptionRequest) -> torch.Tensor:
-    return captioner.embed(asked.frames, [captioner._asked(asked.prompt)])
+    return captioner.embed([asked])[0][None]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -99,12 +99,14 @@ def test_embeddings_logits_and_words_are_those_of_the_public_code(
         assert got.shape[1] == item["n_embeddings"]
         key = item["key"]
         np.testing.assert_allclose(got, outputs[f"{key}/inputs_embeds"], rtol, atol)
-        with torch.inference_mode():
-            logits = captioner.lm(inputs_embeds=got, use_cache=False).logits
+        (logits,) = captioner.logits([asked])
         want = outputs[f"{key}/logits_last8"]
-        np.testing.assert_allclose(logits[0, -8:, : want.shape[-1]], want, rtol, atol)
+        np.testing.assert_allclose(logits[-8:, : want.shape[-1]], want, rtol, atol)
+        (seen,) = captioner.features([asked])
+        np.testing.assert_allclose(seen, outputs[f"{key}/image_features"][0], rtol, atol)
+        assert captioner.prompt_ids(asked) == tuple(outputs[f"{key}/input_ids"][0].tolist())
         (one,) = captioner.write([asked], GREEDY)
-        assert one.text == captioner._tokens.decode(item["greedy_ids"])
+        assert one.text == captioner.tokens.decode(item["greedy_ids"])
         assert (one.new_tokens, one.prompt_tokens) == (12, item["n_embeddings"])
 
 
@@ -115,9 +117,7 @@ def test_logits_of_all_layouts_are_identical(
     for layout in LAYOUTS:
         captioner = built(layout)
         asked = request(goldens, captioner, meta["items"][0])
-        with torch.inference_mode():
-            made = captioner.lm(inputs_embeds=embeds(captioner, asked), use_cache=False).logits
-        all_logits.append(made[..., :vocab])
+        all_logits.append(captioner.logits([asked])[0][..., :vocab])
     assert all(torch.equal(all_logits[0], each) for each in all_logits[1:3])
     # A table with more rows is multiplied in other blocks: equal but for the last bit.
     torch.testing.assert_close(all_logits[0], all_logits[3], rtol=1e-5, atol=1e-5)
@@ -213,6 +213,8 @@ def test_transformers_gives_a_random_model_for_the_original_layout_and_this_does
         ({"quantization_config": {"load_in_4bit": True}}, r"is quantised"),
         ({"mm_vision_tower": "google/siglip"}, r"'google/siglip'.*option `vision`"),
         ({"hidden_size": "wide"}, r"hidden_size is 'wide', expected a number"),
+        ({"num_hidden_layers": 10**9}, r"num_hidden_layers is 1000000000, expected .* 1 to 1,024"),
+        ({"vocab_size": 10**12}, r"vocab_size is 1000000000000, expected .* to 1,048,576"),
         ({"num_attention_heads": 5}, r"describes no model that can be built"),
     ],
 )
@@ -343,16 +345,17 @@ def test_without_a_checkpoint_it_is_small_untrained_and_says_so() -> None:
         ({"template": "USER: {question}"}, r"holds <image> once"),
         ({"template": "{question} <image>"}, r"holds <image> once, and after it"),
         ({"picture": "square"}, r"unknown picture 'square'"),
-        ({"dtype": "int8"}, r"unknown dtype 'int8'"),
+        ({"dtype": "int8"}, r"option dtype is 'int8'; .*bfloat16"),
+        ({"temperature": -1.0}, r"option 'temperature' is -1\.0; allowed"),
+        ({"max_new_tokens": 0}, r"option 'max_new_tokens' is 0; allowed"),
         ({"vision": "somewhere"}, r"`vision` goes with a checkpoint"),
     ],
 )
 def test_an_option_that_is_not_allowed_says_what_is(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         Llava(**options)
-    if "dtype" not in options:  # what a driver can tell before anything is built
-        with pytest.raises(UsageError, match=message):
-            Llava.check(None, options)
+    with pytest.raises(UsageError, match=message):  # before anything is built
+        Llava.check(None, options)
 
 
 def test_size_is_for_random_weights(written: dict[str, Path]) -> None:

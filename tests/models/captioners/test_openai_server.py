@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import gzip
 import json
 import logging
 import re
 import socket
+import socketserver
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -563,6 +567,7 @@ def test_the_recipe_holds_what_decides_the_text_and_nothing_of_the_machine() -> 
         ({"timeout_s": 0}, "timeout_s is 0"),
         ({"background": [0, 0]}, "background is"),
         ({"extra": {"api_key": "x"}}, "looks like a secret"),
+        ({"extra": {"provider": [{"accessToken": "x"}]}}, "names 'accessToken', which looks like"),
         ({"extra": {"max_tokens": 5}}, "extra names 'max_tokens'"),
         ({"extra": {"messages": []}}, "extra names 'messages'"),
         ({"extra": [1]}, "extra takes fields"),
@@ -638,3 +643,92 @@ def unused_address() -> Iterator[str]:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         yield f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+
+
+HEAD = "HTTP/1.1 {} X\r\nContent-Type: application/json\r\n"
+PACKED = gzip.compress(b" " * 50_000_000)
+HOSTILE = {
+    "an error without end": (HEAD.format(500).encode() + b"\r\n", b"x" * 1_000_000),
+    "an answer without end": (HEAD.format(200).encode() + b"\r\n", b" " * 1_000_000),
+    "an error that unpacks to much": (
+        HEAD.format(500).encode() + b"Content-Encoding: gzip\r\n\r\n" + PACKED,
+        b" ",
+    ),
+    "a head without end": (HEAD.format(200).encode(), b"X-A: b\r\n"),
+    "a body in drops": (HEAD.format(200).encode() + b"Content-Length: 9999\r\n\r\n", b" "),
+}
+
+
+@contextmanager
+def hostile_server(first: bytes, then: bytes, post: bytes = b"") -> Iterator[str]:
+    """Answers with `first`, then with `then` again and again, small pieces slowly; `post`: the
+    whole answer to a POST.
+    """
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with contextlib.suppress(OSError):
+                asked = self.request.recv(1 << 20)
+                if post and asked.startswith(b"POST"):
+                    self.request.sendall(post)
+                    return
+                self.request.sendall(first)
+                while then:
+                    self.request.sendall(then)
+                    time.sleep(0.0 if len(then) > 1000 else 0.02)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_address[1]}/v1"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_no_answer_takes_more_memory_or_time_than_a_caption_may(kind: str) -> None:
+    with hostile_server(*HOSTILE[kind]) as address:
+        options = {"model": MODEL, "address": address, "timeout_s": 0.5}
+        started = time.monotonic()
+        made = captioner(address, timeout_s=0.5, tries=1)
+        (result,) = made.caption(requests(1))
+        made.close()
+        with pytest.raises(UsageError, match="captioner openai"):
+            OpenAIServer.check(None, options)
+        assert time.monotonic() - started < 5
+        assert re.search("larger than 4,194,304|is compressed|no answer within", result.reason)
+
+
+def test_fields_that_only_sound_like_secrets_are_sent() -> None:
+    extra = {"stop_token_ids": [2], "skip_special_tokens": True, "keyframes": 1}
+    with chat_server() as (address, seen):
+        made = captioner(address, extra=extra)
+        assert made.caption(requests(1))[0].status == "ok"
+        made.close()
+    assert extra.items() <= seen.bodies[0].items()
+
+
+def test_headers_of_ones_own_are_blotted_out_where_a_server_repeats_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OPENAI_CUSTOM_HEADERS", "X-Gateway: gatewaysecret77\nX-Team: ab")
+    body = json.dumps({"error": {"message": "not with gatewaysecret77, team ab"}}).encode()
+    with chat_server(lambda number, asked: Act(status=400, body=body)) as (address, seen):
+        made = captioner(address)
+        (result,) = made.caption(requests(1))
+        made.close()
+    sent = {name.lower(): value for name, value in seen.headers[0].items()}
+    assert sent["x-gateway"] == "gatewaysecret77"
+    assert sent["accept-encoding"] == "identity"
+    assert result.reason == "HTTP 400: not with ***, team ab"
+
+
+def test_a_list_of_models_that_never_ends_holds_no_message_up() -> None:
+    unknown = HEAD.format(404).encode() + b"Content-Length: 0\r\n\r\n"
+    with hostile_server(*HOSTILE["a body in drops"], post=unknown) as address:
+        made = captioner(address, timeout_s=0.5)
+        with pytest.raises(UsageError, match="HTTP 404"):
+            made.caption(requests(1))
+        made.close()

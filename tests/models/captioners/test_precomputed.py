@@ -153,6 +153,21 @@ def test_plain_lists_have_the_times_they_are_told(tmp_path: Path) -> None:
     assert made.times_s("a").tolist() == [0.5, 2.5, 4.5]
 
 
+def test_blank_lines_of_a_table_are_no_rows(tmp_path: Path) -> None:
+    text = "\nvid,timestamp,caption\n\nv,1,A man runs.\n\n\nv,-0.0,A dog runs.\n\n"
+    made = captioner(written(tmp_path, "x.csv", text))
+    assert all_of(made, "v") == [(0.0, "A dog runs."), (1.0, "A man runs.")]
+    assert np.copysign(1, made.times_s("v")[0]) == 1
+
+
+def test_what_is_told_about_a_caption_can_be_stored_and_shown(tmp_path: Path) -> None:
+    row = {"vid": "v\ud800", "timestamp": 1, "caption": "", "status": "failed", "flags": []}
+    text = json.dumps(row | {"reason": "a\ud800\x1b[31m\0\nb"}) + "\n"
+    made = captioner(written(tmp_path, "x.jsonl", text))
+    (found,) = asked(made, "v?", 1.0)
+    assert found.reason == "a??[31m? b"
+
+
 def test_ends_are_kept(tmp_path: Path) -> None:
     path = written(
         tmp_path, "x.csv", "vid,start,end,caption\na,1,3.5,A dog runs.\na,4,,A cat runs.\n"

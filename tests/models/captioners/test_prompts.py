@@ -17,6 +17,22 @@ def test_the_prompt_of_tea_is_verbatim() -> None:
     )
 
 
+def test_the_instructions_of_lmr_are_those_of_its_table_verbatim() -> None:
+    # specs/tea_lmr_cqval_splits.md §3.2, Table I of the paper
+    assert load_prompt("lmr").instructions == (
+        "Describe the following video concisely.",
+        "Present a brief overview of the provided video.",
+        "Provide a concise description of the given video.",
+        "Convey a short narrative summarizing the provided video.",
+        "Summarize the visual content of the following video.",
+        "Deliver a compact portrayal of the presented video.",
+        "Furnish a concise explanation of the given video.",
+        "Supply a brief account of the provided video.",
+        "Narrate the contents of the video with precision.",
+        "Offer a succinct analysis of the given video.",
+    )
+
+
 def test_lmr_has_ten_different_instructions_and_videochat_eleven() -> None:
     # specs/tea_lmr_cqval_splits.md §3.2, specs/captioners.md §2.2 (j); two are in both lists
     lmr, own = load_prompt("lmr").instructions, load_prompt("videochat").instructions

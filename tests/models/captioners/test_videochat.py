@@ -109,7 +109,7 @@ def scripted(captioner: VideoChat, text: str) -> None:
     layer does anything, and the head leads from each character to the next.
     """
     words = ByteTokens()
-    lm = captioner._parts.lm
+    lm = captioner.lm
     chain = [words.encode(":")[0], *words.encode(text)]
     assert len(set(chain)) == len(chain)
     with torch.no_grad():
@@ -180,7 +180,7 @@ def test_frames_without_times_or_of_another_size_are_a_mistake_of_the_caller() -
         ({"frames": 0}, r"'frames' is 0; allowed: 1 \(a picture\) to 64"),
         ({"frames": 65}, "'frames' is 65"),
         ({"clock": "wall"}, "'clock' is 'wall'; allowed: clip, video"),
-        ({"dtype": "int8"}, "'dtype' is 'int8'; allowed: auto, float32"),
+        ({"dtype": "int8"}, "dtype is 'int8'; allowed: auto, bfloat16"),
         ({"top_p": 1.5}, r"'top_p' is 1\.5; allowed: 0 to 1"),
         ({"max_new_tokens": 0}, "'max_new_tokens' is 0; allowed: 1 and more"),
         ({"temperature": -1.0}, "'temperature' is -1"),
@@ -217,7 +217,7 @@ def test_provenance_names_weights_and_machine(published: Path) -> None:
 
 
 def test_the_page_of_captions_has_every_option_with_its_default(root: Path) -> None:
-    section = (root / "docs" / "captions.md").read_text().split("## VideoChat")[1].split("\n## ")[0]
+    section = (root / "docs" / "captioners.md").read_text().split("## VideoChat")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE)
     told = {name: yaml.safe_load(default) for name, default in rows}
     options = defaults_of(VideoChat)
@@ -227,7 +227,7 @@ def test_the_page_of_captions_has_every_option_with_its_default(root: Path) -> N
 def test_the_networks_can_be_let_go() -> None:
     captioner = made()
     captioner.caption(requests(1))
-    network = weakref.ref(captioner._parts.eyes)
+    network = weakref.ref(captioner.eyes)
     captioner.close()
     assert network() is None
 

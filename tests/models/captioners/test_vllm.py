@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,13 @@ from data.errors import UsageError
 from models.captioners import CAPTIONERS, CaptionRequest
 from models.captioners.generating import Decoding, Written
 from models.captioners.vllm_captioner import VllmCaptioner
-from models.captioners.vllm_engine import Asked, Engine, EngineDiedError, RefusedError
+from models.captioners.vllm_engine import (
+    Asked,
+    Engine,
+    EngineDiedError,
+    RefusedError,
+    _written,
+)
 from models.captioners.vllm_words import words_of
 from models.captioners.vlm import Talk
 
@@ -208,7 +215,7 @@ def test_the_engine_gets_what_was_set(llava: Path) -> None:
         "distributed_executor_backend": "mp",
         "quantization": "fp8",
         "mm_processor_kwargs": {"do_pad": False},
-        "limit_mm_per_prompt": {"image": 1},
+        "limit_mm_per_prompt": {"image": 1, "video": 0, "audio": 0},
         "mm_processor_cache_gb": 0,
         "trust_remote_code": False,
     }
@@ -244,6 +251,11 @@ def test_the_cost_of_a_caption_is_that_of_the_same_model_elsewhere(
     made = VllmCaptioner.work(llava, {"max_new_tokens": 60, "tensor_parallel": 1})
     assert made == Llava.work(llava, {"max_new_tokens": 60})
     assert made is not None
+    # Captioner `llava` refuses weights that are quantised; vLLM reads them.
+    assert VllmCaptioner.work(llava, {"quantization": "fp8"}) is None
+    awq = config | {"quantization_config": {"quant_method": "awq"}}
+    (llava / "config.json").write_text(json.dumps(awq))
+    assert VllmCaptioner.work(llava, {}) is None
 
 
 @pytest.mark.parametrize(
@@ -261,6 +273,14 @@ def test_options_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         Fragile(llava, **options)
+
+
+@pytest.mark.parametrize("side", ["336", 10**9, 0, None, True])
+def test_pictures_of_no_believable_size_are_refused(side: object, llava: Path) -> None:
+    config = LLAVA | {"vision_config": {"image_size": side}}
+    (llava / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UsageError, match=r"image_size is .*, expected 1 to 4,096 pixels"):
+        Fragile(llava)
 
 
 def test_folders_that_vllm_does_not_read_are_refused(llava: Path) -> None:
@@ -281,6 +301,17 @@ def test_without_vllm_the_check_of_a_machine_says_how_to_install_it(llava: Path)
         VllmCaptioner.check(llava, {})
     with pytest.raises(UsageError, match="use captioner openai"):
         VllmCaptioner(llava)
+
+
+@pytest.mark.parametrize("reason", ["abort", "error", None])
+def test_a_text_that_vllm_did_not_end_is_no_caption(reason: str | None) -> None:
+    """`vllm.v1.engine.FinishReason` has five values, of which three are ends of a text."""
+    ended = {"text": "A red", "finish_reason": reason, "token_ids": [1, 2]}
+    output = SimpleNamespace(outputs=[SimpleNamespace(**ended)], prompt_token_ids=[3])
+    assert _written(output) == Written("", "error", 1, 2, f"vLLM ended it with '{reason}'")
+    for good, ours in (("stop", "stop"), ("repetition", "stop"), ("length", "length")):
+        output.outputs[0].finish_reason = good
+        assert _written(output) == Written("A red", ours, 1, 2)
 
 
 def test_vllm_knows_every_argument_that_it_is_given(llava: Path) -> None:

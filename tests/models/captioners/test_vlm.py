@@ -435,6 +435,56 @@ def test_code_in_the_folder_of_a_checkpoint_is_not_run(tmp_path: Path) -> None:
         VlmCaptioner.check(tmp_path, {})
 
 
+@pytest.mark.parametrize("file", ["preprocessor_config.json", "processor_config.json"])
+def test_code_for_pictures_in_the_folder_of_a_checkpoint_is_not_run_whatever_one_answers(
+    file: str, copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless told not to, transformers asks on the terminal, and runs it for a `y`."""
+    asked: list[str] = []
+
+    def answer(question: str = "") -> str:
+        asked.append(question)
+        return "y"
+
+    monkeypatch.setattr("builtins.input", answer)
+    (copied / "evil.py").write_text(f"open({str(copied / 'run')!r}, 'w')\nclass Evil: pass\n")
+    kind = {"image_processor_type": "Evil", "auto_map": {"AutoImageProcessor": "evil.Evil"}}
+    change(copied / file, **(kind if file.startswith("pre") else {"image_processor": kind}))
+    with pytest.raises(UsageError, match=r"processor in '.*' cannot be loaded .*custom code"):
+        VlmCaptioner.check(copied, {})
+    assert (asked, (copied / "run").exists()) == ([], False)
+
+
+@pytest.mark.parametrize("value", ["evil/attention", {"text_config": "evil/attention"}])
+@pytest.mark.parametrize("name", ["attn_implementation", "_attn_implementation"])
+def test_a_configuration_does_not_have_attention_downloaded(
+    name: str, value: object, copied: Path
+) -> None:
+    """With the package `kernels` transformers gets `ORG/NAME` from the hub, and runs it."""
+    change(copied / "config.json", **{name: value})
+    with pytest.raises(UsageError, match=r"'evil/attention'.*, which is code to be downloaded"):
+        VlmCaptioner.check(copied, {})
+
+
+@pytest.mark.parametrize(
+    ("template", "told"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "System role not supported"),
+        ("{% for x in %}", "TemplateSyntaxError"),
+        ("{{ cycler.__init__.__globals__ }}", "SecurityError: .*unsafe"),
+        ("{% for i in range(1000000) %}x{% endfor %}", "Range too big"),
+        ("{{ messages[7].content }}", "UndefinedError"),
+    ],
+)
+def test_a_chat_template_that_takes_no_request_is_told_before_the_first(
+    template: str, told: str, copied: Path
+) -> None:
+    (copied / "chat_template.jinja").write_text(template)
+    for attempt in (lambda: VlmCaptioner.check(copied, {}), lambda: build(copied)):
+        with pytest.raises(UsageError, match=f"does not take a request .*{told}"):
+            attempt()
+
+
 def test_a_checkpoint_is_needed_and_has_to_be_a_folder_of_a_model(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs a checkpoint, got none"):
         create("vlm")

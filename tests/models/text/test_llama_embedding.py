@@ -180,7 +180,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path, model_file: Path) -> None:
     with pytest.raises(UsageError, match="name the tokenizer of this model with --tokenizer"):
         extract_embedding(none)
     (two / "tokenizer.model").write_bytes(b"no model at all")
-    with pytest.raises(UsageError, match=r"its tokenizer\.model cannot be read"):
+    with pytest.raises(UsageError, match=r"tokenizer\.model' cannot be read"):
         extract_embedding(two)
 
 

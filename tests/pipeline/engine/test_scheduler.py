@@ -270,6 +270,8 @@ def test_a_long_video_is_allowed_more_time_than_a_usual_one() -> None:
     short = Item(ItemKey("short", "0" * 64), facts=replace(facts, duration_s=3.0))
     assert limits.allowed_s(Task((short, short), ("clip",))) == 200
     assert limits.allowed_s(Task((long,), ("clip",))) == 600
+    third = replace(long, key=ItemKey("long", "0" * 64, 1, 3))
+    assert limits.allowed_s(Task((third,), ("captions",))) == 200
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch, **limits: float) -> None:

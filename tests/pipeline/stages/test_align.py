@@ -131,3 +131,56 @@ def test_a_video_without_usable_captions_is_zeros_and_uncovered() -> None:
 def test_an_unknown_fill_lists_the_known_ones() -> None:
     with pytest.raises(ValueError, match="hold, linear, nearest, zero"):
         align(np.zeros(1), np.zeros((1, 2)), Grid(3.0, 1.0), "spline")
+
+
+@st.composite
+def with_spans(draw: st.DrawFn) -> tuple[NDArray[np.float64], Case]:
+    """Where each caption of a case ends; about half of them end where they begin."""
+    times_s, values, grid = draw(captioned())
+    tenths = st.one_of(st.just(0), st.integers(1, 100))
+    lengths = draw(st.lists(tenths, min_size=len(times_s), max_size=len(times_s)))
+    return times_s + np.array(lengths) / 10, (times_s, values, grid)
+
+
+@settings(max_examples=150, deadline=None)
+@given(with_spans())
+def test_a_caption_with_a_span_is_in_every_clip_that_it_touches(
+    case: tuple[NDArray[np.float64], Case],
+) -> None:
+    ends_s, (times_s, values, grid) = case
+    narrative, coverage = align(times_s, values, grid, "zero", ends_s)
+    for k in range(grid.n):
+        start, end = k * grid.clip_len_s, (k + 1) * grid.clip_len_s
+        if k == grid.n - 1:
+            end = np.inf
+        begins = (times_s >= start - 1e-6) & (times_s < end - 1e-6)
+        goes_on = (times_s < start - 1e-6) & (ends_s > start + 1e-6)
+        inside = begins | goes_on
+        assert coverage[k] == inside.any()
+        mean = values[inside].mean(axis=0) if inside.any() else np.zeros(3)
+        np.testing.assert_allclose(narrative[k], mean, atol=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(captioned(), fills)
+def test_spans_of_no_length_are_no_spans(case: Case, fill: str) -> None:
+    spans, no_spans = align(*case, fill, case[0]), align(*case, fill)
+    np.testing.assert_array_equal(spans[0], no_spans[0])
+    np.testing.assert_array_equal(spans[1], no_spans[1])
+
+
+def test_a_clip_between_two_spans_is_filled_from_the_nearer_end() -> None:
+    times_s, ends_s, values = np.array([0.0, 8.0]), np.array([4.0, 9.0]), np.array([[1.0], [5.0]])
+    filled = {
+        fill: align(times_s, values, Grid(10.0, 1.0), fill, ends_s)[0][:, 0].tolist()
+        for fill in FILLS
+    }
+    assert filled["nearest"] == [1, 1, 1, 1, 1, 1, 5, 5, 5, 5]
+    assert filled["hold"] == [1, 1, 1, 1, 1, 1, 1, 1, 5, 5]
+    assert filled["linear"] == [1, 1, 1, 1, 1.5, 2.5, 3.5, 4.5, 5, 5]
+    assert filled["zero"] == [1, 1, 1, 1, 0, 0, 0, 0, 5, 0]
+
+
+def test_a_span_that_ends_before_it_begins_is_refused() -> None:
+    with pytest.raises(ValueError, match="ends before it begins"):
+        align(np.ones(1), np.zeros((1, 2)), Grid(3.0, 1.0), "zero", np.zeros(1))

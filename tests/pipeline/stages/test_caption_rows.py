@@ -206,6 +206,7 @@ def test_failed_captions_can_be_stored_as_such_with_their_reason() -> None:
         '[{"result":{"text":"x","status":"fine"}},null,null,null,null]',
         '[{"result":{"text":"","status":"failed","finish_reason":"error"}},null,null,null,null]',
         '[{"result":{"text":"x","status":"ok","end_s":NaN}},null,null,null,null]',
+        '[{"result":{"text":"\\ud800","status":"ok"}},null,null,null,null]',
     ],
 )
 def test_what_does_not_fit_of_a_file_of_kept_captions_is_made_again(kept: str) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from grey_films import film
 from rich.console import Console
 from toy_captioners import ASKED, DOWN, toys_registered
 from typer.testing import CliRunner
@@ -23,8 +22,6 @@ from pipeline.config import load_pipeline_config
 from pipeline.engine.stop import StopFlag
 from pipeline.progress import Progress
 from pipeline.run import Result, Run, look, ray_or_inline
-
-FPS = 10
 
 
 @pytest.fixture(autouse=True)
@@ -40,21 +37,6 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     film(folder / "long.mp4", [20 * second + 20 for second in range(9)])
     film(folder / "short.mp4", [120] * 3)
     return folder
-
-
-def film(path: Path, levels: list[int]) -> None:
-    """One second of each grey."""
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=FPS)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for index, level in enumerate(np.repeat(levels, FPS)):
-            picture = np.full((48, 64, 3), level, dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, FPS)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
 
 
 RunCaptions = Callable[..., Result]
@@ -130,25 +112,6 @@ def test_a_file_that_is_called_otherwise_is_not_captioned_again(
         assert len(ASKED) == (9 if name == "first.mp4" else 0)
 
 
-def test_a_file_that_got_another_name_in_its_folder_keeps_its_captions(
-    tmp_path: Path, run: RunCaptions, films: Path
-) -> None:
-    folder = tmp_path / "renamed"
-    folder.mkdir()
-    (folder / "before.mp4").write_bytes((films / "long.mp4").read_bytes())
-    assert run(videos=str(folder)).exit_code == 0
-    old = captions(tmp_path, "before")
-    (folder / "before.mp4").rename(folder / "after.mp4")
-    (folder / "twin.mp4").write_bytes((folder / "after.mp4").read_bytes())
-    assert run(videos=str(folder)).exit_code == 0
-    assert ASKED == []
-    for name in ("after", "twin"):
-        new = captions(tmp_path, name)
-        assert new.key == replace(old.key, id=name)
-        assert (new.texts, new.facts) == (old.texts, old.facts)
-        np.testing.assert_array_equal(new["time_s"], old["time_s"])
-
-
 def test_only_failed_captions_are_asked_for_again(tmp_path: Path, run: RunCaptions) -> None:
     DOWN.update({5.0, 7.0})
     assert run().exit_code == 3
@@ -165,6 +128,29 @@ def test_only_failed_captions_are_asked_for_again(tmp_path: Path, run: RunCaptio
     row = captions(tmp_path, "long")
     assert all(json.loads(each)["status"] == "ok" for each in row.texts["record"])
     assert len(set(row.texts["caption"])) == 9
+
+
+def test_each_retry_asks_only_for_what_failed_last(tmp_path: Path, run: RunCaptions) -> None:
+    for down, seconds in (({4.0, 5.0, 7.0}, None), ({5.0}, [4, 5, 7]), (set(), [5])):
+        DOWN.clear()
+        DOWN.update(down)
+        run(retry_failed=True)
+        if seconds is not None:
+            assert asked() == [("long", float(second)) for second in seconds]
+    assert len(captions(tmp_path, "long").texts["caption"]) == 9
+
+
+def test_captions_that_share_a_failed_one_share_it_when_it_is_there(
+    tmp_path: Path, run: RunCaptions
+) -> None:
+    DOWN.add(0.0)
+    assert run(reuse={"kind": "near"}).exit_code == 3
+    DOWN.clear()
+    assert run(reuse={"kind": "near"}, retry_failed=True).exit_code == 0
+    assert asked() == [("long", 0.0), ("short", 0.0)]
+    records = [json.loads(each) for each in captions(tmp_path, "short").texts["record"]]
+    assert [each.get("reused_from") for each in records] == [None, 0, 0]
+    assert len(set(captions(tmp_path, "short").texts["caption"])) == 1
 
 
 def failures_content(failures: Any) -> str:

@@ -74,6 +74,25 @@ def test_captions_are_asked_for_at_every_interval_before_the_end(
     np.testing.assert_allclose(last, times)
 
 
+@pytest.mark.parametrize(
+    ("clip_len_s", "options", "share"),
+    [
+        (2.0, {}, ""),
+        (1.0, {}, ""),
+        (0.5, {}, "about 50% of the clips of 0.5 s"),
+        (1 / 6, {}, "about 83% of the clips of 0.167 s"),
+        (2.0, {"every_s": 8.0}, "about 75% of the clips of 2 s"),
+        (0.5, {"per": "clip"}, ""),
+        (0.5, {"captioner": "teller"}, ""),
+    ],
+)
+def test_clips_that_will_have_no_caption_of_their_own_are_told(
+    clip_len_s: float, options: dict[str, Any], share: str
+) -> None:
+    told = stage(clip_len_s, **options).notice
+    assert (share in told) if share else (told == "")
+
+
 def test_parts_join_to_what_one_part_asks_for() -> None:
     whole, cut = stage(part_size=64), stage(part_size=4)
     assert (whole.parts(facts(10.5)), cut.parts(facts(10.5))) == (1, 3)
@@ -217,6 +236,12 @@ def test_the_recipe_of_a_captioner_without_weights_does_not_speak_of_random_ones
 def test_wrong_options_are_refused_before_any_work(options: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         stage(**options).recipe({})
+
+
+@pytest.mark.parametrize("every_s", [1e-9, 0, -1, float("inf"), float("nan")])
+def test_no_video_has_more_captions_than_one_every_millisecond(every_s: float) -> None:
+    with pytest.raises(ValueError, match="every_s"):
+        CaptionsOptions(every_s=every_s)
 
 
 def test_gpus_are_what_the_captioner_asks_for_unless_the_user_says_otherwise() -> None:

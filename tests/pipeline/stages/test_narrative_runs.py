@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from grey_films import film
 from rich.console import Console
 from toy_captioners import ASKED, toys_registered
 from typer.testing import CliRunner
@@ -33,38 +33,32 @@ def _toys() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with four seconds of grey."""
-    import av
-
-    folder = tmp_path_factory.mktemp("film")
-    with av.open(str(folder / "film.mp4"), "w") as container:
-        stream = container.add_stream("libx264", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
-        for index in range(40):
-            picture = np.full((48, 64, 3), 100, dtype=np.uint8)
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts, frame.time_base = index, Fraction(1, 10)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    folder = tmp_path_factory.mktemp("films")
+    film(folder / "film.mp4", [100] * 4)
     return folder
 
 
 @pytest.fixture
-def go(tmp_path: Path, film: Path) -> Go:
+def go(tmp_path: Path, films: Path) -> Go:
     """`go(queries={…}, encoder=…)`: one run with these options of narratives; clips of 0.5 s."""
 
-    def go(queries: dict[str, Any] | None = None, **narratives: Any) -> Result:
+    def go(
+        queries: dict[str, Any] | None = None,
+        captions: dict[str, Any] | None = None,
+        **narratives: Any,
+    ) -> Result:
         row = QUERY | {"relevant_windows": [[0, 2]]}
         (tmp_path / "train.jsonl").write_text(json.dumps(row) + "\n")
         config = {
-            "videos": {"root": str(film)},
+            "videos": {"root": str(films)},
             "store": "store",
             "clip_len_s": 0.5,
             "annotations": {"train": "train.jsonl"},
             "engine": {"executor": "inline"},
             "stages": {
-                "captions": {"captioner": "toy"},
+                "captions": captions or {"captioner": "toy"},
                 "narratives": narratives,
                 "queries": queries or {"encoder": "hash"},
             },
@@ -115,6 +109,21 @@ def test_no_encoder_and_no_policy_captions_anything_again(
         narratives.add(Store.open(tmp_path / "store").current["narratives"])
     assert len(narratives) == 1 + len(changes)
     assert Store.open(tmp_path / "store").current["captions"] == captions
+
+
+def test_events_with_times_count_for_the_clips_that_they_touch(tmp_path: Path, go: Go) -> None:
+    # ActivityNet Captions' form: dense captions with spans
+    events = {"timestamps": [[0, 1.5], [2.2, 4.0]], "sentences": ["A dog runs.", "It sleeps."]}
+    (tmp_path / "dense.json").write_text(json.dumps({"film": events}))
+    captions = {"captioner": "precomputed", "options": {"path": "dense.json"}}
+    for spans, coverage in (
+        ("use", [1, 1, 1, 0, 1, 1, 1, 1]),
+        ("ignore", [1, 0, 0, 0, 1, 0, 0, 0]),
+    ):
+        assert go(captions=captions, encoder="hash", spans=spans).exit_code == 0
+        row = Store.open(tmp_path / "store").reader("narratives").row("film")
+        assert row["coverage"].tolist() == coverage
+        assert row.texts["paragraph"] == ["0: A dog runs.", "2.2: It sleeps."]
 
 
 def test_glove_from_the_texts_of_a_store_to_narratives_and_queries(tmp_path: Path, go: Go) -> None:

@@ -9,10 +9,11 @@ import pytest
 
 from data.errors import InputError, UsageError
 from data.grid import Grid
+from data.interop.captions import caption_line
 from data.store.types import ItemKey, Row
 from models.word_tables import table_bytes
 from pipeline.stage import Item, StageContext
-from pipeline.stages.narratives import NarrativesOptions, NarrativesStage, paragraph_line
+from pipeline.stages.narratives import NarrativesOptions, NarrativesStage
 
 KEY = ItemKey("v", "0" * 64)
 GRID = Grid(4.0, 1.0)
@@ -135,8 +136,48 @@ def test_dimensions_are_those_of_the_table_whatever_the_preset(glove: Path) -> N
 
 
 def test_lines_of_a_paragraph_keep_milliseconds_late_in_a_long_video() -> None:
-    assert paragraph_line(12345.678, " A  dog\nruns. ") == "12345.678: A dog runs."
-    assert paragraph_line(7200.0, "A dog.") == "7200: A dog."
+    assert caption_line(12345.678, " A  dog\nruns. ") == "12345.678: A dog runs."
+    assert caption_line(7200.0, "A dog.") == "7200: A dog."
+
+
+class Spans(Captions):
+    """Two captions: of the first two seconds and a half, and at 3 s."""
+
+    def __init__(self, first: str = '{"status": "ok", "end_s": 2.5}') -> None:
+        arrays = {"time_s": np.array([0.0, 3.0])}
+        texts = {"caption": list(TEXTS[:2]), "record": [first, '{"status": "ok"}']}
+        self._row = Row(KEY, GRID, arrays, texts)
+
+
+def test_a_caption_with_an_end_counts_for_every_clip_that_it_touches() -> None:
+    row = narrate(Spans())
+    assert row["coverage"].tolist() == [1, 1, 1, 1]
+    assert len({vector.tobytes() for vector in row["narrative"]}) == 2
+    np.testing.assert_array_equal(row["narrative"][2], row["narrative"][0])
+    assert row.texts["paragraph"] == ["0: A red square.", "3: USER: a red square"]
+    assert narrate(Spans(), spans="ignore")["coverage"].tolist() == [1, 0, 0, 1]
+
+
+def test_an_end_beyond_every_video_is_the_end_of_this_one() -> None:
+    row = narrate(Spans('{"status": "ok", "end_s": 1e300}'))
+    assert row["coverage"].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["", "[]", "{}", '{"status": "fine"}', '{"status": "ok", "end_s": "late"}', '{"status": NaN}'],
+)
+def test_a_record_that_is_none_sends_its_video_to_quarantine(record: str) -> None:
+    with pytest.raises(InputError, match="caption this video again") as raised:
+        narrate(Spans(record))
+    assert raised.value.reason == "caption-record"
+
+
+def test_records_of_the_first_version_are_read() -> None:
+    # What stage `captions` version 1 wrote (before 4f78394).
+    first = {"status": "ok", "finish_reason": "stop", "flags": [], "attempts": 1, "prompt": "tea",
+             "instruction": 0, "prompt_tokens": 0, "new_tokens": 3}  # fmt: skip
+    assert narrate(Spans(json.dumps(first)))["coverage"].tolist() == [1, 0, 0, 1]
 
 
 def test_a_video_without_any_usable_caption_has_a_narrative_of_zeros() -> None:
@@ -155,10 +196,11 @@ def test_encoder_and_policy_change_the_recipe_and_leave_that_of_captions_alone()
             {},
             {"fill": "zero"},
             {"flagged": "skip"},
+            {"spans": "ignore"},
             {"encoder": "hash"},
             {"seed": 1},
             {"keep_punct": True},
         )
     }
-    assert len(ids) == 6
+    assert len(ids) == 7
     assert NarrativesStage.reads == ("captions",)
