@@ -217,7 +217,8 @@ def test_provenance_names_weights_and_machine(published: Path) -> None:
 
 
 def test_the_page_of_captions_has_every_option_with_its_default(root: Path) -> None:
-    section = (root / "docs" / "captioners.md").read_text().split("## VideoChat")[1].split("\n## ")[0]
+    page = (root / "docs" / "captioners.md").read_text()
+    section = page.split("## VideoChat")[1].split("\n## ")[0]
     rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \|", section, re.MULTILINE)
     told = {name: yaml.safe_load(default) for name, default in rows}
     options = defaults_of(VideoChat)
