@@ -137,7 +137,9 @@ class Engine(Group):
     address: str | None = Field(None, description="Ray cluster; null starts a local Ray.")
     cpus: Literal["auto"] | PositiveInt = Field("auto", description="Logical CPUs of a local Ray.")
     timeout_s: float = Field(
-        1800.0, gt=0, description="Longest time for one item of up to ten minutes of video."
+        1800.0,
+        gt=0,
+        description="Longest time for what a worker is given at once, per ten minutes of video.",
     )
     setup_timeout_s: float = Field(1800.0, gt=0, description="Longest time to start a worker.")
     grace_s: float = Field(

@@ -83,6 +83,7 @@ class Packer:
         return not self._hurried
 
     def _pack(self) -> None:
+        self._trouble = ""  # that of an earlier packing, which this one makes good
         for recipe in self._recipes:
             try:
                 go_on = self._is_wanted

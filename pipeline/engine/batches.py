@@ -113,14 +113,17 @@ class Batches:
         error = self._encode(batch) if batch else None
         if error is None:
             return
-        if len(shares) == 1 or _is_nobodys(self._stage.name, error):
-            for share in shares:
-                share.fail(error)
+        if len(shares) == 1:
+            shares[0].fail(error)
             return
-        for each in shares:
-            alone = self._encode([(share, window) for share, window in batch if share is each])
+        while shares and not _is_nobodys(self._stage.name, error):
+            one = shares.pop(0)
+            alone = self._encode([(share, window) for share, window in batch if share is one])
             if alone is not None:
-                each.fail(alone)
+                one.fail(alone)
+                error = alone
+        for share in shares:  # with what computes gone, nothing more can be made here
+            share.fail(error)
 
     def _encode(self, batch: Sequence[tuple[Share, AnyWindow]]) -> Exception | None:
         """Hand the results to their shares, or give what was raised."""

@@ -49,9 +49,9 @@ class Limits:
 
     Args:
         attempts: tries of an input, by cause; what is left out has the default.
-        timeout_s: longest time for one item of up to ten minutes of video, or of up to 100 MB
-            where the length is not known yet; longer ones get proportionally more, parts of a
-            video as much as their share of it.
+        timeout_s: longest time for a task of up to ten minutes of video, or of up to 100 MB where
+            the length is not known yet; longer ones get proportionally more. A part of a video
+            counts with its share of it; what goes together counts together.
         setup_timeout_s: longest time to start a worker and set up its stages.
         grace_s: time to finish and write after a wish to stop.
         barren: workers in a row that may die by their own making while they start or write.
@@ -82,15 +82,19 @@ class Limits:
         return min(self.rest_s * 2.0 ** min(deaths - 1, 10), _LONGEST_REST_S) if deaths else 0.0
 
     def allowed_s(self, task: Task) -> float:
-        """Longest time for all items of a task."""
-        return self.timeout_s * sum(_usual_videos(item) for item in task.items)
+        """Longest time for all items of a task.
+
+        Many small items are not many times as patient with an engine that hangs: a group that was
+        too slow is tried again item by item, uncharged.
+        """
+        return self.timeout_s * max(1.0, sum(_usual_videos(item) for item in task.items))
 
 
 def _usual_videos(item: Item) -> float:
-    """How many usual videos an item is worth, at least one."""
+    """How many usual videos an item is worth; sentences next to nothing."""
     if item.facts is not None:
         # A part of a long video is no long video: decoding begins near it.
-        return max(1.0, item.facts.duration_s / item.key.parts / 600)
+        return item.facts.duration_s / item.key.parts / 600
     if item.video is not None and item.video.path.is_file():
-        return max(1.0, item.video.path.stat().st_size / 100e6)
-    return 1.0
+        return item.video.path.stat().st_size / 100e6
+    return 0.0

@@ -31,6 +31,7 @@ class Shelf:
         self._oldest: dict[str, float] = {}
         self._present: dict[str, frozenset[ItemKey]] = {}
         self._written: list[ShardRef] = []
+        self._unfinished: dict[str, frozenset[str]] = {}
         self._kept: dict[str, set[ItemKey]] = {}
 
     def open(self, stage: Stage) -> None:
@@ -68,7 +69,11 @@ class Shelf:
     def kept(self, stage: str, key: ItemKey) -> str:
         """What an earlier attempt left of a row; "" if nothing."""
         with self._clock.on("store"):
-            text = self._store.unfinished(stage, self._job.recipes[stage].id).of(key)
+            unfinished = self._store.unfinished(stage, self._job.recipes[stage].id)
+            if stage not in self._unfinished:
+                # Listed once: items are asked for several times, and a server takes its time.
+                self._unfinished[stage] = unfinished.listed()
+            text = unfinished.of(key, self._unfinished[stage])
         if text:
             self._kept.setdefault(stage, set()).add(key)
         return text
@@ -77,6 +82,7 @@ class Shelf:
         """Leave it for the next attempt."""
         with self._clock.on("store"):
             self._store.unfinished(stage, self._job.recipes[stage].id).keep(key, text)
+        self._unfinished.pop(stage, None)
 
     # --- shards
 

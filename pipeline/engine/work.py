@@ -86,8 +86,9 @@ class Worker:
         """Work on one task; decode what comes next meanwhile.
 
         Raises:
-            StageSetupError: what the user asked of a stage cannot be had.
-            EngineDiedError: what a stage computes with is lost; rows that were made are written.
+            StageSetupError: what the user asked of a stage cannot be had; rows that were made are
+                written.
+            EngineDiedError: what a stage computes with is lost; the same.
             OSError, StoreError: the store cannot be written.
         """
         self._clock.begin()
@@ -96,7 +97,7 @@ class Worker:
                 self._run_together(task, upcoming)
             else:
                 self._run_one_by_one(task, upcoming)
-        except EngineDiedError:
+        except (EngineDiedError, StageSetupError):
             with suppress(OSError, StoreError):  # then they are made again
                 self._shelf.write()
             raise

@@ -44,6 +44,15 @@ def test_what_is_kept_comes_back_for_its_own_row_alone(unfinished: Unfinished) -
     assert (unfinished.of(KEY), unfinished.any()) == ("", False)
 
 
+def test_a_row_that_is_not_in_a_listing_is_not_looked_up(unfinished: Unfinished) -> None:
+    assert unfinished.listed() == frozenset()
+    unfinished.keep(KEY, "[1]")
+    before = unfinished.listed()
+    unfinished.keep(OTHER, "[2]")
+    assert [unfinished.of(key, before) for key in (KEY, OTHER)] == ["[1]", ""]
+    assert unfinished.of(OTHER, unfinished.listed()) == "[2]"
+
+
 def test_rows_that_are_stored_by_now_are_swept(unfinished: Unfinished) -> None:
     unfinished.keep(KEY, "[1]")
     unfinished.keep(OTHER, "[2]")

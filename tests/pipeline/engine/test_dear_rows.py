@@ -11,11 +11,11 @@ import pytest
 import toys
 from talking import Hearing, batches, said, talks, times_made, whole
 
-from data.errors import EngineDiedError
+from data.errors import EngineDiedError, UsageError
 from data.store import Store
 from data.video.types import FrameRequest, VideoFacts, View, Window
 from pipeline.engine.inline import InlineExecutor
-from pipeline.engine.types import Crashed, Event, Finished, Job, Task
+from pipeline.engine.types import Crashed, Event, Finished, Job, StageSetupError, Task
 from pipeline.engine.work import Worker
 from pipeline.program import Program
 from pipeline.stage import Item, StageContext, StageSet
@@ -303,3 +303,31 @@ def test_a_stage_that_shares_batches_has_each_decode_for_itself(toy_stages: None
     names = [each.names for each in program.sets]
     assert ("bright", "dark") in names
     assert ("talks",) in names
+
+
+@pytest.mark.parametrize("broken", [EngineDiedError, UsageError])
+def test_where_nothing_can_be_made_any_more_the_rest_of_a_batch_is_not_tried_and_no_row_is_lost(
+    tmp_path: Path,
+    talker: Callable[..., Worker],
+    monkeypatch: pytest.MonkeyPatch,
+    broken: type[Exception],
+) -> None:
+    plain = toys.ToyTalks.encode_shared
+    asked: list[set[str]] = []
+
+    def failing(self: toys.ToyTalks, windows: Sequence[tuple[Item, Window]]) -> Sequence[str]:
+        asked.append({item.key.id for item, _ in windows})
+        if len(asked[-1]) > 1:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if asked[-1] == {"b"}:
+            raise broken("the key is not valid any more")
+        return plain(self, windows)
+
+    worker = talker(batch=24, part=8)
+    monkeypatch.setattr(toys.ToyTalks, "encode_shared", failing)
+    with pytest.raises((EngineDiedError, StageSetupError), match="not valid any more"):
+        worker.run(Task(items(tmp_path, "a", "b", "c"), ("talks",)))
+    assert asked == [{"a", "b", "c"}, {"a"}, {"b"}]
+    (recipe,) = Store.open(tmp_path / "store").recipes("talks")
+    keys = Store.open(tmp_path / "store").reader("talks", recipe).keys()
+    assert {key.id for key in keys} == {"a"}

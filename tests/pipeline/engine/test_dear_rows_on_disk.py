@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toys
@@ -14,7 +15,9 @@ from talking import Hearing, batches, said, shards, talks, times_made, whole
 
 from data.errors import StoreError
 from data.store import Store
+from data.store.compact import pack
 from data.store.gc import gc
+from data.store.unfinished import Unfinished
 from data.video.types import Window
 from pipeline.packing import Packer
 from pipeline.stage import Item
@@ -130,3 +133,46 @@ def test_a_disk_that_has_no_room_for_packing_costs_nothing_but_a_sentence(
     result = run_toys(["talks"], stages=talks(tmp_path / "log", batch=2), watcher=watcher)
     assert (result.exit_code, said(tmp_path / "store")) == (0, whole("a"))
     assert "small shards were left as they are: no space left on device" in watcher.notes
+
+
+def test_a_packing_that_failed_on_the_way_is_not_told_where_a_later_one_made_it_good(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Packer.__init__, "__defaults__", (4,))
+    calls: list[object] = []
+
+    def busy_at_first(*args: Any) -> object:
+        calls.append(args)
+        if len(calls) == 1:
+            raise StoreError("another compact is at work")
+        return pack(*args)
+
+    monkeypatch.setattr("pipeline.packing.pack", busy_at_first)
+    toys.write_videos(tmp_path / "videos", ["a", "b"])
+    watcher = Hearing()
+    run_toys(["talks"], stages=talks(tmp_path / "log", batch=2), watcher=watcher)
+    assert len(calls) > 1
+    assert len(shards(tmp_path)) == 1
+    assert not [note for note in watcher.notes if "small shards" in note]
+
+
+def test_whether_rows_are_unfinished_is_looked_up_once_and_not_for_each_of_them(
+    tmp_path: Path, run_toys: toys.RunToys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a server each look is a question that a GPU waits for."""
+    reads: list[str] = []
+    plain = Unfinished._read
+
+    def counting(self: Unfinished, name: str) -> Any:
+        reads.append(name)
+        return plain(self, name)
+
+    toys.write_videos(tmp_path / "videos", ["a", "b", "c", "halfway-1"])
+    log = tmp_path / "log"
+    assert run_toys(["talks"], stages=talks(log, part=8, batch=8)).exit_code == 3
+    monkeypatch.setattr(Unfinished, "_read", counting)
+    log.unlink()
+    toys.write_videos(tmp_path / "videos", ["d", "e", "f"])
+    run_toys(["talks"], stages=talks(log, part=8, batch=8))
+    (kept,) = unfinished(tmp_path)
+    assert set(reads) <= {kept.name}

@@ -268,10 +268,22 @@ def test_a_long_video_is_allowed_more_time_than_a_usual_one() -> None:
     facts = VideoFacts(3600.0, 25, 90_000, 64, 64, 0, "h264", "yuv420p", 1, False, 0)
     long = Item(ItemKey("long", "0" * 64), facts=facts)
     short = Item(ItemKey("short", "0" * 64), facts=replace(facts, duration_s=3.0))
-    assert limits.allowed_s(Task((short, short), ("clip",))) == 200
+    assert limits.allowed_s(Task((short,), ("clip",))) == 100
     assert limits.allowed_s(Task((long,), ("clip",))) == 600
     third = replace(long, key=ItemKey("long", "0" * 64, 1, 3))
     assert limits.allowed_s(Task((third,), ("captions",))) == 200
+
+
+def test_many_short_inputs_that_go_together_are_no_excuse_for_an_engine_that_hangs() -> None:
+    limits = Limits(timeout_s=100)
+    facts = VideoFacts(1.0, 25, 25, 64, 64, 0, "h264", "yuv420p", 1, False, 0)
+    shorts = tuple(Item(ItemKey(f"v{n}", "0" * 64), facts=facts) for n in range(64))
+    assert limits.allowed_s(Task(shorts, ("captions",))) == 100
+    sentences = tuple(Item(ItemKey(f"q{n}", "0" * 64), text="a dog") for n in range(256))
+    assert limits.allowed_s(Task(sentences, ("queries",))) == 100
+    long = replace(facts, duration_s=900.0)
+    two = tuple(Item(ItemKey(f"l{n}", "0" * 64), facts=long) for n in range(2))
+    assert limits.allowed_s(Task(two, ("captions",))) == 300
 
 
 def impatient(monkeypatch: pytest.MonkeyPatch, **limits: float) -> None:
