@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from data.annotations.types import Annotation
 from data.buffers import Buffers
+from data.coarser import coarser
 from data.errors import StoreError, UsageError
 from data.grid import Grid
 from data.identity import query_id
@@ -150,6 +151,9 @@ class MomentDataset:
         streams: stages whose per-clip array (of the same name) is part of `video`, in order.
         narratives: whether samples carry the narrative.
         events: whether samples carry pseudo-events.
+        event_depth: only the cuts of so many levels of their tree: 0 is the whole video as one
+            event, 1 the first cut; None takes all. Events between cuts that are left out are
+            joined, so that they partition the video still.
         require: "all": a missing row is an error; "any": its queries are left out.
         max_clips: longer videos are cut; None takes all.
         max_tokens: longer queries are cut; None takes all.
@@ -168,6 +172,7 @@ class MomentDataset:
         streams: Sequence[str] = ("slowfast", "clip"),
         narratives: bool = False,
         events: bool = False,
+        event_depth: int | None = None,
         require: Literal["all", "any"] = "all",
         max_clips: int | None = None,
         max_tokens: int | None = 32,
@@ -176,6 +181,7 @@ class MomentDataset:
             raise UsageError(f"streams must name one or more different stages, got {streams}")
         self.streams = tuple(streams)
         self._max_clips, self._max_tokens = max_clips, max_tokens
+        self._event_depth = event_depth
         sides = [NARRATIVES] * narratives + [EVENTS] * events
         self._video_readers = {name: store.reader(name) for name in [*streams, *sides]}
         self._queries = store.reader(QUERIES)
@@ -300,6 +306,8 @@ class MomentDataset:
         row = reader.row(video_id)
         length_s = grid.n * grid.clip_len_s
         spans, depth = row["spans_s"], row["depth"]
+        if self._event_depth is not None:
+            spans, depth = coarser(spans, row["boundary_depth"], self._event_depth)
         inside = spans[:, 0] < length_s
         spans = np.clip(spans[inside] / length_s, 0.0, 1.0)
         return np.concatenate([spans, depth[inside, None]], axis=1).astype(np.float32)

@@ -27,6 +27,7 @@ from data.video import list_videos
 from pipeline.config import PipelineConfig, load_pipeline_config
 from pipeline.engine.stop import StopFlag
 from pipeline.engine.types import EngineLostError
+from pipeline.events_commands import events_commands
 from pipeline.interop_commands import interop_commands
 from pipeline.options import (
     DEFAULT_CONFIG,
@@ -59,6 +60,7 @@ app.add_typer(store_commands)
 app.add_typer(interop_commands)
 weights_commands.add_typer(table_commands)
 app.add_typer(weights_commands, name="weights")
+app.add_typer(events_commands, name="events")
 
 
 @app.command()

@@ -99,6 +99,12 @@ def _add(
         raise UsageError(f"stages read each other in a circle: {' -> '.join((*path, name))}")
     if name in made:
         return
+    if name not in STAGES and path:
+        raise UsageError(
+            f"stage '{path[-1]}' reads '{name}', which is no stage and was not imported into this "
+            f"store; {nearest(name, [*STAGES, *made])}. Features of your own come into the store "
+            f"with `pipeline import --stage {name}`"
+        )
     kind = STAGES.get(name)
     stage = kind(context, options[name] if name in options else kind.Options())
     for upstream in stage.upstream:

@@ -152,7 +152,7 @@ def _imported(store: Store | None) -> dict[str, Recipe]:
     current = {
         stage: store.recipe(stage, recipe_id)
         for stage, recipe_id in store.current.items()
-        if stage in STAGES and recipe_id in store.recipes(stage)
+        if recipe_id in store.recipes(stage)
     }
     return {stage: recipe for stage, recipe in current.items() if is_import(recipe)}
 

@@ -49,6 +49,9 @@ class DataGroup(Group):
         False, description="Load narratives; a plug-in of `model.plugins` must read them."
     )
     events: bool = Field(False, description="Load pseudo-events.")
+    event_depth: int | None = Field(
+        None, ge=0, description="Only so many levels of cuts: 1 is coarse; null takes all."
+    )
     require: Literal["all", "any"] = Field(
         "all", description="Whether every query must have features, or those without are left out."
     )
@@ -149,6 +152,15 @@ class TrainerConfig(Group):
     optim: OptimGroup = Field(default_factory=OptimGroup)
     loop: LoopGroup = Field(default_factory=LoopGroup)
     eval: EvalGroup = Field(default_factory=EvalGroup)
+
+    @model_validator(mode="after")
+    def _depth_is_of_events(self) -> TrainerConfig:
+        if self.data.event_depth is not None and not self.data.events:
+            raise ValueError(
+                f"data.event_depth={self.data.event_depth}, but no events are loaded; set "
+                "data.events=true (and a plug-in that reads them), or leave data.event_depth out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _side_streams_are_read(self) -> TrainerConfig:

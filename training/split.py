@@ -92,6 +92,7 @@ class Split:
             streams=config.streams,
             narratives=config.narratives,
             events=config.events,
+            event_depth=config.event_depth,
             require=config.require,
             max_clips=config.max_clips,
             max_tokens=config.max_tokens,

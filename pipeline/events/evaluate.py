@@ -7,6 +7,7 @@ counts; counts are summed over videos (micro); a video without predictions count
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,11 @@ from data.store import Store
 
 __all__ = [
     "BASELINES",
+    "Boundaries",
     "BoundaryScore",
     "Truth",
     "boundary_score",
+    "human_score",
     "matches",
     "read_truth",
     "score_store",
@@ -143,13 +146,21 @@ def _truth(record: Mapping[str, Any]) -> tuple[str, Truth]:
 
 
 def matches(true: Sequence[float], predicted: Sequence[float], tolerance_s: float) -> int:
-    """How many true boundaries find a prediction within `tolerance_s` (inclusive)."""
-    left = list(predicted)
+    """How many true boundaries find a prediction within `tolerance_s` (inclusive).
+
+    True ones choose in the order given, each the nearest prediction left; of two the earlier one.
+    """
+    left = sorted(predicted)
     found = 0
     for boundary in true:
-        nearest = min(left, key=lambda time: abs(time - boundary), default=None)
-        if nearest is not None and abs(nearest - boundary) <= tolerance_s:
-            left.remove(nearest)
+        if not left:
+            break
+        after = bisect_left(left, boundary)
+        near = after
+        if after == len(left) or (after and boundary - left[after - 1] <= left[after] - boundary):
+            near = after - 1
+        if abs(left[near] - boundary) <= tolerance_s:
+            del left[near]
             found += 1
     return found
 
@@ -180,6 +191,29 @@ def boundary_score(
     return total
 
 
+def human_score(
+    truth: Mapping[str, Truth], *, tolerance: float, relative: bool = False
+) -> BoundaryScore | None:
+    """How well annotators find each other's boundaries: each is left out in turn and scored as a
+    prediction against the others of the video, the best of whom counts.
+
+    Returns:
+        None where no video has two annotators; videos with one are left out.
+    """
+    total = None
+    for each in truth.values():
+        for number, rater in enumerate(each.raters if len(each.raters) > 1 else ()):
+            others = each.raters[:number] + each.raters[number + 1 :]
+            one = boundary_score(
+                {"": rater},
+                {"": Truth(each.duration_s, others)},
+                tolerance=tolerance,
+                relative=relative,
+            )
+            total = one if total is None else total + one
+    return total
+
+
 def typical_count(truth: Mapping[str, Truth]) -> int:
     """Mean number of true boundaries of a video, rounded; what the baselines predict."""
     counts = [len(rater) for each in truth.values() for rater in each.raters]
@@ -188,7 +222,15 @@ def typical_count(truth: Mapping[str, Truth]) -> int:
 
 def _uniform_grid(truth: Mapping[str, Truth], seed: int) -> Boundaries:
     del seed
-    k = typical_count(truth)
+    return _grid(truth, typical_count(truth))
+
+
+def _uniform_nine(truth: Mapping[str, Truth], seed: int) -> Boundaries:
+    del seed
+    return _grid(truth, 9)
+
+
+def _grid(truth: Mapping[str, Truth], k: int) -> Boundaries:
     return {
         video_id: [each.duration_s * i / (k + 1) for i in range(1, k + 1)]
         for video_id, each in truth.items()
@@ -210,10 +252,15 @@ def _none(truth: Mapping[str, Truth], seed: int) -> Boundaries:
 
 BASELINES: Mapping[str, Callable[[Mapping[str, Truth], int], Boundaries]] = {
     "uniform grid": _uniform_grid,
+    "uniform grid of 9": _uniform_nine,
     "random": _random,
     "no boundary": _none,
 }
-"""Predictions without looking, by name: `(truth, seed) -> boundaries`."""
+"""Predictions without looking, by name: `(truth, seed) -> boundaries`.
+
+The first grid and `random` know the mean number of true boundaries; nine is that of EaTR's and
+Kinetics-GEBD's ten events (specs/llmepet_and_pseudo_events.md §5).
+"""
 
 
 def stored_boundaries(store: Store) -> dict[str, list[float]]:

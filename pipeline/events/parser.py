@@ -1,61 +1,28 @@
-"""From features to events: boundaries in seconds, and spans that partition the video.
-
-`rtp` is UBoCo's recursive parsing at test time (specs/llmepet_and_pseudo_events.md §4.2, defined
-to the letter by the golden file `event_recursion.json`): split a segment at its best score, go on
-in both parts, stop where the best score does not stand out. A split changes only the scores of
-the `s` clips on each side of it, and only those are computed again.
-"""
+"""From features to events: boundaries in seconds, and spans that partition the video."""
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.grid import Grid
-from pipeline.events.scores import BoundaryScorer, Edges, Taper
+from pipeline.events.banded import PairSimilarity
+from pipeline.events.kts import kts_edges
+from pipeline.events.oneshot import EATR_HALF_WIDTH, eatr_clips, oneshot_clips
+from pipeline.events.recursion import recursive_nodes, relative_threshold, with_parents
+from pipeline.events.scorers import Pool, Similarity, make_scorer
+from pipeline.events.scores import Edges, Scorer, Taper
 
-__all__ = [
-    "METHODS",
-    "Events",
-    "Method",
-    "Node",
-    "combine",
-    "oneshot_clips",
-    "parse",
-    "recursive_nodes",
-    "relative_threshold",
-]
+__all__ = ["METHODS", "Events", "Method", "combine", "parse"]
 
-Method = Literal["rtp", "oneshot", "uniform"]
+Method = Literal["rtp", "oneshot", "eatr-compat", "kts", "uniform"]
 
 _UNIFORM_EVENTS = 10  # nine boundaries: the mean of Kinetics-GEBD annotations (specs §5)
-
-
-@dataclass(frozen=True)
-class Node:
-    """One split: the segment `[lo, hi)` in clips, and where and how clearly it was split.
-
-    Args:
-        lo: first clip of the segment.
-        hi: one past its last clip.
-        clip: the split clip; neither part contains it.
-        score: boundary score of that clip, the largest of the segment.
-        mean: mean score of the segment.
-        depth: 0 for the split of the whole video.
-    """
-
-    lo: int
-    hi: int
-    clip: int
-    score: float
-    mean: float
-    depth: int
 
 
 @dataclass(frozen=True)
@@ -88,12 +55,17 @@ def parse(
     *,
     method: Method = "rtp",
     half_width_s: float = 4.0,
+    scales: Sequence[float] | None = None,
+    pool: Pool = "max",
+    similarity: Similarity | PairSimilarity | NDArray[Any] = "cosine",
     taper: Taper = "box",
     edges: Edges = "normalized",
     min_len_s: float = 4.0,
     delta_rel: float = 0.4,
     max_events: int | None = None,
     max_depth: int | None = None,
+    penalty: float = 1.0,
+    padded_len: int | None = None,
 ) -> Events:
     """Cut a video into events. Deterministic: of equal scores the earliest clip wins.
 
@@ -101,23 +73,42 @@ def parse(
         features: one row per clip of the grid, shape (N, D).
         clip_len_s: seconds per clip.
         duration_s: length of the video.
-        method: "rtp" recursive; "oneshot" every local maximum above the mean score (EaTR and
-            LLMEPET's public code, for one unpadded video); "uniform" equal spans, a baseline.
+        method: "rtp" recursive; "oneshot" every local maximum above the mean score; "eatr-compat"
+            the same as EaTR's and LLMEPET's public code has it: two clips on each side, box, zero
+            edges, cuts at the start of the boundary clip; "kts" kernel temporal segmentation;
+            "uniform" equal spans, a baseline. With "kts" and "uniform" the scores are reported,
+            but do not decide.
         half_width_s: seconds compared on each side of a clip, at least one clip.
+        scales: several half widths in seconds instead of `half_width_s`.
+        pool: how the scores of `scales` become one: see `make_scorer`.
+        similarity: how two clips are compared, a name, a function of row pairs or the matrix (N, N)
+            itself: see `make_scorer`.
         taper: see `boundary_scores`.
         edges: see `boundary_scores`.
-        min_len_s: `rtp` does not split segments shorter than this.
+        min_len_s: `rtp` does not split segments shorter than this, `kts` makes none.
         delta_rel: `rtp` splits where best minus mean score of a segment is at least this part of
             the same difference in the whole video (scale-free form of UBoCo's threshold).
-        max_events: at most so many events, those of the strongest boundaries; the number of
-            spans of "uniform" (10 if None).
+        max_events: at most so many events: those of the strongest boundaries ("kts": the best
+            segmentation into so many); the number of spans of "uniform" (10 if None).
         max_depth: `rtp` splits at most this often on the way to an event.
+        penalty: what `kts` pays for boundaries, 1 in the paper; more gives fewer events.
+        padded_len: `eatr-compat`: clips of the padded batch that the video was in.
 
     Raises:
-        ValueError: features that do not fit the grid or are not finite, or a wrong option.
+        ValueError: features that do not fit the grid or are not finite, a wrong option, or an
+            option that means nothing to the method.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}")
+    finder = METHODS[method]
+    special = {
+        "scales": scales is not None,
+        "similarity": not (isinstance(similarity, str) and similarity == "cosine"),
+        "max_depth": max_depth is not None,
+        "penalty": penalty != 1.0,
+        "padded_len": padded_len is not None,
+    }
+    _check_taken(method, [name for name, given in special.items() if given])
     if max_events is not None and max_events < 1:
         raise ValueError(f"max_events must be at least 1, got {max_events}")
     n = Grid(duration_s, clip_len_s).n
@@ -126,11 +117,38 @@ def parse(
             f"{len(features)} rows of features for a grid of {n} clips "
             f"({duration_s} s in clips of {clip_len_s} s)"
         )
-    scorer = BoundaryScorer(features, _clips(half_width_s, clip_len_s), taper, edges)
-    scores = scorer.segment(0, n)
-    min_len = _clips(min_len_s, clip_len_s)
-    task = _Task(scorer, scores, clip_len_s, duration_s, min_len, delta_rel, max_events, max_depth)
-    return _events(METHODS[method](task), duration_s, scores)
+    how: dict[str, Any] = {
+        "half_widths": _half_widths([half_width_s] if scales is None else scales, clip_len_s),
+        "pool": pool,
+        "similarity": similarity,
+        "taper": taper,
+        "edges": edges,
+    }
+    scorer = make_scorer(features, **{**how, **finder.scorer})
+    task = _Task(
+        features=features,
+        scorer=scorer,
+        scores=scorer.segment(0, n),
+        clip_len_s=clip_len_s,
+        duration_s=duration_s,
+        min_len=_clips(min_len_s, clip_len_s),
+        delta_rel=delta_rel,
+        max_events=max_events,
+        max_depth=max_depth,
+        penalty=penalty,
+        padded_len=padded_len,
+    )
+    return _events(finder.cuts(task), duration_s, task.scores)
+
+
+def _check_taken(method: str, given: Sequence[str]) -> None:
+    for name in given:
+        if name not in METHODS[method].takes:
+            takers = [other for other, finder in METHODS.items() if name in finder.takes]
+            raise ValueError(
+                f"{name} means nothing to method {method!r}: leave it out, or take "
+                f"{' or '.join(takers)}"
+            )
 
 
 def combine(streams: Sequence[tuple[NDArray[Any], float]]) -> NDArray[np.float64]:
@@ -150,81 +168,6 @@ def combine(streams: Sequence[tuple[NDArray[Any], float]]) -> NDArray[np.float64
     return np.concatenate(parts, axis=1)
 
 
-# ---------------------------------------------------------------- recursive parsing
-
-
-def recursive_nodes(
-    scorer: BoundaryScorer,
-    scores: NDArray[np.float64],
-    min_len: int,
-    threshold: float,
-    max_splits: int | None = None,
-    max_depth: int | None = None,
-) -> list[Node]:
-    """All splits of the recursion, in pre-order (a split before those of its two parts).
-
-    The strongest open segment is split first, so that `max_splits` keeps the strongest splits
-    that can be reached; without it the order of work does not change the result.
-
-    Args:
-        scorer: rescores the clips next to a new edge.
-        scores: scores of the whole sequence, shape (L,); not changed.
-        min_len: segments of fewer clips are left alone.
-        threshold: a segment is split if its best score exceeds its mean by this much.
-        max_splits: stop after so many; None is no limit.
-        max_depth: splits on one path from the root; None is no limit.
-    """
-    scores = scores.copy()
-    waiting: list[tuple[float, int, Node]] = []
-
-    def consider(lo: int, hi: int, depth: int) -> None:
-        node = _best_split(scores, lo, hi, depth)
-        if (
-            node is not None
-            and hi - lo >= min_len
-            and (max_depth is None or depth < max_depth)
-            and node.score - node.mean > scorer.resolution
-            and node.score - node.mean >= threshold
-        ):
-            heapq.heappush(waiting, (-node.score, node.lo, node))
-
-    consider(0, len(scores), 0)
-    nodes: list[Node] = []
-    while waiting and (max_splits is None or len(nodes) < max_splits):
-        node = heapq.heappop(waiting)[2]
-        nodes.append(node)
-        for lo, hi in ((node.lo, node.clip), (node.clip + 1, node.hi)):
-            _rescore(scorer, scores, lo, hi, node)
-            consider(lo, hi, node.depth + 1)
-    return sorted(nodes, key=lambda node: (node.lo, -node.hi))
-
-
-def relative_threshold(scores: NDArray[np.float64], delta_rel: float) -> float:
-    """`delta_rel` times how much the best score of the whole sequence exceeds its mean."""
-    return delta_rel * float(scores.max() - scores.mean())
-
-
-def _best_split(scores: NDArray[np.float64], lo: int, hi: int, depth: int) -> Node | None:
-    """Where the segment would be split; None if it has no clips."""
-    if hi == lo:
-        return None
-    segment = scores[lo:hi]
-    at = int(segment.argmax())
-    return Node(lo, hi, lo + at, float(segment[at]), float(segment.mean()), depth)
-
-
-def _rescore(
-    scorer: BoundaryScorer, scores: NDArray[np.float64], lo: int, hi: int, split: Node
-) -> None:
-    """Scores of the part `[lo, hi)` next to the clip at which its parent was split."""
-    if hi <= split.clip:
-        first, last = max(lo, hi - scorer.half_width), hi
-    else:
-        first, last = lo, min(hi, lo + scorer.half_width)
-    if last > first:
-        scores[first:last] = scorer.part(first, last, lo, hi)
-
-
 # ---------------------------------------------------------------- methods
 
 
@@ -232,7 +175,8 @@ def _rescore(
 class _Task:
     """One video and the arguments of `parse`, lengths in clips."""
 
-    scorer: BoundaryScorer
+    features: NDArray[Any]
+    scorer: Scorer
     scores: NDArray[np.float64]
     clip_len_s: float
     duration_s: float
@@ -240,6 +184,8 @@ class _Task:
     delta_rel: float
     max_events: int | None
     max_depth: int | None
+    penalty: float
+    padded_len: int | None
 
     @property
     def max_cuts(self) -> int | None:
@@ -265,9 +211,9 @@ def _rtp(task: _Task) -> list[_Cut]:
         task.max_cuts,
         task.max_depth,
     )
-    edges = {node.clip: _edge(task.scorer, node.clip) for node in nodes}
+    edges = {node.clip: task.scorer.edge(node.clip) for node in nodes}
     cuts: dict[int, _Cut] = {}
-    for node, parent in sorted(_with_parents(nodes), key=lambda pair: pair[0].depth):
+    for node, parent in sorted(with_parents(nodes), key=lambda pair: pair[0].depth):
         edge = edges[node.clip]
         if edge not in cuts:
             above = None if parent is None else edges[parent.clip] * task.clip_len_s
@@ -275,58 +221,26 @@ def _rtp(task: _Task) -> list[_Cut]:
     return list(cuts.values())
 
 
-def _with_parents(nodes: Sequence[Node]) -> Iterator[tuple[Node, Node | None]]:
-    """Nodes in pre-order, each with the split that its segment came from."""
-    path: list[Node] = []
-    for node in nodes:
-        del path[node.depth :]
-        yield node, path[-1] if path else None
-        path.append(node)
-
-
-def _edge(scorer: BoundaryScorer, clip: int) -> int:
-    """The clip edge to cut at, `clip` or `clip + 1`, always inside the video.
-
-    A score leaves its own clip out, so a cut between two clips scores the same at both. The clip
-    goes to the side that it is more similar to (a tie: it starts the new event).
-    """
-    features, s, n = scorer.features, scorer.half_width, len(scorer.features)
-    if clip == 0:
-        return 1
-    own = features[clip].astype(np.float64)
-    before = _mean_direction(features[max(clip - s, 0) : clip])
-    after = _mean_direction(features[clip + 1 : clip + 1 + s])
-    return clip + 1 if clip + 1 < n and float(own @ before) > float(own @ after) else clip
-
-
-def _mean_direction(features: NDArray[Any]) -> NDArray[np.float64]:
-    rows = features.astype(np.float64)
-    norms = np.linalg.norm(rows, axis=1, keepdims=True)
-    total: NDArray[np.float64] = (rows / np.where(norms == 0, 1.0, norms)).sum(axis=0)
-    return total / max(len(rows), 1)
-
-
-def oneshot_clips(scores: NDArray[np.float64], resolution: float = 1e-9) -> NDArray[np.int64]:
-    """Boundary clips of the one-shot detector of EaTR and LLMEPET (specs §4.1), ends left out.
-
-    A clip counts if its score reaches the mean and both neighbours'; the ends are boundaries by
-    decree, so their neighbours never are. Scores up to `resolution` are rounding, not boundaries.
-    """
-    if len(scores) < 3:
-        return np.empty(0, np.int64)
-    raised = scores.copy()
-    raised[[0, -1]] = np.inf
-    inner = raised[1:-1]
-    peaks = (inner >= raised[:-2]) & (inner >= raised[2:]) & (inner >= scores.mean())
-    return np.flatnonzero(peaks & (inner > resolution)) + 1
-
-
 def _oneshot(task: _Task) -> list[_Cut]:
-    clips = oneshot_clips(task.scores, task.scorer.resolution)
-    if task.max_cuts is not None:
-        clips = clips[np.argsort(-task.scores[clips], kind="stable")[: task.max_cuts]]
-    cuts = {_edge(task.scorer, int(clip)): float(task.scores[clip]) for clip in np.sort(clips)}
+    clips = _strongest(task, oneshot_clips(task.scores, task.scorer.resolution))
+    cuts = {task.scorer.edge(clip): float(task.scores[clip]) for clip in clips}
     return [_Cut(edge * task.clip_len_s, strength) for edge, strength in cuts.items()]
+
+
+def _eatr(task: _Task) -> list[_Cut]:
+    clips = _strongest(task, eatr_clips(task.features, task.padded_len))
+    return [_Cut(clip * task.clip_len_s, float(task.scores[clip])) for clip in clips]
+
+
+def _strongest(task: _Task, clips: NDArray[np.int64]) -> list[int]:
+    """The `max_cuts` clips of the best scores, ascending; of equals the earlier."""
+    order = np.argsort(-task.scores[clips], kind="stable")[: task.max_cuts]
+    return sorted(clips[order].tolist())
+
+
+def _kts(task: _Task) -> list[_Cut]:
+    found = kts_edges(task.features, task.min_len, task.penalty, task.max_cuts)
+    return [_Cut(edge * task.clip_len_s, gain) for edge, gain in found]
 
 
 def _uniform(task: _Task) -> list[_Cut]:
@@ -334,12 +248,40 @@ def _uniform(task: _Task) -> list[_Cut]:
     return [_Cut(task.duration_s * i / events) for i in range(1, events)]
 
 
-METHODS: Mapping[str, Callable[[_Task], list[_Cut]]] = {
-    "rtp": _rtp,
-    "oneshot": _oneshot,
-    "uniform": _uniform,
+@dataclass(frozen=True)
+class _Finder:
+    """A way to find boundaries.
+
+    Args:
+        cuts: does it.
+        takes: options of `parse` that not every method understands, and this one does.
+        scorer: arguments of `make_scorer` that it insists on.
+    """
+
+    cuts: Callable[[_Task], list[_Cut]]
+    takes: frozenset[str] = frozenset()
+    scorer: Mapping[str, Any] = field(default_factory=dict)
+
+
+METHODS: Mapping[str, _Finder] = {
+    "rtp": _Finder(_rtp, frozenset({"scales", "similarity", "max_depth"})),
+    "oneshot": _Finder(_oneshot, frozenset({"scales", "similarity"})),
+    "eatr-compat": _Finder(
+        _eatr,
+        frozenset({"padded_len"}),
+        {"half_widths": [EATR_HALF_WIDTH], "taper": "box", "edges": "zero"},
+    ),
+    "kts": _Finder(_kts, frozenset({"scales", "penalty"})),
+    "uniform": _Finder(_uniform, frozenset({"scales", "similarity"})),
 }
 """Ways to find boundaries, by the name that `parse` and the `events` stage know."""
+
+
+def _half_widths(seconds: Sequence[float], clip_len_s: float) -> list[int]:
+    """Half widths in clips, ascending; scales that are one on this grid count once."""
+    if not len(seconds):
+        raise ValueError("scales must name at least one half width in seconds")
+    return sorted({_clips(each, clip_len_s) for each in seconds})
 
 
 def _clips(seconds: float, clip_len_s: float) -> int:

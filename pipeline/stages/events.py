@@ -3,35 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PositiveFloat
+from pydantic import Field, PositiveFloat, model_validator
 
 from data.errors import InputError, UsageError
 from data.store.types import Row, Schema, StreamSpec
 from pipeline.events.parser import Method, combine, parse
+from pipeline.events.scorers import Pool, Similarity
 from pipeline.events.scores import Edges, Taper
 from pipeline.stage import STAGES, Inputs, Item, RowStage, StageContext
 from pipeline.stages.common import Configured, WorkerOptions
 
-__all__ = ["EventsOptions", "EventsStage"]
+__all__ = ["EventsOptions", "EventsStage", "stream_of", "weighted"]
+
+_TRIAL = np.eye(2)
+"""A video of two clips, on which options are tried."""
+
+
+_MIN_CLIPS_OF_POSITIONS = 4
+"""Two columns of fewer clips may look like positions by chance."""
 
 
 class EventsOptions(WorkerOptions):
     """Section `events` of pipeline.yaml. The parameters are those of `pipeline.events.parse`."""
 
+    group_size: int = Field(32, ge=1, description="Videos that travel to a worker together.")
     streams: dict[str, PositiveFloat] = Field(
         default_factory=lambda: {"clip": 1.0},
         min_length=1,
-        description="Stages whose per-clip features are compared, with their weights.",
+        description="Stages or imports whose per-clip features are compared, with their weights.",
     )
     method: Method = Field(
-        "rtp", description="`rtp` recursive, `oneshot` local maxima, `uniform` a baseline."
+        "rtp",
+        description="`rtp` recursive, `kts` least squares, `oneshot` local maxima, `eatr-compat` "
+        "as the public code of EaTR and LLMEPET, `uniform` a baseline.",
     )
     half_width_s: PositiveFloat = Field(
         4.0, description="Seconds that are compared on each side of a clip."
+    )
+    scales: Annotated[tuple[PositiveFloat, ...], Field(min_length=1)] | None = Field(
+        None, description="Several half widths in seconds, instead of `half_width_s`."
+    )
+    pool: Pool = Field(
+        "max", description="How the scores of several scales become one: `max` or `mean`."
+    )
+    similarity: Similarity = Field(
+        "cosine", description="Of two clips: `cosine`, `l2` or `sqeuclidean` (distances, negated)."
     )
     taper: Taper = Field("box", description="Weight by distance: `box` or `gaussian`.")
     edges: Edges = Field(
@@ -46,6 +66,21 @@ class EventsOptions(WorkerOptions):
     )
     max_events: int | None = Field(None, ge=1, description="At most so many events per video.")
     max_depth: int | None = Field(None, ge=0, description="At most so many nested splits.")
+    penalty: float = Field(1.0, ge=0, description="What `kts` pays for a boundary, 1 in the paper.")
+    padded_len: int | None = Field(
+        None, ge=1, description="`eatr-compat`: clips of the padded batch that a video was in."
+    )
+
+    @model_validator(mode="after")
+    def _fit_each_other(self) -> Self:
+        """Options that exclude each other are told before any video is touched."""
+        parse(_TRIAL, 1.0, float(len(_TRIAL)), **self.parameters)
+        return self
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The keyword arguments of `parse`."""
+        return self.model_dump(exclude={*WorkerOptions.model_fields, "group_size", "streams"})
 
 
 @STAGES.register("events")
@@ -58,12 +93,17 @@ class EventsStage(Configured, RowStage):
 
     def __init__(self, context: StageContext, options: EventsOptions) -> None:
         super().__init__(context, options)
-        self._arrays = {stage: _stream_of(stage) for stage in sorted(options.streams)}
+        self._arrays = {stage: stream_of(stage) for stage in sorted(options.streams)}
 
     @property
     def upstream(self) -> tuple[str, ...]:
         """The stages of `streams`."""
         return tuple(self._arrays)
+
+    @property
+    def group_size(self) -> int:
+        """A video takes milliseconds: many travel together."""
+        return self.options.group_size
 
     @property
     def schema(self) -> Schema:
@@ -81,47 +121,97 @@ class EventsStage(Configured, RowStage):
         )
 
     def params(self) -> Mapping[str, Any]:
-        """All options that `parse` sees."""
-        return self.options.model_dump(mode="json", exclude=set(WorkerOptions.model_fields))
+        """All options that `parse` sees, and the streams."""
+        return self.options.model_dump(
+            mode="json", exclude={*WorkerOptions.model_fields, "group_size"}
+        )
 
     def process(self, item: Item, inputs: Inputs) -> Row:
         """Parse the features of one video.
 
         Raises:
-            InputError: `not-finite` features.
+            InputError: `not-finite` features; `clip-positions` among them; `not-features`, an
+                import of something else; `not-parsed`, a video too long for the options.
         """
         rows = {stage: inputs.row(stage) for stage in self._arrays}
         grid = next(iter(rows.values())).grid
         if grid is None:
             raise ValueError(f"the features of {item.key.id} come without a grid")
-        features = self._features({stage: row[self._arrays[stage]] for stage, row in rows.items()})
-        if not np.isfinite(features).all():
-            raise InputError(
-                "not-finite",
-                f"the features of video {item.key.id} ({', '.join(rows)}) hold values that are "
-                "not finite numbers; compute them again",
-            )
-        how = {name: value for name, value in self.params().items() if name != "streams"}
-        events = parse(features, grid.clip_len_s, grid.duration_s, **how)
+        streams = {
+            stage: _checked(row, name, stage)
+            for (stage, name), row in zip(self._arrays.items(), rows.values(), strict=True)
+        }
+        features = weighted(streams, self.options.streams)
+        try:
+            events = parse(features, grid.clip_len_s, grid.duration_s, **self.options.parameters)
+        except ValueError as error:  # options that do not fit this video's length
+            raise InputError("not-parsed", f"video {item.key.id}: {error}") from error
         arrays = {name: np.asarray(getattr(events, name)) for name in self.schema.arrays}
         arrays["scores"] = arrays["scores"].astype(np.float32)
         return Row(item.key, grid, arrays)
 
-    def _features(self, streams: Mapping[str, NDArray[Any]]) -> NDArray[np.float64]:
-        """One matrix (N, D), in float64 so that boundaries do not depend on the machine."""
-        weights = self.options.streams
-        if len(streams) == 1:
-            return next(iter(streams.values())).astype(np.float64)
-        return combine([(array, weights[stage]) for stage, array in streams.items()])
+
+def weighted(
+    streams: Mapping[str, NDArray[Any]], weights: Mapping[str, float]
+) -> NDArray[np.float64]:
+    """One matrix (N, D), in float64 so that boundaries do not depend on the machine."""
+    if len(streams) == 1:
+        return next(iter(streams.values())).astype(np.float64)
+    return combine([(streams[stage], weights[stage]) for stage in sorted(streams)])
 
 
-def _stream_of(stage: str) -> str:
-    """Name of the per-clip features that a stage writes."""
+def stream_of(stage: str) -> str:
+    """Name of the per-clip features that a stage writes; imports bear the name of their stage.
+
+    Raises:
+        UsageError: a stage of the pipeline that writes none.
+    """
+    if stage not in STAGES:
+        return stage  # an import, or nothing: the program knows the store and says so
     stream: str | None = getattr(STAGES.get(stage), "stream", None)
     if stream is None:
         allowed = [name for name in STAGES if hasattr(STAGES.get(name), "stream")]
         raise UsageError(
             f"events.streams: stage '{stage}' writes no features per clip; "
-            f"allowed: {', '.join(allowed)}"
+            f"allowed: {', '.join(allowed)}, and whatever was imported"
         )
     return stream
+
+
+def _checked(row: Row, name: str, stage: str) -> NDArray[Any]:
+    """The features of one video from one stage, if content can be compared by them."""
+    id_ = row.key.id
+    found = row.arrays.get(name)
+    if found is None or found.ndim != 2 or row.grid is None or len(found) != row.grid.n:
+        shape = "nothing" if found is None else f"an array of shape {found.shape}"
+        raise InputError(
+            "not-features",
+            f"stage '{stage}' holds {shape} as '{name}' of video {id_}; events need one row of "
+            "features per clip: name another stage in events.streams",
+        )
+    finite = np.isfinite(found).all(axis=1)
+    if not finite.all():
+        clips = np.flatnonzero(~finite)
+        raise InputError(
+            "not-finite",
+            f"the features of video {id_} (stage '{stage}') hold values that are not finite "
+            f"numbers in {len(clips)} clips, first in clip {clips[0]}; compute them again",
+        )
+    if _ends_in_positions(found):
+        raise InputError(
+            "clip-positions",
+            f"the last two columns of the features of video {id_} (stage '{stage}') are where the "
+            "clips begin and end (TEF), which is no content; import the features without them",
+        )
+    return found
+
+
+def _ends_in_positions(features: NDArray[Any]) -> bool:
+    """Whether the last two columns are i / n and (i + 1) / n, as loaders of moment retrieval
+    append them."""
+    n, width = features.shape
+    if n < _MIN_CLIPS_OF_POSITIONS or width < 2:
+        return False
+    edges = np.arange(n + 1) / n
+    expected = np.stack([edges[:-1], edges[1:]], axis=1)
+    return bool(np.allclose(features[:, -2:], expected, rtol=0.0, atol=1e-3))

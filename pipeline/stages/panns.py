@@ -50,6 +50,7 @@ class PannsStage(Configured, SoundStage):
     """
 
     name = "panns"
+    stream: ClassVar[str] = "panns"
     dims: ClassVar[Mapping[str, int]] = {"full": 2048, "tiny": 128}
     Options = PannsOptions
     options: PannsOptions

@@ -30,6 +30,7 @@ SCHEMAS = {
     "events": {
         "spans_s": StreamSpec((2,), "float64", "item"),
         "depth": StreamSpec((), "int32", "item"),
+        "boundary_depth": StreamSpec((), "int32", "item"),
     },
     "queries": {
         "tokens": StreamSpec((5,), "float16", "item"),
@@ -152,7 +153,11 @@ def test_a_narrative_speaks_where_a_clip_has_a_caption_or_was_filled(filled: Sto
 
 def put_events(store: Store, id: str, clips: int, spans: Sequence[Sequence[float]]) -> None:
     depth = np.arange(len(spans), dtype=np.int32)
-    arrays = {"spans_s": np.array(spans, np.float64).reshape(-1, 2), "depth": depth}
+    arrays = {
+        "spans_s": np.array(spans, np.float64).reshape(-1, 2),
+        "depth": depth,
+        "boundary_depth": depth[1:],
+    }
     put(store, "events", id, Grid(2.0 * clips, 2.0), arrays, CONTENT)
 
 
@@ -165,6 +170,29 @@ def test_events_are_shares_of_the_grid_with_their_depth(filled: Store) -> None:
     assert dataset[2].events.shape == (0, 3)
     assert dataset[0].events is not None
     assert dataset[0].events.dtype == np.float32
+
+
+def test_events_of_fewer_levels_are_joined_and_cover_the_video_still(filled: Store) -> None:
+    levels = {"v1": [1, 0], "v2": [0]}
+    spans = {"v1": [[0.0, 2.0], [2.0, 6.0], [6.0, 10.0]], "v2": [[0.0, 4.0], [4.0, 16.0]]}
+    splits = {"v1": [2, 2, 1], "v2": [1, 1]}
+    for id, clips in (("v1", 5), ("v2", 8)):
+        arrays = {
+            "spans_s": np.array(spans[id]),
+            "depth": np.array(splits[id], np.int32),
+            "boundary_depth": np.array(levels[id], np.int32),
+        }
+        put(filled, "events", id, Grid(2.0 * clips, 2.0), arrays, CONTENT)
+
+    def events(depth: int | None, **cut: int) -> list[list[float]]:
+        found = MomentDataset(filled, "val", events=True, event_depth=depth, **cut)[0].events
+        assert found is not None
+        return found.astype(np.float64).round(6).tolist()
+
+    assert events(0) == [[0, 1, 0]]
+    assert events(1) == [[0, 0.6, 1], [0.6, 1, 1]]
+    assert events(2) == events(None) == [[0, 0.2, 2], [0.2, 0.6, 2], [0.6, 1, 1]]
+    assert events(1, max_clips=3) == [[0, 1, 1]]
 
 
 def test_a_cut_to_the_longest_allowed_video_and_query_is_counted(filled: Store) -> None:

@@ -45,7 +45,8 @@ def test_captions_of_a_paper_are_put_beside_the_features_of_a_dataset(tmp_path: 
     config = load_pipeline_config(file)
     assert config.clip_len_s == DATASETS.get("charades_sta").clip_len_s
     asked: dict[str, Any] = dict(config.stage_options)
-    assert set(asked) == {"probe", "clip", "slowfast", "queries", "captions", "narratives"}
+    of_the_dataset = {"probe", "clip", "slowfast", "queries", "events"}
+    assert set(asked) == of_the_dataset | {"captions", "narratives"}
     assert asked["captions"].captioner == "llava"
     # What a later one says counts: LMR's grid, and its captioner.
     other = write(tmp_path / "lmr.yaml", extends=["charades_sta", "tea_captions", "lmr_captions"])
@@ -90,6 +91,17 @@ def test_a_shipped_config_of_a_benchmark_has_its_clip_length(name: str) -> None:
     config = load_pipeline_config(Path(name))
     assert config.dataset == name
     assert config.clip_len_s == DATASETS.get(name).clip_len_s
+
+
+@pytest.mark.parametrize("name", sorted(set(BENCHMARKS) - {"slowfast_clip"}))
+def test_a_shipped_config_of_a_benchmark_cuts_events_in_whole_clips(name: str) -> None:
+    config = load_pipeline_config(Path(name))
+    events: Any = config.stage_options["events"]
+    assert events.streams == {"clip": 1.0}
+    assert events.method == "rtp"
+    for seconds in (events.half_width_s, events.min_len_s):
+        assert seconds % config.clip_len_s == 0
+    assert {"half_width_s", "min_len_s", "delta_rel"} <= events.model_fields_set
 
 
 def test_official_weights_that_are_missing_are_told_with_the_command_that_gets_them(

@@ -89,6 +89,36 @@ def test_events_are_found_in_imported_features_without_any_video(folder: Path) -
     assert plan()["events"]["present"] == 3
 
 
+def test_features_of_a_new_name_are_streams_of_events_and_rows_do_not_depend_on_the_group(
+    folder: Path,
+) -> None:
+    assert call("import", "--from", "f", "--stage", "dinov2").exit_code == 0
+    streams = ["--stage", "events", "--set", "stages.events.streams={dinov2: 1.0, clip: 0.5}"]
+    assert call("run", *streams, "--set", "stages.events.group_size=1").exit_code == 0
+    store = Store.open(folder / "store")
+    reader = store.reader("events")
+    assert set(reader.recipe.upstream) == {"clip", "dinov2"}
+    alone = {id: reader.row(id) for id in "abc"}
+    again = ["--store", "other", *streams, "--set", "stages.events.group_size=3"]
+    for name in ("clip", "dinov2"):
+        new = ["--store", "other", "--clip-len", "2", "--dataset", "videos"]
+        done = call("import", "--from", "f", "--stage", name, *new)
+        assert done.exit_code == 0, done.output
+    assert call("run", *again).exit_code == 0
+    together = Store.open(folder / "other").reader("events")
+    assert together.recipe.id == reader.recipe.id
+    for id, row in alone.items():
+        for name, array in row.arrays.items():
+            assert together.row(id)[name].tobytes() == array.tobytes()
+
+
+def test_a_stream_that_was_not_imported_is_named_before_anything_runs(folder: Path) -> None:
+    assert call("import", "--from", "f", "--stage", "dinov2").exit_code == 0
+    failed = call("run", "--set", "stages.events.streams={dinov: 1.0}")
+    assert failed.exit_code == 2
+    assert "did you mean 'dinov2'" in " ".join(failed.output.split())
+
+
 def test_new_imported_videos_are_worked_on_and_changed_ones_are_another_recipe(
     folder: Path,
 ) -> None:

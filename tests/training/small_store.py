@@ -110,6 +110,7 @@ def write_store(
             "events",
             spans_s=StreamSpec((2,), "float64", "item"),
             depth=StreamSpec((), "int32", "item"),
+            boundary_depth=StreamSpec((), "int32", "item"),
         ),
         "queries": _recipe("queries", tokens=StreamSpec((WIDTH,), "float16", "item")),
     }
@@ -133,6 +134,7 @@ def write_store(
                 "events": {
                     "spans_s": sample.events[:, :2].astype(np.float64) * CLIPS * clip_len_s,
                     "depth": np.zeros(2, np.int32),
+                    "boundary_depth": np.zeros(1, np.int32),
                 },
             }
             query = query_id(sample.annotation.query)

@@ -41,6 +41,8 @@ def test_the_two_demo_configurations_differ_in_the_narrative_merge_alone() -> No
         ("optim.schedule={name: cosin}", r"unknown schedule 'cosin'; did you mean 'cosine'"),
         ("loop.epochs=0", r"'loop\.epochs': .* greater than or equal to 1, got 0"),
         ("data.narratives=true", r"data\.narratives=true, but nothing would .*plugins: none"),
+        ("data.event_depth=2", r"data\.event_depth=2, but no events .* set data\.events=true"),
+        ("data.event_depth=-1", r"'data\.event_depth': .* greater than or equal to 0"),
         ("optim.lr=.inf", r"'optim\.lr': .*finite number, got inf"),
         ("data.cache=gpu", r"'data\.cache': .*'auto', 'device' or 'none', got 'gpu'"),
         ("data.max_windows=6", r"'data\.max_windows': .* less than or equal to 5"),

@@ -17,7 +17,9 @@ from data.dataset import MomentDataset, Sample, Together
 from data.store import Store
 from models.retrieval.types import Side, Targets
 from training.batch import Draw
+from training.config import DataGroup
 from training.data import Order, Queries, ResidentQueries, StreamedQueries, hold
+from training.split import Split
 from training.task import MomentBatch
 
 CPU = torch.device("cpu")
@@ -117,6 +119,25 @@ def test_a_store_gives_equal_batches_held_and_streamed_by_workers(store: Store) 
     streamed = hold(split, CPU, "none", workers=2).read(batches, Draw())
     for one, other in zip(held, streamed, strict=True):
         assert_same(one, other)
+
+
+@pytest.mark.parametrize("cache", ["device", "none"])
+@pytest.mark.parametrize(("depth", "events"), [(0, 1), (1, 2), (None, 2)])
+def test_a_batch_has_events_of_the_depth_that_the_config_wants(
+    store: Store, cache: Any, depth: int | None, events: int
+) -> None:
+    config = DataGroup(store=store.path, streams=("clip",), events=True, event_depth=depth)
+    split = Split.open(store, config, "val", store.annotations("val"), lambda sentence: None)
+    queries = hold(split.samples, CPU, cache)
+    (batch,) = queries.read([np.arange(3)], None)
+    assert batch.tensors.events is not None
+    assert batch.tensors.event_mask is not None
+    assert batch.tensors.events.shape == (3, events, 3)
+    assert bool(batch.tensors.event_mask.all())
+    starts, ends = batch.tensors.events[..., 0], batch.tensors.events[..., 1]
+    assert torch.equal(starts[:, 1:], ends[:, :-1])
+    assert bool((starts[:, 0] == 0).all())
+    assert bool((ends[:, -1] == 1).all())
 
 
 def test_a_video_is_held_once_however_many_queries_it_has(ragged: Listed) -> None:

@@ -96,6 +96,6 @@ def test_a_store_is_scored_beside_the_baselines(tmp_path: Path) -> None:
         "f1_one": pytest.approx(2 * 3 / 7),
         "ratio": 0.75,
     }
-    assert list(scores)[1:] == ["uniform grid", "random", "no boundary"]
+    assert list(scores)[1:] == ["uniform grid", "uniform grid of 9", "random", "no boundary"]
     assert scores["uniform grid"]["f1_half"] == 0.5
     assert scores["no boundary"] == {"f1_half": 0.0, "f1_one": 0.0, "ratio": 0.0}

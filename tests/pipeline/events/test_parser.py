@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.events.parser import METHODS, combine, parse, recursive_nodes, relative_threshold
+from pipeline.events.parser import METHODS, combine, parse
+from pipeline.events.recursion import recursive_nodes, relative_threshold
 from pipeline.events.scores import BoundaryScorer
 
 
@@ -60,6 +61,7 @@ def test_spans_partition_the_video_and_fit_the_boundaries(
     np.testing.assert_array_equal(events.spans_s[1:, 0], events.boundaries_s)
     assert (events.spans_s[:, 1] > events.spans_s[:, 0]).all()
     assert len(events.scores) == len(features)
+    assert (events.strength >= 0).all()
     if max_events is not None:
         assert len(events.spans_s) <= max_events
     for index, parent in enumerate(events.boundary_parent):
@@ -120,10 +122,77 @@ def test_an_event_is_as_deep_as_the_splits_that_led_to_it() -> None:
 
 
 def test_identical_frames_are_one_event_for_every_content_method() -> None:
-    for method in ("rtp", "oneshot"):
+    for method in ("rtp", "oneshot", "eatr-compat", "kts"):
         events = parse(np.ones((30, 8)), 1.0, 30.4, method=method)
         assert events.spans_s.tolist() == [[0.0, 30.4]]
         assert events.depth.tolist() == [0]
+
+
+@pytest.mark.parametrize("method", ["rtp", "oneshot", "eatr-compat", "kts"])
+def test_the_scale_of_the_features_changes_nothing(method: Any) -> None:
+    features = scenes([14, 9, 21, 11], noise=0.7, seed=3)
+    plain = parse(features, 1.0, 55.0, method=method)
+    assert len(plain.boundaries_s) >= 2
+    scaled = parse(features * 2.0**-9, 1.0, 55.0, method=method)
+    for name in ("boundaries_s", "strength", "spans_s", "scores"):
+        np.testing.assert_array_equal(getattr(scaled, name), getattr(plain, name))
+
+
+@pytest.mark.parametrize("method", ["rtp", "oneshot", "kts"])
+def test_a_video_that_runs_backwards_has_the_same_cuts_backwards(method: Any) -> None:
+    # no ties here: of equal scores the earliest wins, whichever way a video runs
+    features = scenes([14, 9, 21, 11], noise=0.7, seed=3).astype(np.float64)
+    forwards = parse(features, 1.0, 55.0, method=method).boundaries_s
+    backwards = parse(features[::-1], 1.0, 55.0, method=method).boundaries_s
+    np.testing.assert_array_equal(np.sort(55.0 - backwards), forwards)
+
+
+def test_every_content_method_names_the_clip_that_is_not_finite() -> None:
+    features = np.ones((9, 4))
+    features[6, 2] = np.nan
+    for method in METHODS:
+        with pytest.raises(ValueError, match="clip 6 are not finite"):
+            parse(features, 1.0, 9.0, method=method)  # type: ignore[arg-type]  # a name of METHODS
+
+
+def test_eatr_compat_finds_more_in_a_padded_video_and_keeps_the_strongest_if_asked() -> None:
+    features = scenes([12] * 4, noise=1.0, seed=1)
+    alone, padded = (
+        parse(features, 1.0, 48.0, method="eatr-compat", padded_len=length)
+        for length in (None, 200)
+    )
+    assert set(alone.boundaries_s) < set(padded.boundaries_s)
+    few = parse(features, 1.0, 48.0, method="eatr-compat", padded_len=200, max_events=3)
+    strongest = np.sort(padded.boundaries_s[np.argsort(-padded.strength)[:2]])
+    np.testing.assert_array_equal(few.boundaries_s, strongest)
+
+
+@pytest.mark.parametrize("method", ["rtp", "oneshot"])
+def test_a_matrix_of_cosines_gives_the_events_of_its_features(method: Any) -> None:
+    features = scenes([14, 9, 21, 11], noise=0.7, seed=3).astype(np.float64)
+    unit = features / np.linalg.norm(features, axis=1, keepdims=True)
+    by_features = parse(features, 1.0, 55.0, method=method)
+    by_matrix = parse(features, 1.0, 55.0, method=method, similarity=unit @ unit.T)
+    assert len(by_features.boundaries_s) >= 2
+    np.testing.assert_array_equal(by_matrix.boundaries_s, by_features.boundaries_s)
+    np.testing.assert_allclose(by_matrix.scores, by_features.scores, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "l2", "sqeuclidean"])
+@pytest.mark.parametrize("pool", ["max", "mean"])
+def test_several_scales_find_clean_cuts_of_short_and_long_scenes(
+    similarity: Any, pool: Any
+) -> None:
+    events = parse(
+        scenes([30, 5, 28, 6, 33]),
+        1.0,
+        102.0,
+        scales=[2.0, 4.0, 8.0],
+        pool=pool,
+        similarity=similarity,
+        delta_rel=0.2,
+    )
+    assert events.boundaries_s.tolist() == [30.0, 35.0, 63.0, 69.0]
 
 
 def test_uniform_makes_the_number_of_spans_it_is_asked_for() -> None:
@@ -143,8 +212,17 @@ def test_a_combination_of_streams_has_the_weighted_mean_of_their_cosines() -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "kmeans"}, "allowed: rtp, oneshot, uniform"),
+        ({"method": "kmeans"}, "allowed: rtp, oneshot, eatr-compat, kts, uniform"),
         ({"max_events": 0}, "at least 1"),
+        ({"method": "kts", "max_depth": 2}, "max_depth means nothing to method 'kts'.*take rtp$"),
+        ({"method": "oneshot", "max_depth": 2}, "max_depth means nothing to method 'oneshot'"),
+        ({"method": "kts", "similarity": "l2"}, "take rtp or oneshot or uniform"),
+        ({"method": "eatr-compat", "scales": [2.0]}, "take rtp or oneshot or kts or uniform"),
+        ({"penalty": 2.0}, "leave it out, or take kts"),
+        ({"padded_len": 75}, "leave it out, or take eatr-compat"),
+        ({"method": "eatr-compat", "padded_len": 9}, "at least the video's 10 clips, got 9"),
+        ({"method": "kts", "penalty": 0.0}, "above 0"),
+        ({"scales": []}, "at least one half width"),
         ({"duration_s": 20.0}, "10 rows of features for a grid of 20 clips"),
     ],
 )
