@@ -66,7 +66,7 @@ class EventsOptions(WorkerOptions):
     )
     max_events: int | None = Field(None, ge=1, description="At most so many events per video.")
     max_depth: int | None = Field(None, ge=0, description="At most so many nested splits.")
-    penalty: float = Field(1.0, ge=0, description="What `kts` pays for a boundary, 1 in the paper.")
+    penalty: float = Field(1.0, gt=0, description="What `kts` pays for a boundary, 1 in the paper.")
     padded_len: int | None = Field(
         None, ge=1, description="`eatr-compat`: clips of the padded batch that a video was in."
     )
