@@ -91,7 +91,7 @@ def test_console_commands_are_pipeline_and_trainer(root: Path) -> None:
 
 @pytest.mark.parametrize(
     ("extras", "sources"),
-    [(("trainer", "cqval"), TRAINER), (("pipeline", "flow", "openai", "vllm"), PIPELINE)],
+    [(("trainer", "cqval"), TRAINER), (("pipeline", "flow", "cpd", "openai", "vllm"), PIPELINE)],
 )
 def test_each_program_lists_what_it_imports(
     extras: tuple[str, ...], sources: tuple[str, ...], root: Path
