@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -95,7 +95,6 @@ class Blip2Captioner(LoopedCaptioner):
     name = "blip2"
     follows_prompt = False
     _networks = ("_engine", "lm", "net")
-    machine_options: ClassVar[frozenset[str]] = frozenset({"device", "dtype", "max_rows", "graphs"})
 
     def __init__(
         self,
@@ -190,12 +189,7 @@ class Blip2Captioner(LoopedCaptioner):
 
     def _asked(self, request: CaptionRequest) -> Asked:
         """The beginning of a text stands behind the picture (LAVIS `Blip2OPT.generate`)."""
-        side = self.sight.side
-        if request.frames.shape != (1, side, side, 3) or request.frames.dtype != np.uint8:
-            raise ValueError(
-                f"captioner blip2 sees one uint8 picture of {side} x {side}, got "
-                f"{request.frames.dtype} {request.frames.shape}"
-            )
+        self._check_picture(request)
         return Asked((), self._begin)
 
     @torch.inference_mode()

@@ -18,7 +18,7 @@ default is greedy decoding, as in its evaluation, of up to 128 tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -85,7 +85,6 @@ class Llava(LoopedCaptioner):
     """
 
     name = "llava"
-    machine_options: ClassVar[frozenset[str]] = frozenset({"device", "dtype", "max_rows", "graphs"})
     _networks = ("_engine", "lm", "net")
 
     def __init__(
@@ -222,7 +221,7 @@ class Llava(LoopedCaptioner):
         return self.plan.picture_tokens
 
     def _asked(self, request: CaptionRequest) -> Asked:
-        self._check_frames(request)
+        self._check_picture(request)
         asked = Asked.of(self.tokens, *chunks_of(self._template, request.prompt))
         total = len(asked.before) + self.soft_tokens + len(asked.after)
         most = int(self.plan.text["max_position_embeddings"])
@@ -233,14 +232,6 @@ class Llava(LoopedCaptioner):
                 f"{most:,}; shorten the prompt, or max_new_tokens"
             )
         return asked
-
-    def _check_frames(self, request: CaptionRequest) -> None:
-        side = self.sight.side
-        if request.frames.shape != (1, side, side, 3) or request.frames.dtype != np.uint8:
-            raise ValueError(
-                f"llava sees one uint8 picture of {side} x {side}, got {request.frames.dtype} "
-                f"{request.frames.shape} for {request.key}; `data.video.fit_picture` makes one"
-            )
 
     def pixels(self, pictures: np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
         """Pictures, uint8 RGB (n, side, side, 3), as the vision tower wants them: float32

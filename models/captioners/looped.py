@@ -9,8 +9,9 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,8 @@ class LoopedCaptioner(GeneratingCaptioner):
         tokens: its tokenizer.
     """
 
+    machine_options: ClassVar[frozenset[str]] = frozenset({"device", "dtype", "max_rows", "graphs"})
+
     lm: Any
     tokens: Tokens
     _engine: Engine
@@ -74,6 +77,16 @@ class LoopedCaptioner(GeneratingCaptioner):
     @abstractmethod
     def _asked(self, request: CaptionRequest) -> Asked:
         """The tokens around what is seen."""
+
+    def _check_picture(self, request: CaptionRequest) -> None:
+        """ValueError for other frames than the one square picture that `sight` asks for."""
+        side, frames = self.sight.side, request.frames
+        if frames.shape != (1, side, side, 3) or frames.dtype != np.uint8:
+            raise ValueError(
+                f"captioner {self.name} sees one uint8 picture of {side} x {side}, got "
+                f"{frames.dtype} {frames.shape} for {request.key}; `data.video.fit_picture` "
+                "makes one"
+            )
 
     def _written(self, made: Generated) -> Written:
         """What the new tokens of one row say."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -85,7 +85,6 @@ class VideoChat(LoopedCaptioner):
 
     name = "videochat"
     _networks = ("_engine", "lm", "eyes")
-    machine_options: ClassVar[frozenset[str]] = frozenset({"device", "dtype", "max_rows", "graphs"})
 
     def __init__(
         self,
