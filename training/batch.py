@@ -31,12 +31,12 @@ __all__ = [
     "Draw",
     "QueryTruth",
     "collate",
+    "numbers_of",
     "pad",
     "query_info",
     "side_streams",
     "targets_of",
     "truth_of",
-    "video_numbers",
 ]
 
 NARRATIVE = "narrative"
@@ -184,7 +184,8 @@ def collate(
         side=side,
         events=events,
         event_mask=event_mask,
-        video_ids=video_numbers([each.video_id for each in infos]),
+        video_ids=numbers_of([each.video_id for each in infos]),
+        sample_ids=numbers_of([str(each) for each in qids]),
         targets=targets_of(list(zip(qids, truths, strict=True)), draw) if draw and truths else None,
     )
     return MomentBatch(tensors, infos)
@@ -269,9 +270,9 @@ def _scored_spans(query: Annotation, grid: Grid) -> tuple[tuple[float, float], .
     return tuple((i * length_s, (i + 1) * length_s) for i in range(count))
 
 
-def video_numbers(video_ids: Sequence[str]) -> Tensor:
+def numbers_of(ids: Sequence[str]) -> Tensor:
     """(B,) int64, equal for equal ids in every batch and run."""
-    digests = [hashlib.blake2b(each.encode(), digest_size=8).digest() for each in video_ids]
+    digests = [hashlib.blake2b(each.encode(), digest_size=8).digest() for each in ids]
     return torch.tensor([int.from_bytes(each, "little") >> 1 for each in digests])
 
 

@@ -28,12 +28,12 @@ from training.batch import (
     Draw,
     QueryTruth,
     collate,
+    numbers_of,
     pad,
     query_info,
     side_streams,
     targets_of,
     truth_of,
-    video_numbers,
 )
 from training.task import MomentBatch
 
@@ -165,7 +165,8 @@ class ResidentQueries:
         self._video_rows = np.asarray(video_rows)
         self._clips = np.asarray([len(each.video) for each in shown])
         self._words = np.asarray([len(each) for each in texts])
-        self._numbers = video_numbers(list(videos))
+        self._numbers = numbers_of(list(videos))
+        self._sample_numbers = numbers_of([str(each.qid) for each in self._infos])
         self._video = pad([each.video for each in shown])[0].to(device)
         self._text = pad(texts)[0].to(device)
         side, events, event_mask = side_streams(shown)
@@ -205,6 +206,7 @@ class ResidentQueries:
             events=events,
             event_mask=event_mask,
             video_ids=self._numbers[torch.from_numpy(videos)],
+            sample_ids=self._sample_numbers[torch.as_tensor(np.asarray(rows))],
             targets=targets,
         )
         infos = tuple(self._infos[i] for i in rows)

@@ -108,6 +108,7 @@ class Plugin(Generic[OptionsT]):
         options: its options.
         apply: changes a blueprint.
         off: options under which the model is the one without the plug-in.
+        conflicts: why it does not go with a model or with another plug-in, by that one's name.
     """
 
     stage: str
@@ -115,6 +116,7 @@ class Plugin(Generic[OptionsT]):
     options: type[OptionsT]
     apply: Callable[[Blueprint, Dims, OptionsT], Blueprint]
     off: Mapping[str, Any] = field(default_factory=dict)
+    conflicts: Mapping[str, str] = field(default_factory=dict)
 
 
 MODELS: Registry[ModelFamily[Any]] = Registry("model")
@@ -165,6 +167,11 @@ def create_model(
     settings: dict[str, Options] = {}
     for key, values in (plugins or {}).items():
         plugin = PLUGINS.get(key)
+        for other in (name, *settings):
+            if other in plugin.conflicts:
+                raise UsageError(
+                    f"plug-in '{key}' does not go with '{other}': {plugin.conflicts[other]}"
+                )
         settings[key] = read_options(f"plug-in '{key}'", plugin.options, values)
         blueprint = plugin.apply(blueprint, dims, settings[key])
     recipe = {

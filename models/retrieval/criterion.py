@@ -16,6 +16,7 @@ from models.retrieval.types import Batch, StepContext, Targets
 
 __all__ = [
     "Criterion",
+    "FocalLabelTerm",
     "LabelTerm",
     "MarginTerm",
     "NegativePairTerm",
@@ -68,6 +69,33 @@ class LabelTerm(LossTerm):
             outcome.logits,
             outcome.is_matched(),
             background=self.background,
+            counted=outcome.targets.has_moments,
+        )
+
+
+class FocalLabelTerm(LossTerm):
+    """Foreground against background by the sigmoid focal loss (TR-DETR and LD-DETR's code).
+
+    Args:
+        weight: factor in the sum.
+        alpha: weight of the class that is right.
+        gamma: how much easy ones count less.
+    """
+
+    name = "label"
+    requires = frozenset({"logits", "spans"})
+
+    def __init__(self, weight: float, *, alpha: float = 0.25, gamma: float = 2.0) -> None:
+        super().__init__(weight)
+        self.alpha, self.gamma = alpha, gamma
+
+    def forward(self, outcome: Outcome) -> Tensor:
+        """(ℓ,)."""
+        return losses.label_focal(
+            outcome.logits,
+            outcome.is_matched(),
+            alpha=self.alpha,
+            gamma=self.gamma,
             counted=outcome.targets.has_moments,
         )
 

@@ -34,6 +34,8 @@ class Decoding:
         decimals: digits that are kept before cutting and rounding; None keeps all.
         nms_iou: a window is dropped if a better one overlaps it more than this; None drops none.
         keep: at most so many windows.
+        score: of a window: its foreground probability, or that plus the saliency of the clip that
+            it belongs to (`eval_mode add` of UniVTG; for models with one query per clip).
     """
 
     unit: Literal["grid", "duration"] = "grid"
@@ -43,6 +45,7 @@ class Decoding:
     decimals: int | None = None
     nms_iou: float | None = None
     keep: int | None = None
+    score: Literal["foreground", "foreground+saliency"] = "foreground"
 
     @classmethod
     def released(cls) -> Decoding:
@@ -53,16 +56,28 @@ class Decoding:
         return cls(unit="duration", round_to_clip=True, decimals=4)
 
 
-def ranked(predictions: Predictions) -> Tensor:
+def ranked(
+    predictions: Predictions, score: Literal["foreground", "foreground+saliency"] = "foreground"
+) -> Tensor:
     """All windows of each sample in units of the grid, best first.
 
+    Args:
+        predictions: output of a model.
+        score: see `Decoding`.
+
     Returns:
-        (B, Q, 3) of (start, end, foreground probability); start and end may leave [0, 1].
-        Equal probabilities keep the order of the queries, as the public code's sort does.
+        (B, Q, 3) of (start, end, score); start and end may leave [0, 1]. The score is the
+        foreground probability, or with the saliency of the clip; −inf, and therefore last, for
+        queries that do not exist. Equal scores keep the order of the queries, as the public
+        code's sort does.
     """
-    score = predictions.logits.float().softmax(-1)[..., 0]
-    rows = torch.cat([start_end(predictions.spans.float()), score.unsqueeze(-1)], dim=-1)
-    order = score.argsort(dim=-1, descending=True, stable=True)
+    value = predictions.logits.float().softmax(-1)[..., 0]
+    if score == "foreground+saliency":
+        value = value + predictions.saliency.float()
+    if predictions.query_mask is not None:
+        value = value.masked_fill(~predictions.query_mask, -torch.inf)
+    rows = torch.cat([start_end(predictions.spans.float()), value.unsqueeze(-1)], dim=-1)
+    order = value.argsort(dim=-1, descending=True, stable=True)
     return rows.gather(1, order.unsqueeze(-1).expand_as(rows))
 
 
@@ -107,7 +122,7 @@ def windows(
         ValueError: rounding to clips without a clip length.
     """
     how = how or Decoding()
-    rows = ranked(predictions).cpu()
+    rows = ranked(predictions, how.score).cpu()
     grid = _column(grid_s)
     duration = grid if duration_s is None else _column(duration_s)
     # The product in single precision, as the public code takes it: its fourth decimal is kept.
@@ -125,16 +140,15 @@ def windows(
     triples = torch.cat([edges, rows[..., 2:].double()], dim=-1)
     return [
         tuple((start, end, score) for start, end, score in sample[keep].tolist())
-        for sample, keep in zip(triples, _kept(edges, how), strict=True)
+        for sample, keep in zip(triples, _kept(edges, rows[..., 2] > -torch.inf, how), strict=True)
     ]
 
 
-def _kept(edges: Tensor, how: Decoding) -> Tensor:
+def _kept(edges: Tensor, exists: Tensor, how: Decoding) -> Tensor:
     """Which windows stay, (B, Q) bool."""
-    if how.nms_iou is None:
-        kept = torch.ones(edges.shape[:2], dtype=torch.bool)
-    else:
-        kept = ~suppressed(edges, how.nms_iou)
+    kept = exists
+    if how.nms_iou is not None:
+        kept = kept & ~suppressed(edges, how.nms_iou)
     return kept if how.keep is None else kept & (kept.cumsum(1) <= how.keep)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from models.retrieval.criterion import Criterion
@@ -17,6 +19,7 @@ from models.retrieval.stages import (
     Pass,
     Tokens,
     Trace,
+    View,
     cat_samples,
     check_path,
     split_samples,
@@ -60,6 +63,7 @@ class RetrievalModel(nn.Module):
         self.decoder = parts.decoder
         self.heads = nn.ModuleList(parts.heads)
         self.passes = nn.ModuleList(parts.passes)
+        self.views = nn.ModuleList(parts.views)
         self.criterion = criterion
         self.decoding = decoding or Decoding()
         self.recipe = dict(recipe or {})
@@ -85,10 +89,17 @@ class RetrievalModel(nn.Module):
             batch: with targets.
             context: where training stands.
         """
-        found: dict[str, Tensor] = self.criterion(
-            self.trace(batch, passes=True), batch, context or StepContext()
-        )
-        return found
+        context = context or StepContext()
+        seen = [batch]
+        if self.training:
+            seen += [view.change(batch) for view in cast("Iterable[View]", self.views)]
+        found: list[dict[str, Tensor]] = [
+            self.criterion(self.trace(each, passes=True, context=context), each, context)
+            for each in seen
+        ]
+        if len(found) == 1:
+            return found[0]
+        return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
 
     def after_step(self, context: StepContext) -> None:
         """Let parts that keep a state of their own (queues, moving averages) take the step.
@@ -100,25 +111,26 @@ class RetrievalModel(nn.Module):
             if isinstance(part, Part):
                 part.after_step(context)
 
-    def trace(self, batch: Batch, *, passes: bool) -> Trace:
+    def trace(self, batch: Batch, *, passes: bool, context: StepContext | None = None) -> Trace:
         """Walk the path and keep what was made on the way.
 
         Args:
             batch: as `forward`.
             passes: whether to run the extra passes.
+            context: where training stands, for passes that change with it.
         """
         tokens = self.encoders(batch)
         for merge in self.merges:
             tokens = merge(tokens, batch, self.encoders)
-        memory, extra = self._remember(tokens, batch, passes=passes)
+        memory, extra = self._remember(tokens, batch, context or StepContext(), passes=passes)
         decoded = self.decoder(memory) if self.decoder is not None else None
         outputs: dict[str, Tensor] = {}
         for head in self.heads:
-            outputs.update(head(memory, decoded))
+            outputs.update(head(memory, decoded, {**extra, **outputs}))
         return Trace(tokens, memory, decoded, _predictions(outputs, extra))
 
     def _remember(
-        self, tokens: Tokens, batch: Batch, *, passes: bool
+        self, tokens: Tokens, batch: Batch, context: StepContext, *, passes: bool
     ) -> tuple[Memory, dict[str, Tensor]]:
         """Memory of the batch, and the outputs of the extra passes.
 
@@ -128,10 +140,10 @@ class RetrievalModel(nn.Module):
         active = list(cast("Iterable[Pass]", self.passes)) if passes else []
         versions, extra = [tokens], {}
         for each in active:
-            changed, facts = each.change(tokens, batch)
+            changed, facts = each.change(tokens, batch, self.encoders, context)
             versions.append(changed)
             extra.update(facts)
-        if self.fuser.mixes_samples:
+        if self.fuser.mixes_samples or not _of_one_shape(versions):
             memories = [self._fuse(version) for version in versions]
         else:
             joint = cat_samples(versions) if len(versions) > 1 else tokens
@@ -139,24 +151,30 @@ class RetrievalModel(nn.Module):
         for each, memory in zip(active, memories[1:], strict=True):
             for head in cast("Iterable[Head]", self.heads):
                 if head.provides <= each.outputs:
-                    found = head(memory, None)
+                    found = head(memory, None, {})
                     extra.update({f"{key}_{each.suffix}": x for key, x in found.items()})
         return memories[0], extra
 
     def _fuse(self, tokens: Tokens) -> Memory:
-        memory: Memory = self.fuser(tokens)
+        memory: Memory = replace(self.fuser(tokens), source=tokens)
         for refiner in self.refiners:
             memory = refiner(memory)
         return memory
 
 
+def _of_one_shape(versions: Sequence[Tokens]) -> bool:
+    """Whether passes can run as one batch; a given wrong text may have another length."""
+    return len({(each.video.shape, each.text.shape) for each in versions}) == 1
+
+
 def _predictions(outputs: Mapping[str, Tensor], extra: Mapping[str, Tensor]) -> Predictions:
     logits, spans = outputs["logits"], outputs["spans"]
-    named = {*_LAYERED, "saliency"}
+    named = {*_LAYERED, "saliency", "query_mask"}
     return Predictions(
         logits=logits[-1],
         spans=spans[-1],
         saliency=outputs["saliency"],
         layers=tuple(zip(logits[:-1].unbind(), spans[:-1].unbind(), strict=True)),
         extras={key: x for key, x in outputs.items() if key not in named} | dict(extra),
+        query_mask=outputs.get("query_mask"),
     )

@@ -186,7 +186,7 @@ LINEAGE_NAMES: tuple[Name, ...] = (
     (r"encoders\.text\.linears\.(\d)\.(.*)", r"input_txt_proj.\1.net.1.\2"),
     (r"encoders\.text_position\.table\.weight", "txt_position_embed.position_embeddings.weight"),
     (r"encoders\.text_position\.norm\.(.*)", r"txt_position_embed.LayerNorm.\1"),
-    (r"decoder\.anchors\.weight", "query_embed.weight"),
+    (r"decoder\.init\.anchors\.weight", "query_embed.weight"),
     (r"heads\.0\.label\.(.*)", r"class_embed.\1"),
     (r"heads\.0\.span\.(.*)", r"span_embed.\1"),
 )

@@ -31,23 +31,22 @@ The public checkpoints hold `txt_position_embed.*`, which their code does not re
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
-from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily, Options
-from models.retrieval.criterion import (
-    Criterion,
-    LabelTerm,
-    MarginTerm,
-    NegativePairTerm,
-    RankTerm,
-    SpanGIoUTerm,
-    SpanL1Term,
+from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
+from models.retrieval.criterion import MarginTerm, NegativePairTerm, RankTerm
+from models.retrieval.lineage import (
+    LineageOptions,
+    blueprint_of,
+    encoders_of,
+    moment_terms,
+    public_options,
+    unused_text_position,
 )
-from models.retrieval.decode import Decoding
 from models.retrieval.official import (
     LINEAGE_NAMES,
     OfficialLayout,
@@ -55,89 +54,34 @@ from models.retrieval.official import (
     dab_names,
     encoder_names,
     mlp_shapes,
-    projected_width,
-    supported,
 )
-from models.retrieval.parts.attention import EncoderLayer, TextToVideoLayer
-from models.retrieval.parts.dab import DABDecoder
-from models.retrieval.parts.encoders import ProjectionEncoders
+from models.retrieval.parts.attention import EncoderLayer, TextToVideoLayer, xavier
+from models.retrieval.parts.dab import DABDecoder, LearnedAnchors
 from models.retrieval.parts.heads import AnchorMomentHead, GlobalDotSaliency
-from models.retrieval.parts.matcher import Matcher
 from models.retrieval.parts.negatives import WrongText
-from models.retrieval.parts.projection import LearnedTextPosition
 from models.retrieval.stages import Fuser, LossTerm, Memory, Parts, Tokens
 
 __all__ = ["QDDETROptions", "TextToVideoFuser"]
 
 
-class QDDETROptions(Options):
-    """Options of QD-DETR.
+class QDDETROptions(LineageOptions):
+    """Options of QD-DETR beside those of the lineage.
 
     Args:
-        hidden: features between the parts, a multiple of 4 and of `heads`.
-        heads: attention heads.
-        feedforward: features inside the feed-forwards.
         t2v_layers: text-to-video layers.
-        encoder_layers: layers over clips and global token.
-        decoder_layers: decoder layers.
-        queries: moments that are predicted.
-        dropout: in attention and feed-forwards.
-        input_dropout: in the projections of the features.
-        projection_layers: layers of those projections.
-        text_position: learned places for words, or none.
-        max_words: size of that table.
-        span_weight: of the L1 loss.
-        giou_weight: of the gIoU loss.
-        label_weight: of the foreground loss.
-        saliency_weight: of the three saliency losses.
-        background_weight: of a query without a moment in the foreground loss.
-        margin: of the saliency hinge.
-        aux_loss: whether earlier decoder layers are trained too.
-        cost_span: of the L1 distance in the matching.
-        cost_giou: of the gIoU in the matching.
-        cost_label: of the foreground probability in the matching.
         t2v_mask: see the module.
         negatives: see the module.
         negative_log: see the module.
         width_floor: see the module.
         refine_zero: see the module.
-        decoding: see the module.
     """
 
-    hidden: int = Field(256, gt=0, multiple_of=4)
-    heads: int = Field(8, gt=0)
-    feedforward: int = Field(1024, gt=0)
     t2v_layers: int = Field(2, ge=1)
-    encoder_layers: int = Field(2, ge=1)
-    decoder_layers: int = Field(2, ge=1)
-    queries: int = Field(10, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    input_dropout: float = Field(0.5, ge=0, lt=1)
-    projection_layers: int = Field(2, ge=1)
-    text_position: Literal["none", "learned"] = "none"
-    max_words: int = Field(32, ge=1)
-    span_weight: float = Field(10.0, ge=0)
-    giou_weight: float = Field(1.0, ge=0)
-    label_weight: float = Field(4.0, ge=0)
-    saliency_weight: float = Field(1.0, ge=0)
-    background_weight: float = Field(0.1, ge=0)
-    margin: float = Field(0.2, ge=0)
-    aux_loss: bool = True
-    cost_span: float = Field(10.0, ge=0)
-    cost_giou: float = Field(1.0, ge=0)
-    cost_label: float = Field(4.0, ge=0)
     t2v_mask: Literal["words", "released"] = "words"
     negatives: Literal["roll", "roll_other_video"] = "roll_other_video"
     negative_log: Literal["softplus", "log"] = "softplus"
     width_floor: float = Field(1e-3, ge=0)
     refine_zero: bool = True
-    decoding: Literal["grid", "released"] = "grid"
-
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden {self.hidden} must be a multiple of heads {self.heads}")
-        return self
 
 
 class TextToVideoFuser(Fuser):
@@ -172,9 +116,7 @@ class TextToVideoFuser(Fuser):
         shape = (width, heads, hidden, dropout)
         self.t2v = nn.ModuleList(TextToVideoLayer(*shape) for _ in range(t2v_layers))
         self.layers = nn.ModuleList(EncoderLayer(*shape) for _ in range(layers))
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        xavier(self)
         self.token = nn.Parameter(torch.randn(width))
         self.token_pos = nn.Parameter(torch.randn(width))
         self.heads, self.mask = heads, mask
@@ -224,19 +166,6 @@ def _with_first(token: Tensor, rows: Tensor) -> Tensor:
 def build(dims: Dims, options: QDDETROptions) -> Blueprint:
     """The parts of QD-DETR."""
     o = options
-    words = (
-        LearnedTextPosition(o.max_words, o.hidden, o.input_dropout)
-        if o.text_position == "learned"
-        else None
-    )
-    encoders = ProjectionEncoders(
-        dims.video,
-        dims.text,
-        o.hidden,
-        depth=o.projection_layers,
-        dropout=o.input_dropout,
-        text_position=words,
-    )
     fuser = TextToVideoFuser(
         o.hidden,
         o.heads,
@@ -251,33 +180,25 @@ def build(dims: Dims, options: QDDETROptions) -> Blueprint:
         o.heads,
         o.feedforward,
         layers=o.decoder_layers,
-        queries=o.queries,
+        init=LearnedAnchors(o.queries, o.hidden),
         dropout=o.dropout,
         width_floor=o.width_floor,
         refine_zero=o.refine_zero,
     )
     parts = Parts(
-        encoders=encoders,
+        encoders=encoders_of(dims, o),
         fuser=fuser,
         decoder=decoder,
         heads=(AnchorMomentHead(o.hidden), GlobalDotSaliency(o.hidden)),
         passes=(WrongText(o.negatives),),
         terms=_terms(o),
     )
-    matcher = Matcher(span=o.cost_span, giou=o.cost_giou, label=o.cost_label)
-    return Blueprint(
-        parts,
-        lambda final: Criterion(final.terms, matcher, every_layer=o.aux_loss),
-        Decoding.released() if o.decoding == "released" else Decoding(),
-        o.hidden,
-    )
+    return blueprint_of(parts, o)
 
 
 def _terms(o: QDDETROptions) -> tuple[LossTerm, ...]:
     return (
-        SpanL1Term(o.span_weight),
-        SpanGIoUTerm(o.giou_weight),
-        LabelTerm(o.label_weight, background=o.background_weight),
+        *moment_terms(o),
         MarginTerm(o.saliency_weight, margin=o.margin),
         RankTerm(o.saliency_weight, against_negative=True),
         NegativePairTerm(o.saliency_weight, log=o.negative_log),
@@ -294,62 +215,16 @@ _NAMES = (
     (r"heads\.1\.whole\.(.*)", r"saliency_proj2.\1"),
 )
 
-_PUBLIC_OPTIONS = {
-    "hidden_dim": "hidden",
-    "nheads": "heads",
-    "dim_feedforward": "feedforward",
-    "enc_layers": "encoder_layers",
-    "dec_layers": "decoder_layers",
-    "num_queries": "queries",
-    "dropout": "dropout",
-    "input_dropout": "input_dropout",
-    "n_input_proj": "projection_layers",
-    "max_q_l": "max_words",
-    "span_loss_coef": "span_weight",
-    "giou_loss_coef": "giou_weight",
-    "label_loss_coef": "label_weight",
-    "lw_saliency": "saliency_weight",
-    "eos_coef": "background_weight",
-    "saliency_margin": "margin",
-    "aux_loss": "aux_loss",
-    "set_cost_span": "cost_span",
-    "set_cost_giou": "cost_giou",
-    "set_cost_class": "cost_label",
-}
-
 
 def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    """Our options; the widths of the features come from the tensors themselves."""
-    supported(
-        public,
-        {
-            "pre_norm": (False,),
-            "position_embedding": ("sine",),
-            "span_loss_type": ("l1",),
-            "contrastive_align_loss": (False,),
-        },
-    )
-    options = {ours: public[theirs] for theirs, ours in _PUBLIC_OPTIONS.items() if theirs in public}
-    if public.get("use_txt_pos"):
-        options["text_position"] = "learned"
+    options = public_options(public, weights, allowed={"contrastive_align_loss": (False,)})
     t2v = {key.split(".")[3] for key in weights if key.startswith("transformer.t2v_encoder.layers")}
-    return options | {
-        "t2v_layers": max(1, len(t2v)),
-        "video_dim": projected_width(weights, "input_vid_proj"),
-        "text_dim": projected_width(weights, "input_txt_proj"),
-    }
+    return options | {"t2v_layers": max(1, len(t2v))}
 
 
 def _unused(recipe: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """What the public code stores and never reads under this recipe."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    d = recipe["hidden"]
-    if recipe["text_position"] == "none":
-        shapes |= {
-            "txt_position_embed.position_embeddings.weight": (recipe["max_words"], d),
-            "txt_position_embed.LayerNorm.weight": (d,),
-            "txt_position_embed.LayerNorm.bias": (d,),
-        }
+    shapes, d = unused_text_position(recipe), recipe["hidden"]
     if recipe["decoder_layers"] == 1:
         shapes |= mlp_shapes("transformer.decoder.bbox_embed", d, d, 2, depth=3)
         shapes |= mlp_shapes("transformer.decoder.query_scale", d, d, d, depth=2)

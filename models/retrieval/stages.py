@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -37,9 +37,11 @@ __all__ = [
     "Part",
     "Parts",
     "Pass",
+    "Queries",
     "Refiner",
     "Tokens",
     "Trace",
+    "View",
     "cat_samples",
     "check_path",
     "split_samples",
@@ -82,6 +84,8 @@ class Memory:
         kv_pos: (B, S, d).
         global_token: (B, d) summary of the whole video under the query, if the fuser has one.
         extras: what later parts need beside, each documented by the part that provides it.
+        source: the tokens that it was made of, for parts that read video or words as they were
+            before the fusion; the model sets it.
     """
 
     clip: Tensor
@@ -92,6 +96,28 @@ class Memory:
     kv_pos: Tensor
     global_token: Tensor | None = None
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    source: Tokens | None = None
+
+    @property
+    def tokens(self) -> Tokens:
+        """`source`, which every memory has once it has left the fuser."""
+        assert self.source is not None
+        return self.source
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What a decoder starts from.
+
+    Args:
+        content: (B, Q, d).
+        anchors: (B, Q, 2) (centre, width) in [0, 1], if the decoder has any.
+        place: (B, Q, d) learned places, of a decoder without anchors.
+    """
+
+    content: Tensor
+    anchors: Tensor | None = None
+    place: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +168,10 @@ class Encoders(Part):
     def encode_text(self, x: Tensor) -> Tensor:
         """(…, Dt) text features as (…, d) in the space of `Tokens.text`, for parts to share."""
 
+    def text_places(self, text: Tensor) -> Tensor:
+        """Position code (B, T, d) of encoded words (B, T, d); zero if the encoders have none."""
+        return torch.zeros_like(text)
+
 
 class Merge(Part):
     """Tokens, Batch → Tokens: brings a side stream into the tokens."""
@@ -178,26 +208,43 @@ class Refiner(Part):
 
 
 class Decoder(Part):
-    """Memory → Decoded."""
+    """Memory → Decoded: where the queries start, and what the layers make of them."""
 
     requires = frozenset({"kv"})
     provides = frozenset({"states"})
 
     @abstractmethod
+    def start(self, memory: Memory) -> Queries:
+        """The queries before the first layer."""
+
+    @abstractmethod
+    def run(self, memory: Memory, queries: Queries) -> Decoded:
+        """States of the queries after every layer."""
+
     def forward(self, memory: Memory) -> Decoded:
-        """States of the moment queries after every layer."""
+        """`run` from the `start`."""
+        return self.run(memory, self.start(memory))
 
 
 class Head(Part):
-    """Memory, Decoded → named outputs.
+    """Memory, Decoded, what was found before → named outputs.
 
     The names are those of `Predictions` (`logits` (ℓ, B, Q, 2) and `spans` (ℓ, B, Q, 2) of all
-    layers, `saliency` (B, L)); every other name becomes an entry of its `extras`.
+    layers, `saliency` (B, L), `query_mask` (B, Q)); every other name becomes an entry of its
+    `extras`.
     """
 
     @abstractmethod
-    def forward(self, memory: Memory, decoded: Decoded | None) -> dict[str, Tensor]:
-        """Outputs by name."""
+    def forward(
+        self, memory: Memory, decoded: Decoded | None, found: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """Outputs by name.
+
+        Args:
+            memory: of the fuser and refiners.
+            decoded: of the decoder; None without one, and in an extra pass.
+            found: outputs of the extra passes (if they ran) and of the heads before this one.
+        """
 
 
 class Pass(Part):
@@ -211,8 +258,26 @@ class Pass(Part):
     outputs: frozenset[str]
 
     @abstractmethod
-    def change(self, tokens: Tokens, batch: Batch) -> tuple[Tokens, dict[str, Tensor]]:
-        """Changed tokens of the same shapes, and further extras by name."""
+    def change(
+        self, tokens: Tokens, batch: Batch, encoders: Encoders, context: StepContext
+    ) -> tuple[Tokens, dict[str, Tensor]]:
+        """Changed tokens of the same batch size, and further extras by name.
+
+        Args:
+            tokens: of the encoders and merges.
+            batch: what the model was given.
+            encoders: to encode another text with.
+            context: where training stands.
+        """
+
+
+class View(Part):
+    """Another batch made of this one, e.g. with the video shifted: in training the loss is the
+    mean over the batch and its views."""
+
+    @abstractmethod
+    def change(self, batch: Batch) -> Batch:
+        """The other batch, with its own targets."""
 
 
 @dataclass(frozen=True)
@@ -289,6 +354,7 @@ class Parts:
     refiners: tuple[Refiner, ...] = ()
     passes: tuple[Pass, ...] = ()
     terms: tuple[LossTerm, ...] = ()
+    views: tuple[View, ...] = ()
 
     def in_order(self) -> Iterator[tuple[str, Part]]:
         """(stage, part) along the path."""
@@ -301,6 +367,7 @@ class Parts:
             ("head", self.heads),
             ("pass", self.passes),
             ("criterion", self.terms),
+            ("view", self.views),
         )
         for stage, parts in stages:
             for part in parts:
@@ -342,16 +409,13 @@ State = TypeVar("State", Tokens, Memory)
 
 def cat_samples(states: Sequence[State]) -> State:
     """Several states of equal lengths as one with the samples of all."""
-    first = states[0]
-    return type(first)(
-        **{f.name: _cat([getattr(each, f.name) for each in states]) for f in fields(first)}
-    )
+    joint: State = _cat(states)
+    return joint
 
 
 def split_samples(state: State, count: int) -> list[State]:
     """The inverse of `cat_samples` for `count` states of equal batch size."""
-    pieces = {f.name: _split(getattr(state, f.name), count) for f in fields(state)}
-    return [type(state)(**{name: piece[i] for name, piece in pieces.items()}) for i in range(count)]
+    return list(_split(state, count))
 
 
 def _cat(values: Sequence[Any]) -> Any:
@@ -359,6 +423,10 @@ def _cat(values: Sequence[Any]) -> Any:
         return torch.cat(list(values))
     if values[0] is None:
         return None
+    if is_dataclass(values[0]):
+        names = [f.name for f in fields(values[0])]
+        found = {name: _cat([getattr(each, name) for each in values]) for name in names}
+        return replace(values[0], **found)  # type: ignore[type-var]
     return {key: torch.cat([each[key] for each in values]) for key in values[0]}
 
 
@@ -367,5 +435,11 @@ def _split(value: Any, count: int) -> Sequence[Any]:
         return value.chunk(count)
     if value is None:
         return [None] * count
+    if is_dataclass(value):
+        pieces = {f.name: _split(getattr(value, f.name), count) for f in fields(value)}
+        return [
+            replace(value, **{name: piece[i] for name, piece in pieces.items()})  # type: ignore[type-var]
+            for i in range(count)
+        ]
     chunks = {key: each.chunk(count) for key, each in value.items()}
     return [{key: chunk[i] for key, chunk in chunks.items()} for i in range(count)]

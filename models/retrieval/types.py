@@ -61,13 +61,18 @@ class Batch:
         video: (B, L, Dv) float; normalised streams and, as last two columns, the clip's
             `[i/L, (i+1)/L]` (TEF) of the sample's own length.
         video_mask: (B, L) bool.
-        text: (B, T, Dt) float, normalised token states of the query.
+        text: (B, T, Dt) float, normalised token states of the query; for a model of word ids
+            (B, T) int64.
         text_mask: (B, T) bool.
         side: side streams by name.
         events: (B, E, 3) pseudo-events as (start, end, depth), start and end in [0, 1] of the
             grid; None if not asked for.
         event_mask: (B, E) bool.
         video_ids: (B,) int64, equal for samples on the same video (false negatives).
+        sample_ids: (B,) int64, equal for the same sample in every epoch.
+        wrong_text: (B, T', Dt) a text of another video for each sample, for losses that contrast
+            with one; None lets them take one of the batch.
+        wrong_text_mask: (B, T') bool.
         targets: ground truth; None at inference.
     """
 
@@ -79,6 +84,9 @@ class Batch:
     events: Tensor | None = None
     event_mask: Tensor | None = None
     video_ids: Tensor | None = None
+    sample_ids: Tensor | None = None
+    wrong_text: Tensor | None = None
+    wrong_text_mask: Tensor | None = None
     targets: Targets | None = None
 
     def __len__(self) -> int:
@@ -112,6 +120,8 @@ class Predictions:
         layers: predictions of the earlier decoder layers, first layer first, without saliency.
         extras: what plug-ins and losses need beside (`saliency_negative`, `memory`, ...),
             documented by the part that provides it.
+        query_mask: (B, Q) bool, queries that exist: a model with one query per clip has none at
+            padding; None if all do.
     """
 
     logits: Tensor
@@ -119,6 +129,7 @@ class Predictions:
     saliency: Tensor
     layers: tuple[tuple[Tensor, Tensor], ...] = ()
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    query_mask: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Attention", "EncoderLayer", "TextToVideoLayer", "attend"]
+__all__ = [
+    "Activation",
+    "Attention",
+    "DropPath",
+    "EncoderLayer",
+    "FeedForward",
+    "Layer",
+    "TextToVideoLayer",
+    "attend",
+    "xavier",
+]
 
 
 def attend(
@@ -71,19 +84,51 @@ class Attention(nn.Module):
         return self.out_proj(out)  # type: ignore[no-any-return]
 
 
+class DropPath(nn.Module):
+    """Stochastic depth: in training a sample loses the whole branch (Huang et al., 2016).
+
+    Args:
+        chance: of a sample to lose it; what stays is scaled up.
+    """
+
+    def __init__(self, chance: float) -> None:
+        super().__init__()
+        self.chance = chance
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, …) with whole samples set to zero."""
+        if not self.training or self.chance == 0:
+            return x
+        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.chance
+        return x * kept / (1 - self.chance)
+
+
+Activation = Literal["prelu", "relu", "gelu"]
+"""`prelu` has one learned slope."""
+
+_ACTIVATIONS: dict[Activation, Callable[[], nn.Module]] = {
+    "prelu": nn.PReLU,
+    "relu": nn.ReLU,
+    "gelu": nn.GELU,
+}
+
+
 class FeedForward(nn.Module):
-    """Linear, PReLU with one learned slope, dropout, Linear.
+    """Linear, activation, dropout, Linear.
 
     Args:
         width: features outside.
         hidden: features inside.
         dropout: after the activation.
+        activation: between the two.
     """
 
-    def __init__(self, width: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self, width: int, hidden: int, dropout: float, activation: Activation = "prelu"
+    ) -> None:
         super().__init__()
         self.linear1 = nn.Linear(width, hidden)
-        self.activation = nn.PReLU()
+        self.activation = _ACTIVATIONS[activation]()
         self.linear2 = nn.Linear(hidden, width)
         self.dropout = nn.Dropout(dropout)
 
@@ -92,26 +137,37 @@ class FeedForward(nn.Module):
         return self.linear2(self.dropout(self.activation(self.linear1(x))))  # type: ignore[no-any-return]
 
 
-class _Layer(nn.Module):
+class Layer(nn.Module):
     """The parameters of an encoder layer; subclasses say what attends to what.
 
     Args:
         width: features.
         heads: attention heads.
         hidden: features inside the feed-forward.
-        dropout: everywhere.
+        dropout: on attention weights, inside the feed-forward, and on both branches.
+        activation: of the feed-forward.
+        drop_path: chance that a sample loses a branch, instead of dropout on the branches.
     """
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        hidden: int,
+        dropout: float,
+        *,
+        activation: Activation = "prelu",
+        drop_path: float | None = None,
+    ) -> None:
         super().__init__()
         self.attention = Attention(width, heads, dropout)
-        self.feedforward = FeedForward(width, hidden, dropout)
+        self.feedforward = FeedForward(width, hidden, dropout, activation)
         self.norm1 = nn.LayerNorm(width)
         self.norm2 = nn.LayerNorm(width)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = nn.Dropout(dropout) if drop_path is None else DropPath(drop_path)
 
 
-class EncoderLayer(_Layer):
+class EncoderLayer(Layer):
     """DETR's encoder layer with the norm after the residual; positions go to query and key."""
 
     def forward(self, x: Tensor, pos: Tensor, mask: Tensor) -> Tensor:
@@ -121,7 +177,7 @@ class EncoderLayer(_Layer):
         return self.norm2(x + self.dropout(self.feedforward(x)))  # type: ignore[no-any-return]
 
 
-class TextToVideoLayer(_Layer):
+class TextToVideoLayer(Layer):
     """Clips attend to words (QD-DETR §3.2), same parameters as an encoder layer.
 
     The feed-forward's residual adds the un-normalised input of the norm before it, as released.
@@ -136,3 +192,10 @@ class TextToVideoLayer(_Layer):
         return self.norm2(  # type: ignore[no-any-return]
             clips + self.dropout(self.feedforward(self.norm1(clips)))
         )
+
+
+def xavier(module: nn.Module) -> None:
+    """Give every matrix of a module Xavier's uniform weights, as the lineage does."""
+    for parameter in module.parameters():
+        if parameter.dim() > 1:
+            nn.init.xavier_uniform_(parameter)

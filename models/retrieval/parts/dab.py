@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from models.retrieval.parts.attention import FeedForward, attend
+from models.retrieval.parts.attention import FeedForward, attend, xavier
 from models.retrieval.parts.projection import MLP, AnchorSine
 from models.retrieval.parts.spans import inverse_sigmoid
-from models.retrieval.stages import Decoded, Decoder, Memory
+from models.retrieval.stages import Decoded, Decoder, Memory, Part, Queries
 
-__all__ = ["DABDecoder", "DABLayer"]
+__all__ = ["DABDecoder", "DABLayer", "LearnedAnchors", "QueryInit"]
 
 
 class DABLayer(nn.Module):
@@ -93,19 +94,46 @@ class DABLayer(nn.Module):
         return torch.cat(list(halves), dim=-1).flatten(-2)
 
 
-class DABDecoder(Decoder):
-    """Learned anchors that every layer refines; the first content is zero.
+class QueryInit(Part, ABC):
+    """What the queries of a decoder are before its first layer."""
 
-    Since that content is zero, the self-attention of layer 0 averages equal values and its query
-    and key projections have no effect (specs/retrieval_models.md §10.6); the public layout has
-    them, so they are here.
+    @abstractmethod
+    def forward(self, memory: Memory) -> Queries:
+        """Content (B, Q, d) and anchors (B, Q, 2) in [0, 1]."""
+
+
+class LearnedAnchors(QueryInit):
+    """Learned anchors; the content is zero.
+
+    Args:
+        queries: Q.
+        width: features of the content.
+    """
+
+    def __init__(self, queries: int, width: int) -> None:
+        super().__init__()
+        self.anchors = nn.Embedding(queries, 2)
+        self.width = width
+
+    def forward(self, memory: Memory) -> Queries:
+        """The same for every sample."""
+        anchors = self.anchors.weight.sigmoid().expand(len(memory.kv), -1, -1)
+        return Queries(anchors.new_zeros(*anchors.shape[:2], self.width), anchors)
+
+
+class DABDecoder(Decoder):
+    """Anchors that every layer refines.
+
+    Where the first content is zero (`LearnedAnchors`), the self-attention of layer 0 averages equal
+    values and its query and key projections have no effect (specs/retrieval_models.md §10.6); the
+    public layout has them, so they are here.
 
     Args:
         width: features, a multiple of 4.
         heads: attention heads.
         hidden: features inside the feed-forward.
         layers: decoder layers.
-        queries: Q.
+        init: what the queries start from.
         dropout: everywhere.
         width_floor: smallest anchor width that the modulation divides by; 0 divides by anything,
             as released, and is infinite where an anchor closes.
@@ -122,12 +150,13 @@ class DABDecoder(Decoder):
         hidden: int,
         *,
         layers: int,
-        queries: int,
+        init: QueryInit,
         dropout: float,
         width_floor: float,
         refine_zero: bool,
     ) -> None:
         super().__init__()
+        self.requires = self.requires | init.requires
         self.layers = nn.ModuleList(
             DABLayer(width, heads, hidden, dropout, first=i == 0) for i in range(layers)
         )
@@ -138,23 +167,24 @@ class DABDecoder(Decoder):
         # One layer refines nothing and scales nothing: these would never be trained.
         self.sine_scale = MLP(width, width, width, 2) if layers > 1 else None
         self.refine = MLP(width, width, 2, 3) if layers > 1 else None
-        for parameter in self.parameters():
-            if parameter.dim() > 1:
-                nn.init.xavier_uniform_(parameter)
+        xavier(self)
         if refine_zero and self.refine is not None:
             nn.init.zeros_(self.refine.layers[-1].weight)  # type: ignore[arg-type]
             nn.init.zeros_(self.refine.layers[-1].bias)  # type: ignore[arg-type]
-        self.anchors = nn.Embedding(queries, 2)
+        self.init = init
         self.width_floor = width_floor
 
-    def forward(self, memory: Memory) -> Decoded:
+    def start(self, memory: Memory) -> Queries:
+        """What `init` makes."""
+        return self.init(memory)  # type: ignore[no-any-return]
+
+    def run(self, memory: Memory, queries: Queries) -> Decoded:
         """States (ℓ, B, Q, d) and the anchors (ℓ, B, Q, 2) that each layer started from.
 
         The next layer sees a refined anchor without its gradient; the heads see it with.
         """
-        batch = memory.kv.shape[0]
-        anchor = self.anchors.weight.sigmoid().expand(batch, -1, -1)
-        x = torch.zeros_like(self.norm.weight).expand(batch, anchor.shape[1], -1)
+        assert queries.anchors is not None
+        x, anchor = queries.content, queries.anchors
         states, references = [], [anchor]
         for i, layer in enumerate(cast("Iterable[DABLayer]", self.layers)):
             sine = self.sine(anchor)

@@ -26,6 +26,7 @@ class ProjectionEncoders(Encoders):
         depth: layers of each projection.
         dropout: before every Linear of the projections.
         text_position: learned places of the words; None for none.
+        token_types: whether a learned vector tells clips (row 1) from words (row 0).
     """
 
     def __init__(
@@ -37,26 +38,37 @@ class ProjectionEncoders(Encoders):
         depth: int = 2,
         dropout: float = 0.5,
         text_position: LearnedTextPosition | None = None,
+        token_types: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
         self.video = FeatureProjection(video_dim, width, depth=depth, dropout=dropout)
         self.text = FeatureProjection(text_dim, width, depth=depth, dropout=dropout)
         self.text_position: nn.Module | None = text_position
+        self.types = nn.Embedding(2, width) if token_types else None
+        if self.types is not None:
+            nn.init.normal_(self.types.weight, std=0.02)
 
     def forward(self, batch: Batch) -> Tokens:
         """Tokens of width `width`; padding is projected too and masked by what reads it."""
         text = self.encode_text(batch.text)
-        places = torch.zeros_like(text) if self.text_position is None else self.text_position(text)
+        video = self.video(batch.video)
         return Tokens(
-            video=self.video(batch.video),
+            video=video if self.types is None else video + self.types.weight[1],
             video_mask=batch.video_mask,
             video_pos=clip_position(batch.video_mask, self.width),
             text=text,
             text_mask=batch.text_mask,
-            text_pos=places,
+            text_pos=self.text_places(text),
         )
 
     def encode_text(self, x: Tensor) -> Tensor:
         """(…, text_dim) as (…, width)."""
-        return self.text(x)  # type: ignore[no-any-return]
+        text: Tensor = self.text(x)
+        return text if self.types is None else text + self.types.weight[0]
+
+    def text_places(self, text: Tensor) -> Tensor:
+        """Learned places of the words, zero without a table."""
+        if self.text_position is None:
+            return torch.zeros_like(text)
+        return self.text_position(text)  # type: ignore[no-any-return]

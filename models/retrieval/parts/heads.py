@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from torch import Tensor, nn
 
@@ -28,7 +29,9 @@ class AnchorMomentHead(Head):
         self.label = nn.Linear(width, 2)
         self.span = MLP(width, width, 2, 3)
 
-    def forward(self, memory: Memory, decoded: Decoded | None) -> dict[str, Tensor]:
+    def forward(
+        self, memory: Memory, decoded: Decoded | None, found: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """`logits` (ℓ, B, Q, 2), index 0 foreground; `spans` (ℓ, B, Q, 2) in [0, 1]."""
         assert decoded is not None
         assert decoded.references is not None
@@ -52,7 +55,9 @@ class GlobalDotSaliency(Head):
         self.clip = nn.Linear(width, width)
         self.whole = nn.Linear(width, width)
 
-    def forward(self, memory: Memory, decoded: Decoded | None) -> dict[str, Tensor]:
+    def forward(
+        self, memory: Memory, decoded: Decoded | None, found: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """`saliency` (B, L) float32 under autocast too, unbounded."""
         assert memory.global_token is not None
         whole = self.whole(memory.global_token).unsqueeze(1).float()

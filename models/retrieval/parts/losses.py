@@ -13,6 +13,7 @@ from models.retrieval.parts.spans import overlap, start_end
 __all__ = [
     "MAX_LABEL",
     "label_cross_entropy",
+    "label_focal",
     "margin_loss",
     "negative_pair_loss",
     "rank_loss",
@@ -68,6 +69,27 @@ def label_cross_entropy(
     """
     log_p = logits.log_softmax(-1)
     loss = torch.where(matched, -log_p[..., 0], -background * log_p[..., 1])
+    if counted is not None:
+        return _mean(loss, counted.unsqueeze(-1).expand_as(loss))
+    return loss.mean((-2, -1))
+
+
+def label_focal(
+    logits: Tensor,
+    matched: Tensor,
+    *,
+    alpha: float = 0.25,
+    gamma: float = 2.0,
+    counted: Tensor | None = None,
+) -> Tensor:
+    """Sigmoid focal loss (Lin et al., ICCV 2017) of both logits against the one-hot class, mean
+    over queries and the two classes; shapes and `counted` as `label_cross_entropy`.
+    """
+    target = torch.stack([matched, ~matched], dim=-1).to(logits.dtype)
+    cross = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    wrong = (target - logits.sigmoid()).abs()
+    share = alpha * target + (1 - alpha) * (1 - target)
+    loss = (share * wrong**gamma * cross).mean(-1)
     if counted is not None:
         return _mean(loss, counted.unsqueeze(-1).expand_as(loss))
     return loss.mean((-2, -1))

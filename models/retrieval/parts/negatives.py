@@ -2,39 +2,54 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from models.retrieval.stages import Pass, Tokens
-from models.retrieval.types import Batch
+from models.retrieval.stages import Encoders, Pass, Tokens
+from models.retrieval.types import Batch, StepContext
 
 __all__ = ["WrongText", "other_video"]
 
 
 class WrongText(Pass):
-    """Every sample with the text of another one of its batch.
+    """Every sample with the text of another one of its batch, or with `Batch.wrong_text` if given.
 
     Args:
         choice: `roll` takes the next sample, as the public code; that may be the same video, or
             with one sample the right text itself. `roll_other_video` takes the next sample of
             another video; where there is none, `negative_mask` leaves the sample out.
+        outputs: what heads give under the wrong text too, each as `<name>_negative`.
     """
 
-    requires = frozenset({"text", "saliency"})
-    provides = frozenset({"saliency_negative", "negative_mask"})
     suffix = "negative"
-    outputs = frozenset({"saliency"})
 
-    def __init__(self, choice: Literal["roll", "roll_other_video"]) -> None:
+    def __init__(
+        self, choice: Literal["roll", "roll_other_video"], outputs: Iterable[str] = ("saliency",)
+    ) -> None:
         super().__init__()
         self.choice = choice
+        self.outputs = frozenset(outputs)
+        self.requires = self.outputs | {"text"}
+        self.provides = frozenset({f"{name}_negative" for name in outputs} | {"negative_mask"})
 
-    def change(self, tokens: Tokens, batch: Batch) -> tuple[Tokens, dict[str, Tensor]]:
+    def change(
+        self, tokens: Tokens, batch: Batch, encoders: Encoders, context: StepContext
+    ) -> tuple[Tokens, dict[str, Tensor]]:
         """Tokens with the other text, and `negative_mask` (B,) bool."""
         place = torch.arange(len(batch), device=tokens.text.device)
+        if batch.wrong_text is not None and batch.wrong_text_mask is not None:
+            text = encoders.encode_text(batch.wrong_text)
+            given = replace(
+                tokens,
+                text=text,
+                text_mask=batch.wrong_text_mask,
+                text_pos=encoders.text_places(text),
+            )
+            return given, {"negative_mask": torch.ones_like(place, dtype=torch.bool)}
         if self.choice == "roll":
             partner, found = place.roll(-1), torch.ones_like(place, dtype=torch.bool)
         else:

@@ -107,7 +107,7 @@ def test_closed_anchors_are_survived_in_fixed_and_not_in_release() -> None:
         model = small(preset=preset)
         assert model.decoder is not None
         with torch.no_grad():
-            model.decoder.anchors.weight[:, 1] = -200.0
+            model.decoder.init.anchors.weight[:, 1] = -200.0
         found = model(batch)
         assert bool(found.spans.isfinite().all()) == finite
         if finite:
