@@ -199,6 +199,13 @@ RTP = Method(
         delta_rel=(0.2, 0.3, 0.4, 0.5),
         min_len_s=(2, 6),
         taper=("box", "gaussian"),
+    )
+    + grid(
+        half_width_s=(2, 4, 8),
+        delta_rel=(0.1, 0.2, 0.4),
+        min_len_s=(1, 2),
+        taper=("box", "gaussian"),
+        settle=(0.3, 0.5, 0.7, 1.0, 1.4, 2.0),
     ),
 )
 

@@ -206,7 +206,8 @@ def load_pipeline_config(path: Path, overrides: Sequence[str] = ()) -> PipelineC
 
     # Overrides go last, but their paths mean the current folder: they are read on their own first.
     given = parse_config(_Anything, {}, overrides, source="--set").model_dump()
-    values = _merge(_read(_find(path), ()), _anchored(given, Path.cwd()))
+    one = any(f".{key}." in each.partition("=")[0] for each in overrides for key in _WHOLE)
+    values = _merge(_read(_find(path), ()), _anchored(given, Path.cwd()), () if one else _WHOLE)
     if "stages" in values:
         values["stages"] = _without_nulls(values["stages"])
     source = str(path) + "".join(f" --set {each}" for each in overrides)
@@ -268,13 +269,19 @@ def _base(base: str, path: Path) -> Path:
     return named or beside
 
 
-def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`over` on top of `base`, mapping by mapping; other values replace."""
+_WHOLE = ("streams",)
+"""Mappings that replace: a stream that another file named would count without being named here."""
+
+
+def _merge(
+    base: Mapping[str, Any], over: Mapping[str, Any], whole: Sequence[str] = _WHOLE
+) -> dict[str, Any]:
+    """`over` on top of `base`, mapping by mapping; other values, and keys of `whole`, replace."""
     merged = dict(base)
     for key, value in over.items():
         inner = merged.get(key)
-        if isinstance(inner, Mapping) and isinstance(value, Mapping):
-            merged[key] = _merge(inner, value)
+        if key not in whole and isinstance(inner, Mapping) and isinstance(value, Mapping):
+            merged[key] = _merge(inner, value, whole)
         else:
             merged[key] = value
     return merged

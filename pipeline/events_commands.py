@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from data.errors import UsageError
+from data.errors import StoreError, UsageError, some
 from data.store.files import atomic_write
 from data.store.place import place_of
 from data.terminal import new_table, plain_console, say
@@ -28,11 +28,11 @@ from pipeline.options import (
 )
 
 if TYPE_CHECKING:
+    from data.store import Store
     from pipeline.events.compare import Figures, Tolerance
     from pipeline.events.evaluate import Boundaries, Truth
-    from pipeline.events.stored import StoredClips
 
-__all__ = ["events_commands"]
+__all__ = ["events_commands", "figures_table"]
 
 TruthArgument = Annotated[
     Path,
@@ -48,9 +48,14 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Of the random baseline.")]
 SecondsOption = Annotated[
     list[str] | None,
     typer.Option(
-        "--tolerance", help="In seconds, beside 0.05 to 0.5 of the length. Default: 0.5s and 1s."
+        "--tolerance",
+        help="In seconds (2s), beside 0.05 to 0.5 of the length; may be repeated. "
+        "Default: 0.5s and 1s.",
     ),
 ]
+
+_UNLIKE = 1.5
+"""Ratio of lengths from which videos are not expected to have the same number of boundaries."""
 
 events_commands = typer.Typer(
     name="events", help="Look at pseudo-events, score them, and choose their parameters."
@@ -77,6 +82,8 @@ def figure(
     """Draw each video's self-similarity, score curve, boundaries and tree as an SVG file."""
     from pipeline.report.event_figure import draw_videos
 
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out names a folder, and {out} is a file; name another")
     opened = named_store(config, set_, store)
     console = new_console()
     for file in draw_videos(opened, video, out, boundaries):
@@ -101,32 +108,35 @@ def evaluate(
 ) -> None:
     """Score the store's events as the GEBD challenge does, beside baselines and KernelCPD."""
     from pipeline.events.compare import compare
-    from pipeline.events.evaluate import read_truth, stored_boundaries, typical_count
-    from pipeline.events.stored import StoredClips
+    from pipeline.events.evaluate import stored_boundaries, truth_and_notes, typical_count
 
-    opened, seconds, true = named_store(config, set_, store), _seconds(tolerance), read_truth(truth)
+    seconds, (true, notes) = _seconds(tolerance), truth_and_notes(truth)
+    opened = named_store(config, set_, store)
     found, method = stored_boundaries(opened), opened.recipe("events").params.get("method", "")
     missing = len(set(true) - set(found))
     if missing == len(true):
+        ids = f"{some(sorted(true), 3)}; in the store: {some(sorted(found), 3) or 'none'}"
         raise UsageError(
-            f"none of the {len(true):,} videos of {truth} has events in {opened.path}: is it the "
-            "file of another dataset, or was `pipeline run --stage events` not run?"
+            f"none of the {len(true):,} videos of {truth} has events in {opened.path} (ids in the "
+            f"file: {ids}): is it the file of another dataset, or was `pipeline run --stage "
+            "events` not run?"
         )
     true = {vid: each for vid, each in true.items() if not present or vid in found}
-    notes = []
     if missing:
         how = "were left out" if present else "count as missed (--present leaves them out)"
         notes.append(f"{missing:,} videos have no events in the store and {how}")
+    notes += _other_lengths(opened, true)
     named: dict[str, Boundaries] = {f"events ({method})": found}
     if cpd:
         try:
-            named["KernelCPD"] = _by_count(StoredClips(opened), true, _console(as_json))
-        except UsageError as error:
+            named["KernelCPD"] = _by_count(opened, true, _console(as_json))
+        except (UsageError, StoreError) as error:  # the events are there without their features
             notes.append(f"no row of KernelCPD: {error}")
     rows = compare(named, true, seconds=seconds, seed=seed)
     notes += _notes(rows, typical_count(true))
+    notes += _one_number_for_all(true) if "KernelCPD" in rows else []
     told = {"truth": str(truth), "videos": len(true), "missing": missing}
-    table = _table(f"Boundaries of {len(true):,} videos", rows, seconds)
+    table = figures_table(f"Boundaries of {len(true):,} videos", rows, seconds)
     _answer(as_json, told, table, rows, notes)
 
 
@@ -170,6 +180,9 @@ def tune(
     min_len: Annotated[
         list[float] | None, typer.Option(help="min_len_s to try; may be repeated.")
     ] = None,
+    settle: Annotated[
+        list[float] | None, typer.Option(help="settle to try; may be repeated.")
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="YAML file to write, for `extends` of a pipeline.yaml.")
     ] = None,
@@ -179,26 +192,31 @@ def tune(
     as_json: JsonOption = False,
 ) -> None:
     """Choose the parameters of events on one split of videos and report them on another."""
-    from pipeline.events.changepoints import has_ruptures
-    from pipeline.events.compare import Tolerance
-    from pipeline.events.evaluate import read_truth, typical_count
+    from pipeline.events.changepoints import check_runs
+    from pipeline.events.compare import CHALLENGE, Tolerance
+    from pipeline.events.evaluate import truth_and_notes, typical_count
     from pipeline.events.stored import StoredClips
     from pipeline.events.tune import Space, split_truth
     from pipeline.events.tune import tune as tuned
 
     if out is not None and out.suffix not in {".yaml", ".yml"}:
         raise UsageError(f"--out names a YAML file (.yaml), got {out}")
-    seconds, aim = _seconds(tolerance), Tolerance.parse(objective)
+    aim = Tolerance.parse(objective)
+    seconds = list(dict.fromkeys([*_seconds(tolerance), *([] if aim == CHALLENGE[0] else [aim])]))
     space = Space.of(
         methods=method,
         half_widths_s=half_width,
         scales=[_scales(each) for each in scales or []],
         deltas=delta,
         min_lens_s=min_len,
+        settles=settle,
     )
-    clips = StoredClips(named_store(config, set_, store), _streams(stream))
-    learn, held = split_truth(read_truth(truth), None if test is None else read_truth(test), share)
-    console, stored, notes = _console(as_json), clips.ids(), []
+    opened = named_store(config, set_, store)
+    clips = StoredClips(opened, _streams(stream))
+    first, notes = truth_and_notes(truth)
+    second, more = (None, []) if test is None else truth_and_notes(test)
+    learn, held = split_truth(first, second, share)
+    console, stored, notes = _console(as_json), clips.ids(), [*notes, *more]
     absent = len((learn.keys() | held.keys()) - stored)
     if absent:
         notes.append(f"{absent:,} videos have no features in the store and were left out")
@@ -207,10 +225,15 @@ def tune(
     if not learn or not held:
         raise UsageError(
             f"the store has features of {len(learn)} videos to choose on and {len(held)} to report "
-            f"on; {truth} names others: is it the file of another dataset?"
+            f"on; {truth if test is None or not learn else test} names others: is it the file of "
+            "another dataset?"
         )
-    if cpd and not has_ruptures():
-        notes.append("no row of KernelCPD: ruptures is not installed; pip install 'ruptures>=1.1'")
+    if cpd:
+        try:
+            check_runs(map(clips.clips, [*learn, *held]))
+        except UsageError as error:
+            cpd = False
+            notes.append(f"no row of KernelCPD: {error}")
     done = tuned(
         learn,
         held,
@@ -218,7 +241,7 @@ def tune(
         space,
         aim,
         before=clips.parameters,
-        cpd=cpd and has_ruptures(),
+        cpd=cpd,
         seconds=seconds,
         seed=seed,
         progress=lambda videos, what: track(videos, what, console=console, transient=True),
@@ -230,7 +253,7 @@ def tune(
     notes += [*done.notes, *_notes(done.rows, typical_count(held))]
     notes += [f"written: {out}" if out else f"in pipeline.yaml:\n{snippet}"]
     told = done.to_json() | {"truth": str(truth), "yaml": snippet}
-    _answer(as_json, told, _table(title, done.rows, seconds, done.learn), done.rows, notes)
+    _answer(as_json, told, figures_table(title, done.rows, seconds, done.learn), done.rows, notes)
 
 
 def _console(quiet: bool) -> Console:
@@ -240,7 +263,11 @@ def _console(quiet: bool) -> Console:
 def _seconds(given: Sequence[str] | None) -> list[Tolerance]:
     from pipeline.events.compare import SECONDS, Tolerance
 
-    return [Tolerance.parse(each) for each in given or ()] or list(SECONDS)
+    parsed = [Tolerance.parse(each) for each in dict.fromkeys(given or ())] or list(SECONDS)
+    for each in parsed:
+        if each.relative:
+            raise UsageError(f"--tolerance takes seconds as {each}s, got '{each}'")
+    return parsed
 
 
 def _streams(given: Sequence[str] | None) -> dict[str, float] | None:
@@ -248,6 +275,8 @@ def _streams(given: Sequence[str] | None) -> dict[str, float] | None:
     streams = {}
     for text in given or ():
         stage, _, weight = text.partition("=")
+        if stage in streams:
+            raise UsageError(f"--stream names '{stage}' twice; give it once, with one weight")
         try:
             streams[stage] = float(weight or 1.0)
         except ValueError:
@@ -264,17 +293,40 @@ def _scales(text: str) -> tuple[float, ...]:
         raise UsageError(f"--scales takes seconds as 2,4,8, got '{text}'") from None
 
 
-def _by_count(clips: StoredClips, truth: Mapping[str, Truth], console: Console) -> Boundaries:
+def _by_count(store: Store, truth: Mapping[str, Truth], console: Console) -> Boundaries:
     """KernelCPD, told the mean number of true boundaries."""
-    from pipeline.events.changepoints import KernelCpd
+    from pipeline.events.changepoints import KernelCpd, check_runs
     from pipeline.events.evaluate import typical_count
+    from pipeline.events.stored import StoredClips
 
-    find, stored = KernelCpd(count=typical_count(truth)), clips.ids()
+    clips = StoredClips(store)
+    stored = clips.ids()
     videos = [video for video in truth if video in stored]
+    check_runs(map(clips.clips, videos))
+    find = KernelCpd(count=typical_count(truth))
     return {
         video: find(clips(video))
         for video in track(videos, "KernelCPD", console=console, transient=True)
     }
+
+
+def _other_lengths(store: Store, truth: Mapping[str, Truth]) -> list[str]:
+    """Said where the truth is of other parts of videos, or in other units."""
+    reader = store.reader("events")
+    grids = {video: reader.grid(video) for video in truth if video in reader}
+    other = [
+        video
+        for video, grid in grids.items()
+        if grid is not None
+        and abs(grid.duration_s - truth[video].duration_s)
+        > grid.clip_len_s + 0.05 * truth[video].duration_s
+    ]
+    if not other:
+        return []
+    return [
+        f"{len(other):,} videos ({some(other, 3)}) last longer or shorter in the store than in the "
+        "truth, by more than a clip and 5 %: are both of the same part, in seconds?"
+    ]
 
 
 def _notes(rows: Mapping[str, Figures], count: int) -> list[str]:
@@ -286,23 +338,38 @@ def _notes(rows: Mapping[str, Figures], count: int) -> list[str]:
     return [known, *none]
 
 
-def _table(
+def _one_number_for_all(truth: Mapping[str, Truth]) -> list[str]:
+    lengths = [each.duration_s for each in truth.values()]
+    longer = max(lengths) / min(lengths)
+    if longer < _UNLIKE:
+        return []
+    return [
+        f"the longest video lasts {longer:.1f} times as long as the shortest: one number for all "
+        "is hard on KernelCPD; `pipeline events tune` chooses a penalty for it"
+    ]
+
+
+def figures_table(
     title: str,
     rows: Mapping[str, Figures],
     seconds: Sequence[Tolerance],
     learn: Mapping[str, float] | None = None,
 ) -> Table:
-    """One row per method; `learn` is the F1 where the parameters were chosen."""
-    chosen = [] if learn is None else ["F1 where chosen>"]
-    columns = ["F1@0.05>", "mean 0.05-0.5>", "precision>", "recall>"]
-    table = new_table(
-        title, "", *chosen, *columns, *(f"F1@{each}>" for each in seconds), "predicted/true>"
-    )
+    """One row per method; `learn` is the F1 where the parameters were chosen.
+
+    It fits in 80 columns, which is why that one has no mean and headings are short.
+    """
+    tuned = learn is not None
+    columns = [*(["F1 where chosen>"] if tuned else []), "F1@0.05>", "prec.>", "recall>"]
+    columns += [*([] if tuned else ["mean 0.05-0.5>"]), *(f"F1@{each}>" for each in seconds)]
+    table = new_table(title, "", *columns, "pred. / true>")
+    for column in table.columns[1:]:  # names are broken between words, figures are not
+        column.width = max(len(word) for word in str(column.header).split())
     for name, row in rows.items():
         first = row.strictest
-        values = [first.f1, row.f1_mean, first.precision, first.recall]
+        values = [first.f1, first.precision, first.recall, *([] if tuned else [row.f1_mean])]
         values += [*(row.scores[each].f1 for each in seconds), first.ratio]
-        before = [] if learn is None else [f"{learn[name]:.3f}" if name in learn else ""]
+        before = [f"{learn[name]:.3f}" if name in learn else ""] if learn is not None else []
         table.add_row(name, *before, *(f"{value:.3f}" for value in values))
     return table
 

@@ -102,7 +102,7 @@ def _add(
     if name not in STAGES and path:
         raise UsageError(
             f"stage '{path[-1]}' reads '{name}', which is no stage and was not imported into this "
-            f"store; {nearest(name, [*STAGES, *made])}. Features of your own come into the store "
+            f"store; {nearest(name, {*STAGES, *made})}. Features of your own come into the store "
             f"with `pipeline import --stage {name}`"
         )
     kind = STAGES.get(name)

@@ -173,9 +173,14 @@ class TrainerConfig(Group):
                 plugins = ", ".join(self.model.plugins) or "none"
                 raise ValueError(
                     f"data.{name}=true, but nothing would read them (model.plugins: {plugins}); "
-                    f"add a plug-in that does, or set data.{name}=false"
+                    f"{_readers(need)}, or set data.{name}=false"
                 )
         return self
+
+
+def _readers(need: str) -> str:
+    able = [name for name in PLUGINS if need in PLUGINS.get(name).requires]
+    return f"add a plug-in that does ({', '.join(able) or 'there is none yet'})"
 
 
 def shipped_or_file(path: Path) -> Path:

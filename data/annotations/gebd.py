@@ -42,17 +42,13 @@ class GebdVideo:
 
     Args:
         duration_s: length in seconds.
-        fps: frames per second; None if the file does not say it.
         raters: boundaries in seconds, ascending, one list per annotator.
-        consistency: F1 of each annotator against the others, in [0, 1]; () if not given.
-        consistency_mean: their mean as the file states it; the official scoring leaves out videos
-            below 0.3; None if not given.
+        consistency_mean: mean F1 of each annotator against the others, as the file states it; the
+            official scoring leaves out videos below 0.3; None if not given.
     """
 
     duration_s: float
-    fps: float | None
     raters: tuple[tuple[float, ...], ...]
-    consistency: tuple[float, ...] = ()
     consistency_mean: float | None = None
 
 
@@ -64,9 +60,13 @@ def read_gebd(path: Path) -> dict[str, GebdVideo]:
             form; it is named.
     """
     content = read_limited(path, _MAX_BYTES, "the boundaries")
-    value = _json(content, path) if content.lstrip()[:1] == b"{" else _pickled(content, path)
+    text = content.lstrip()[:1] in {b"{", b"["}
+    value = _json(content, path) if text else _pickled(content, path)
     if not isinstance(value, dict) or not value:
-        raise UsageError(f"{path} holds no videos: expected a mapping of video id to annotations")
+        raise UsageError(
+            f"{path} holds no videos: expected Kinetics-GEBD, a mapping of video ids to what "
+            "annotators said; boundaries of your own are lines of JSON in a .jsonl file"
+        )
     videos = {}
     total = 0
     for key, entry in value.items():
@@ -109,12 +109,12 @@ class _Entry:
     def video(self) -> GebdVideo:
         given = self._entry.get
         duration_s = self._number(given("video_duration"), "video_duration")
-        fps, mean = given("fps"), given("f1_consis_avg")
+        if not duration_s:
+            self._refuse("'video_duration' must be above 0")
+        mean = given("f1_consis_avg")
         return GebdVideo(
             duration_s,
-            None if fps is None else self._number(fps, "fps"),
             tuple(self._seconds(each) for each in self._raters()),
-            self._numbers(given("f1_consis") or (), "f1_consis", _MAX_RATERS),
             None if mean is None else self._number(mean, "f1_consis_avg"),
         )
 
@@ -137,12 +137,11 @@ class _Entry:
                 "this is the raw release (ranges with labels); give the file that its "
                 "prepare_k400_release.ipynb makes, k400_mr345_*_min_change_duration0.3.pkl"
             )
-        return tuple(sorted(self._numbers(rater, "substages_timestamps", _MAX_BOUNDARIES)))
-
-    def _numbers(self, values: Any, name: str, most: int) -> tuple[float, ...]:
-        if not isinstance(values, list | tuple) or len(values) > most:
-            self._refuse(f"'{name}' must be a list of at most {most:,} numbers")
-        return tuple(self._number(each, name) for each in values)
+        if not isinstance(rater, list | tuple) or len(rater) > _MAX_BOUNDARIES:
+            self._refuse(
+                f"'substages_timestamps' must be lists of at most {_MAX_BOUNDARIES:,} numbers"
+            )
+        return tuple(sorted(self._number(each, "substages_timestamps") for each in rater))
 
     def _number(self, value: Any, name: str) -> float:
         number = math.nan

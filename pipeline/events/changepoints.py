@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from data.errors import UsageError
 from pipeline.events.stored import Clips
 
-__all__ = ["MAX_CLIPS", "PENALTIES", "KernelCpd", "has_ruptures"]
+__all__ = ["MAX_CLIPS", "PENALTIES", "KernelCpd", "check_runs"]
 
 MAX_CLIPS = 5_000
 """Longest video; about 10 s of one core and, with a given number, 8 bytes per clip and cut."""
@@ -24,9 +25,20 @@ PENALTIES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0)
 """Values of `KernelCpd.penalty` that `tune` tries."""
 
 
-def has_ruptures() -> bool:
-    """Whether the package is installed."""
-    return importlib.util.find_spec("ruptures") is not None
+def check_runs(clips: Iterable[int] = ()) -> None:
+    """Whether KernelCPD can be run on videos of so many clips, before any is read.
+
+    Raises:
+        UsageError: ruptures is not installed, or a video has more than `MAX_CLIPS` clips.
+    """
+    if importlib.util.find_spec("ruptures") is None:
+        raise UsageError("KernelCPD needs the package ruptures: pip install 'ruptures>=1.1'")
+    longest = max(clips, default=0)
+    if longest > MAX_CLIPS:
+        raise UsageError(
+            f"KernelCPD takes the square of the length; it is not run on videos of more than "
+            f"{MAX_CLIPS:,} clips (here {longest:,}): leave it out (--no-cpd)"
+        )
 
 
 @dataclass(frozen=True)
@@ -49,8 +61,7 @@ class KernelCpd:
     def __post_init__(self) -> None:
         if (self.count is None) == (self.penalty is None):
             raise ValueError(f"give either count or penalty, got {self.count} and {self.penalty}")
-        if not has_ruptures():
-            raise UsageError("KernelCPD needs the package ruptures: pip install 'ruptures>=1.1'")
+        check_runs()
 
     def __call__(self, clips: Clips) -> list[float]:
         """Boundaries in seconds, ascending, inside `(0, D)`.
@@ -61,11 +72,7 @@ class KernelCpd:
         from ruptures import KernelCPD
 
         n = len(clips.features)
-        if n > MAX_CLIPS:
-            raise UsageError(
-                f"KernelCPD takes the square of the length; it is not run on videos of more than "
-                f"{MAX_CLIPS:,} clips (here {n:,}): leave it out (--no-cpd)"
-            )
+        check_runs([n])
         norms = np.linalg.norm(clips.features, axis=1, keepdims=True)
         rows = clips.features / np.where(norms == 0, 1.0, norms)
         scatter = float(np.square(rows - rows.mean(axis=0)).sum()) / n

@@ -32,9 +32,9 @@ __all__ = [
     "read_truth",
     "score_store",
     "stored_boundaries",
+    "truth_and_notes",
     "typical_count",
 ]
-
 
 _GEBD_SUFFIXES = {".pkl", ".pickle", ".json"}
 
@@ -106,30 +106,70 @@ Boundaries = Mapping[str, Sequence[float]]
 
 
 def read_truth(path: Path) -> dict[str, Truth]:
-    """True boundaries by video id.
+    """True boundaries by video id: see `truth_and_notes`."""
+    return truth_and_notes(path)[0]
+
+
+def truth_and_notes(path: Path) -> tuple[dict[str, Truth], list[str]]:
+    """True boundaries by video id, and what is to be known of them, in sentences.
 
     From JSONL `{vid, duration, boundaries[, raters]}`, or from a file of Kinetics-GEBD (`.pkl`,
     `.json`), of which videos whose annotators agree too little are left out as its challenge does.
 
     Raises:
-        UsageError: no such file, or a line or video that is not of this form; it is named.
+        UsageError: no such file, a line or video that is not of this form (it is named), or none.
     """
-    if path.suffix.lower() in _GEBD_SUFFIXES:
-        return {
-            video_id: Truth(video.duration_s, video.raters)
-            for video_id, video in read_gebd(path).items()
-            if video.consistency_mean is None or video.consistency_mean >= _MIN_CONSISTENCY
-        }
+    gebd = path.suffix.lower() in _GEBD_SUFFIXES
+    truth, unsure = _gebd(path) if gebd else (_jsonl(path), 0)
+    if not truth:
+        found = _left_out(unsure) if unsure else "nothing"
+        raise UsageError(
+            f"{path} has no video to score: expected true boundaries, as JSONL of vid, duration "
+            f"and boundaries or as a file of Kinetics-GEBD, and found {found}"
+        )
+    late = sum(
+        time > each.duration_s for each in truth.values() for rater in each.raters for time in rater
+    )
+    notes = [_left_out(unsure)] if unsure else []
+    if late:
+        notes.append(
+            f"{late:,} true boundaries of {path.name} lie after the end of their video and cannot "
+            "be found: are they, and the durations, in seconds?"
+        )
+    return truth, notes
+
+
+def _left_out(unsure: int) -> str:
+    return (
+        f"{unsure:,} videos whose annotators agree too little (f1_consis_avg below "
+        f"{_MIN_CONSISTENCY}): they are left out, as in the challenge"
+    )
+
+
+def _gebd(path: Path) -> tuple[dict[str, Truth], int]:
+    """Videos that the challenge scores, and the number of the others."""
+    videos = read_gebd(path)
+    truth = {
+        video_id: Truth(video.duration_s, video.raters)
+        for video_id, video in videos.items()
+        if video.consistency_mean is None or video.consistency_mean >= _MIN_CONSISTENCY
+    }
+    return truth, len(videos) - len(truth)
+
+
+def _jsonl(path: Path) -> dict[str, Truth]:
     truth: dict[str, Truth] = {}
     for number, line in text_lines(path, "the true boundaries"):
         try:
             video_id, one = _truth(strict_json(line))
             if video_id in truth:
                 raise ValueError(f"video '{video_id}' came before")
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError) as error:
+        except (ValueError, KeyError) as error:
+            why = f"{error} is missing" if isinstance(error, KeyError) else error
             raise UsageError(
                 f"{path}, line {number}: expected a JSON object with 'vid', 'duration' in seconds "
-                f"and 'boundaries' as a list of seconds, got {brief(line)} ({error})"
+                "and 'boundaries' as a list of seconds, or 'raters' as a list of such lists, got "
+                f"{brief(line.decode(errors='replace'))} ({why})"
             ) from None
         except UsageError as error:
             raise UsageError(f"{path}, line {number}: {error}") from None
@@ -137,12 +177,28 @@ def read_truth(path: Path) -> dict[str, Truth]:
     return truth
 
 
-def _truth(record: Mapping[str, Any]) -> tuple[str, Truth]:
+def _truth(record: Any) -> tuple[str, Truth]:
+    if not isinstance(record, dict):
+        raise ValueError("it is no object")
     raters = record.get("raters") or [record["boundaries"]]
-    if len(raters) > _MAX_RATERS or any(len(each) > _MAX_BOUNDARIES for each in raters):
-        raise ValueError(f"more than {_MAX_RATERS} raters or {_MAX_BOUNDARIES} boundaries")
-    sorted_raters = tuple(tuple(sorted(map(float, rater))) for rater in raters)
-    return check_id(record["vid"]), Truth(float(record["duration"]), sorted_raters)
+    if not isinstance(raters, list) or len(raters) > _MAX_RATERS:
+        raise ValueError(f"'raters' must be a list of at most {_MAX_RATERS} lists")
+    duration_s = _number(record["duration"], "duration")
+    if not duration_s:
+        raise ValueError("'duration' must be above 0")
+    return check_id(record["vid"]), Truth(duration_s, tuple(_times(rater) for rater in raters))
+
+
+def _times(rater: Any) -> tuple[float, ...]:
+    if not isinstance(rater, list) or len(rater) > _MAX_BOUNDARIES:
+        raise ValueError(f"boundaries must be a list of at most {_MAX_BOUNDARIES:,} seconds")
+    return tuple(sorted(_number(each, "boundaries") for each in rater))
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        raise ValueError(f"'{name}' must be numbers from 0 on, got {brief(value)}")
+    return float(value)
 
 
 def matches(true: Sequence[float], predicted: Sequence[float], tolerance_s: float) -> int:
@@ -176,13 +232,15 @@ def boundary_score(
 
     Args:
         predictions: by video id; a video that is missing counts as one without boundaries.
+            Those outside of `[0, duration]` are dropped, as in the challenge.
         truth: by video id.
         tolerance: seconds, or with `relative` a part of the video's duration (0.05 in papers).
     """
     total = BoundaryScore(0, 0, 0)
     for video_id, true in truth.items():
         within = tolerance * true.duration_s if relative else tolerance
-        predicted = predictions.get(video_id, ())
+        given = predictions.get(video_id, ())
+        predicted = [time for time in given if 0 <= time <= true.duration_s]
         per_rater = (
             BoundaryScore(matches(rater, predicted, within), len(rater), len(predicted))
             for rater in true.raters

@@ -21,6 +21,7 @@ __all__ = [
     "nearer_edge",
     "score_parts",
     "side_totals",
+    "totals_of",
     "weights_of",
 ]
 
@@ -91,8 +92,8 @@ def each_of(first: Counts, last: Counts) -> Counts:
 
 def check_options(half_width: int, taper: str, edges: str) -> None:
     """Raise ValueError for an option that does not exist."""
-    if half_width < 1:
-        raise ValueError(f"half_width must be at least one clip, got {half_width}")
+    if not isinstance(half_width, int | np.integer) or half_width < 1:
+        raise ValueError(f"half_width must be at least one clip, a whole number, got {half_width}")
     for name, value, allowed in (("taper", taper, _TAPERS), ("edges", edges, get_args(Edges))):
         if value not in allowed:
             raise ValueError(f"unknown {name} {value!r}; allowed: {', '.join(allowed)}")
@@ -108,7 +109,12 @@ def weights_of(taper: Taper, half_width: int) -> Floats:
 _TAPERS: Mapping[str, float] = {"box": 0.0, "gaussian": 2.0}  # the exponent at distance s
 
 
-def side_totals(before: Counts, after: Counts, weights: Reals) -> tuple[Reals, Reals, Reals]:
+def totals_of(weights: Reals) -> Reals:
+    """Weight of the nearest 0..s clips together, shape (s + 1,)."""
+    return np.concatenate([np.zeros(1, weights.dtype), np.cumsum(weights)])
+
+
+def side_totals(before: Counts, after: Counts, total: Reals) -> tuple[Reals, Reals, Reals]:
     """Weights of the clips that exist on each side, to divide by, and the share of the lesser side.
 
     Where one side has no clips the share is 0 and the totals are 1.
@@ -116,10 +122,9 @@ def side_totals(before: Counts, after: Counts, weights: Reals) -> tuple[Reals, R
     Args:
         before: clips of the segment before each clip, shape (n,).
         after: clips of the segment after each clip, shape (n,).
-        weights: shape (s,).
+        total: `totals_of` the weights, shape (s + 1,).
     """
-    s = len(weights)
-    total = np.concatenate([np.zeros(1, weights.dtype), np.cumsum(weights)])
+    s = len(total) - 1
     w_left, w_right = total[np.minimum(before, s)], total[np.minimum(after, s)]
     lesser = np.minimum(w_left, w_right)
     one_sided = lesser == 0

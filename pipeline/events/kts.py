@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.events.scatter import Scatter
+
 __all__ = ["KTS_EXACT_CLIPS", "kts_edges"]
 
 Floats = NDArray[np.float64]
@@ -24,6 +26,7 @@ KTS_EXACT_CLIPS = 2048
 """Longest video that is segmented exactly: the tables of a longer one would be over 32 MiB."""
 
 _BLOCK = 256  # rows of the table of scatters that are looked at together
+_ROUNDING = 1e-13  # of a scatter, per point
 
 
 def kts_edges(
@@ -51,7 +54,7 @@ def kts_edges(
     """
     if not (math.isfinite(penalty) and penalty > 0):
         raise ValueError(f"penalty must be finite and above 0, got {penalty}")
-    scatter = _Scatter(features)
+    scatter = Scatter(features)
     n = len(features)
     block = -(-n // exact_clips)
     points = np.append(np.arange(0, n, block), n)
@@ -65,50 +68,8 @@ def kts_edges(
     ]
 
 
-class _Scatter:
-    """Sum of squared distances to the mean, of any segment of the unit features."""
-
-    def __init__(self, features: NDArray[Any]) -> None:
-        self.n = len(features)
-        rows = features.astype(np.float64)
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        if not np.isfinite(norms).all():
-            clip = int(np.flatnonzero(~np.isfinite(norms))[0])
-            raise ValueError(f"the features of clip {clip} are not finite numbers")
-        rows /= np.where(norms == 0, 1.0, norms)
-        rows -= rows.mean(axis=0)  # changes no scatter, and keeps the sums small
-        squares = np.einsum("ld,ld->l", rows, rows)
-        self._squares: Floats = np.append(0.0, np.cumsum(squares))
-        self._sums: Floats = np.zeros((len(rows) + 1, rows.shape[1]))
-        np.cumsum(rows, axis=0, out=self._sums[1:])
-
-    def table(self, points: NDArray[np.int64], min_len: int) -> Floats:
-        """Scatter of `[points[i], points[j])` at `[j, i]`; infinite where that is too short."""
-        sums, squares = self._sums[points], self._squares[points]
-        norms = np.einsum("pd,pd->p", sums, sums)
-        table: Floats = sums @ sums.T
-        table *= -2
-        table += norms[:, None]
-        table += norms  # now ‖sum of the segment‖²
-        lengths = points[:, None] - points
-        table /= -np.maximum(lengths, 1)
-        table += squares[:, None]
-        table -= squares
-        np.maximum(table, 0.0, out=table)
-        table[lengths < max(min_len, 1)] = np.inf
-        return table
-
-    def gains(self, lo: int, cuts: NDArray[np.int64], hi: int) -> Floats:
-        """Scatter that each of several cuts of `[lo, hi)` would save."""
-        before, after = (cuts - lo)[:, None], (hi - cuts)[:, None]
-        apart = (self._sums[cuts] - self._sums[lo]) / before
-        apart -= (self._sums[hi] - self._sums[cuts]) / after
-        gains: Floats = np.einsum("cd,cd->c", apart, apart) * (before * after / (hi - lo))[:, 0]
-        return gains
-
-
 def _best_cuts(
-    scatter: _Scatter,
+    scatter: Scatter,
     points: NDArray[np.int64],
     min_len: int,
     penalty: float,
@@ -159,14 +120,17 @@ def _least_total(
 
 
 def _one_more(table: Floats, costs: Floats) -> tuple[Floats, NDArray[np.int32]]:
-    """Least scatter before each point with one cut more, and the index of that last cut."""
+    """Least scatter before each point with one cut more, and the index of that last cut: the
+    first one that is as good but for rounding."""
+    slack = _ROUNDING * len(costs)
     more = np.empty_like(costs)
     last = np.empty(len(costs), np.int32)
     for start in range(0, len(costs), _BLOCK):
         stop = min(start + _BLOCK, len(costs))
         totals = table[start:stop, :stop] + costs[:stop]
-        last[start:stop] = totals.argmin(axis=1)
-        more[start:stop] = totals[np.arange(stop - start), last[start:stop]]
+        least = totals.min(axis=1)
+        last[start:stop] = (totals <= least[:, None] + slack).argmax(axis=1)
+        more[start:stop] = least
     return more, last
 
 
@@ -179,7 +143,7 @@ def _path(froms: list[NDArray[np.int32]]) -> list[int]:
     return cuts[::-1]
 
 
-def _moved(scatter: _Scatter, edges: list[int], block: int, min_len: int) -> list[int]:
+def _moved(scatter: Scatter, edges: list[int], block: int, min_len: int) -> list[int]:
     """Each cut at the best edge within a block of where it is, from left to right."""
     ends = [0, *edges, scatter.n]
     shortest = max(min_len, 1)

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache, partial
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.grid import Grid
-from pipeline.events.banded import PairSimilarity
+from pipeline.events.banded import PairSimilarity, unit_rows
 from pipeline.events.kts import kts_edges
 from pipeline.events.oneshot import EATR_HALF_WIDTH, eatr_clips, oneshot_clips
+from pipeline.events.options import check_given
 from pipeline.events.recursion import recursive_nodes, relative_threshold, with_parents
+from pipeline.events.scatter import Scatter
 from pipeline.events.scorers import Pool, Similarity, make_scorer
 from pipeline.events.scores import Edges, Scorer, Taper
+from pipeline.events.settle import settled, split_order
 
 __all__ = ["METHODS", "Events", "Method", "combine", "parse"]
 
@@ -62,6 +67,7 @@ def parse(
     edges: Edges = "normalized",
     min_len_s: float = 4.0,
     delta_rel: float = 0.4,
+    settle: float | None = None,
     max_events: int | None = None,
     max_depth: int | None = None,
     penalty: float = 1.0,
@@ -88,6 +94,8 @@ def parse(
         min_len_s: `rtp` does not split segments shorter than this, `kts` makes none.
         delta_rel: `rtp` splits where best minus mean score of a segment is at least this part of
             the same difference in the whole video (scale-free form of UBoCo's threshold).
+        settle: `rtp`: after the recursion the cuts are set right together, each being worth at
+            least this price (see `pipeline.events.settle`); None leaves them as UBoCo has them.
         max_events: at most so many events: those of the strongest boundaries ("kts": the best
             segmentation into so many); the number of spans of "uniform" (10 if None).
         max_depth: `rtp` splits at most this often on the way to an event.
@@ -96,21 +104,27 @@ def parse(
 
     Raises:
         ValueError: features that do not fit the grid or are not finite, a wrong option, or an
-            option that means nothing to the method.
+            option other than its default that has no effect (`pipeline.events.options.READS`).
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}; allowed: {', '.join(METHODS)}")
     finder = METHODS[method]
-    special = {
-        "scales": scales is not None,
-        "similarity": not (isinstance(similarity, str) and similarity == "cosine"),
-        "max_depth": max_depth is not None,
-        "penalty": penalty != 1.0,
-        "padded_len": padded_len is not None,
+    given = {
+        "half_width_s": half_width_s,
+        "scales": scales,
+        "pool": pool,
+        "similarity": similarity,
+        "taper": taper,
+        "edges": edges,
+        "min_len_s": min_len_s,
+        "delta_rel": delta_rel,
+        "settle": settle,
+        "max_events": max_events,
+        "max_depth": max_depth,
+        "penalty": penalty,
+        "padded_len": padded_len,
     }
-    _check_taken(method, [name for name, given in special.items() if given])
-    if max_events is not None and max_events < 1:
-        raise ValueError(f"max_events must be at least 1, got {max_events}")
+    check_given(method, given, _defaults())
     n = Grid(duration_s, clip_len_s).n
     if len(features) != n:
         raise ValueError(
@@ -133,6 +147,7 @@ def parse(
         duration_s=duration_s,
         min_len=_clips(min_len_s, clip_len_s),
         delta_rel=delta_rel,
+        settle=settle,
         max_events=max_events,
         max_depth=max_depth,
         penalty=penalty,
@@ -141,14 +156,11 @@ def parse(
     return _events(finder.cuts(task), duration_s, task.scores)
 
 
-def _check_taken(method: str, given: Sequence[str]) -> None:
-    for name in given:
-        if name not in METHODS[method].takes:
-            takers = [other for other, finder in METHODS.items() if name in finder.takes]
-            raise ValueError(
-                f"{name} means nothing to method {method!r}: leave it out, or take "
-                f"{' or '.join(takers)}"
-            )
+@cache
+def _defaults() -> Mapping[str, Any]:
+    """The options of `parse` with their defaults."""
+    parameters = inspect.signature(parse).parameters.values()
+    return {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}
 
 
 def combine(streams: Sequence[tuple[NDArray[Any], float]]) -> NDArray[np.float64]:
@@ -160,11 +172,7 @@ def combine(streams: Sequence[tuple[NDArray[Any], float]]) -> NDArray[np.float64
     Returns:
         shape (L, sum of D_i).
     """
-    parts = []
-    for features, weight in streams:
-        rows = features.astype(np.float64)
-        norms = np.linalg.norm(rows, axis=1, keepdims=True)
-        parts.append(math.sqrt(weight) * rows / np.where(norms == 0, 1.0, norms))
+    parts = [math.sqrt(weight) * unit_rows(features) for features, weight in streams]
     return np.concatenate(parts, axis=1)
 
 
@@ -182,6 +190,7 @@ class _Task:
     duration_s: float
     min_len: int
     delta_rel: float
+    settle: float | None
     max_events: int | None
     max_depth: int | None
     penalty: float
@@ -203,14 +212,12 @@ class _Cut:
 
 
 def _rtp(task: _Task) -> list[_Cut]:
-    nodes = recursive_nodes(
-        task.scorer,
-        task.scores,
-        task.min_len,
-        relative_threshold(task.scores, task.delta_rel),
-        task.max_cuts,
-        task.max_depth,
-    )
+    threshold = relative_threshold(task.scores, task.delta_rel)
+    recursion = partial(recursive_nodes, task.scorer, task.scores, task.min_len, threshold)
+    if task.settle is not None:
+        begun = sorted({task.scorer.edge(node.clip) for node in recursion()})
+        return _settled(task, np.array(begun, np.int64), task.settle)
+    nodes = recursion(task.max_cuts, task.max_depth)
     edges = {node.clip: task.scorer.edge(node.clip) for node in nodes}
     cuts: dict[int, _Cut] = {}
     for node, parent in sorted(with_parents(nodes), key=lambda pair: pair[0].depth):
@@ -221,21 +228,38 @@ def _rtp(task: _Task) -> list[_Cut]:
     return list(cuts.values())
 
 
+def _settled(task: _Task, edges: NDArray[np.int64], price: float) -> list[_Cut]:
+    scatter = Scatter(task.features)
+    inside = edges[(edges > 0) & (edges < scatter.n)]
+    edges = settled(scatter, inside, task.min_len, price)
+    return [
+        _Cut(
+            split.edge * task.clip_len_s,
+            split.saved,
+            split.depth,
+            None if split.parent is None else split.parent * task.clip_len_s,
+        )
+        for split in split_order(scatter, edges, task.max_cuts, task.max_depth)
+    ]
+
+
 def _oneshot(task: _Task) -> list[_Cut]:
-    clips = _strongest(task, oneshot_clips(task.scores, task.scorer.resolution))
-    cuts = {task.scorer.edge(clip): float(task.scores[clip]) for clip in clips}
-    return [_Cut(edge * task.clip_len_s, strength) for edge, strength in cuts.items()]
+    cuts: dict[int, _Cut] = {}
+    for clip in _by_strength(task, oneshot_clips(task.scores, task.scorer.resolution)):
+        edge = task.scorer.edge(clip)  # of a plateau's two clips often one
+        cuts.setdefault(edge, _Cut(edge * task.clip_len_s, float(task.scores[clip])))
+    return list(cuts.values())[: task.max_cuts]
 
 
 def _eatr(task: _Task) -> list[_Cut]:
-    clips = _strongest(task, eatr_clips(task.features, task.padded_len))
+    clips = _by_strength(task, eatr_clips(task.features, task.padded_len))[: task.max_cuts]
     return [_Cut(clip * task.clip_len_s, float(task.scores[clip])) for clip in clips]
 
 
-def _strongest(task: _Task, clips: NDArray[np.int64]) -> list[int]:
-    """The `max_cuts` clips of the best scores, ascending; of equals the earlier."""
-    order = np.argsort(-task.scores[clips], kind="stable")[: task.max_cuts]
-    return sorted(clips[order].tolist())
+def _by_strength(task: _Task, clips: NDArray[np.int64]) -> list[int]:
+    """Clips from the best score to the worst; of equals the earlier first."""
+    strongest: list[int] = clips[np.argsort(-task.scores[clips], kind="stable")].tolist()
+    return strongest
 
 
 def _kts(task: _Task) -> list[_Cut]:
@@ -254,33 +278,27 @@ class _Finder:
 
     Args:
         cuts: does it.
-        takes: options of `parse` that not every method understands, and this one does.
         scorer: arguments of `make_scorer` that it insists on.
     """
 
     cuts: Callable[[_Task], list[_Cut]]
-    takes: frozenset[str] = frozenset()
     scorer: Mapping[str, Any] = field(default_factory=dict)
 
 
 METHODS: Mapping[str, _Finder] = {
-    "rtp": _Finder(_rtp, frozenset({"scales", "similarity", "max_depth"})),
-    "oneshot": _Finder(_oneshot, frozenset({"scales", "similarity"})),
+    "rtp": _Finder(_rtp),
+    "oneshot": _Finder(_oneshot),
     "eatr-compat": _Finder(
-        _eatr,
-        frozenset({"padded_len"}),
-        {"half_widths": [EATR_HALF_WIDTH], "taper": "box", "edges": "zero"},
+        _eatr, {"half_widths": [EATR_HALF_WIDTH], "taper": "box", "edges": "zero"}
     ),
-    "kts": _Finder(_kts, frozenset({"scales", "penalty"})),
-    "uniform": _Finder(_uniform, frozenset({"scales", "similarity"})),
+    "kts": _Finder(_kts),
+    "uniform": _Finder(_uniform),
 }
 """Ways to find boundaries, by the name that `parse` and the `events` stage know."""
 
 
 def _half_widths(seconds: Sequence[float], clip_len_s: float) -> list[int]:
     """Half widths in clips, ascending; scales that are one on this grid count once."""
-    if not len(seconds):
-        raise ValueError("scales must name at least one half width in seconds")
     return sorted({_clips(each, clip_len_s) for each in seconds})
 
 

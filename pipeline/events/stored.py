@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from data.errors import UsageError
+from data.errors import InputError, UsageError
 from data.store import Store
-from pipeline.stages.events import stream_of, weighted
+from pipeline.events.streams import compared, stream_of
 
 __all__ = ["Clips", "StoredClips"]
 
@@ -43,10 +43,14 @@ class StoredClips:
     """
 
     def __init__(self, store: Store, streams: Mapping[str, float] | None = None) -> None:
-        stored = store.recipe("events") if "events" in store.current else None
-        upstream: Mapping[str, str] = {}
-        if streams is None and stored is not None and "streams" in stored.params:
-            streams, upstream = stored.params["streams"], stored.upstream
+        params, upstream = _of_events(store)
+        own = params.pop("streams", None)
+        self.parameters: Mapping[str, Any] = params
+        """Arguments of `parse` of the current `events`; {} where there are none."""
+        if streams is None and own is not None:
+            streams = own
+        else:
+            upstream = {}
         self.streams: Mapping[str, float] = dict(streams or {"clip": 1.0})
         for stage in self.streams:
             if stage not in store.current:
@@ -54,13 +58,9 @@ class StoredClips:
                     f"store {store.path} has no stage '{stage}' to take features from; it has: "
                     f"{', '.join(sorted(store.current)) or 'none'}"
                 )
-        params = {} if stored is None else dict(stored.params)
-        params.pop("streams", None)
-        self.parameters: Mapping[str, Any] = params
-        """Arguments of `parse` of the current `events`; {} where there are none."""
-        self._arrays = {stage: stream_of(stage) for stage in sorted(self.streams)}
-        self._readers = {stage: store.reader(stage, upstream.get(stage)) for stage in self._arrays}
-        for stage, name in self._arrays.items():
+        self._readers = {stage: store.reader(stage, upstream.get(stage)) for stage in self.streams}
+        for stage in self.streams:
+            name = stream_of(stage)
             spec = self._readers[stage].recipe.schema.arrays.get(name)
             if spec is None or spec.per != "clip" or len(spec.shape) != 1:
                 raise UsageError(f"stage '{stage}' of {store.path} holds no features per clip")
@@ -69,12 +69,33 @@ class StoredClips:
         """Videos of which every stream is there."""
         return set.intersection(*(set(reader.ids()) for reader in self._readers.values()))
 
-    def __call__(self, video_id: str) -> Clips:
-        """The clips of a video (stores hold finite numbers only); UsageError if it has no grid."""
-        rows = {stage: reader.row(video_id) for stage, reader in self._readers.items()}
-        grid = next(iter(rows.values())).grid
-        if grid is None:
-            raise UsageError(f"the features of video '{video_id}' come without a grid of clips")
-        arrays = {stage: row[self._arrays[stage]] for stage, row in rows.items()}
-        features = weighted(arrays, self.streams)
+    def clips(self, video_id: str) -> int:
+        """How many clips a video has; reads nothing."""
+        grid = next(iter(self._readers.values())).grid(video_id)
+        return 0 if grid is None else grid.n
+
+    def __call__(self, video_id: str, content: str | None = None) -> Clips:
+        """The clips of a video.
+
+        Args:
+            video_id: one of `ids`.
+            content: of which of its files, where it was replaced; None is the present one.
+
+        Raises:
+            UsageError: features that the stage `events` would refuse.
+        """
+        rows = {stage: each.row(video_id, content) for stage, each in self._readers.items()}
+        try:
+            features, grid = compared(rows, self.streams)
+        except InputError as error:
+            raise UsageError(str(error)) from None
         return Clips(features, grid.clip_len_s, grid.duration_s)
+
+
+def _of_events(store: Store) -> tuple[dict[str, Any], Mapping[str, str]]:
+    """Parameters of the current `events` of a store, and the recipes that they were made of; both
+    are empty where there are none, or events that name no streams."""
+    if "events" not in store.current:
+        return {}, {}
+    recipe = store.recipe("events")
+    return (dict(recipe.params), recipe.upstream) if "streams" in recipe.params else ({}, {})

@@ -6,17 +6,20 @@ import hashlib
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import yaml
 
+from data.config import parse_config
 from data.errors import UsageError, some
+from data.grid import Grid
 from pipeline.events.changepoints import PENALTIES, KernelCpd
 from pipeline.events.compare import SECONDS, Figures, Tolerance, compare
 from pipeline.events.evaluate import BoundaryScore, Truth
 from pipeline.events.parser import parse
 from pipeline.events.stored import Clips
+from pipeline.stages.events import EventsOptions
 
 __all__ = [
     "Candidate",
@@ -62,6 +65,7 @@ class Space:
         scales: lists of half widths in seconds that are pooled.
         deltas: `delta_rel`.
         min_lens_s: `min_len_s`.
+        settles: `settle`; None leaves the cuts of the recursion as they are.
         penalties: `penalty` of `kts`.
     """
 
@@ -70,6 +74,7 @@ class Space:
     scales: Sequence[tuple[float, ...]] = ((2.0, 4.0, 8.0),)
     deltas: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7)
     min_lens_s: Sequence[float] = (2.0, 4.0, 8.0)
+    settles: Sequence[float | None] = (None, 1.0)
     penalties: Sequence[float] = (0.25, 0.5, 1.0, 2.0)
 
     @classmethod
@@ -77,18 +82,41 @@ class Space:
         """The grid with some axes replaced; those that are None or empty stay as they are.
 
         Widths and scales are one axis: who names some of it gets no others.
+
+        Raises:
+            UsageError: an axis that none of the methods has.
         """
         named = {name: tuple(values) for name, values in given.items() if values}
+        methods = named.get("methods", cls.methods)
+        for name, (option, axis) in _OPTIONS.items():
+            if name in named and not any(axis in _AXES.get(each, ()) for each in methods):
+                able = ", ".join(method for method, axes in _AXES.items() if axis in axes)
+                raise UsageError(
+                    f"{option} means nothing to {', '.join(methods)}: leave it out, or add "
+                    f"--method; those that read it: {able}"
+                )
         widths = {"half_widths_s", "scales"}
         if widths & named.keys():
             named = {**dict.fromkeys(widths, ()), **named}
-        return cls(**named)
+        space = cls(**named)
+        space.candidates()  # refused at once, not when features are there
+        return space
+
+    def of_clips(self, clip_len_s: float) -> Self:
+        """The grid without half widths that are the same number of clips as another, and so the
+        same events: of those the one nearest to that number is kept."""
+        nearest: dict[int, float] = {}
+        for width in self.half_widths_s:
+            clips = Grid(width, clip_len_s).n  # as `parse` rounds
+            other = nearest.setdefault(clips, width)
+            nearest[clips] = min(other, width, key=lambda each: abs(each - clips * clip_len_s))
+        return replace(self, half_widths_s=tuple(nearest.values()))
 
     def candidates(self) -> list[Candidate]:
-        """The grid in the order method, width, delta, length.
+        """The grid in the order method, width, delta, length, settle.
 
         Raises:
-            UsageError: an unknown method, or a grid without points.
+            UsageError: an unknown method, a value that the stage would refuse, or no points.
         """
         unknown = [method for method in self.methods if method not in _AXES]
         if unknown:
@@ -100,6 +128,8 @@ class Space:
         ]
         if not found:
             raise UsageError("there is nothing to choose from: the grid has no points")
+        for each in found:
+            parse_config(EventsOptions, each.params, source="events tune")
         return found
 
     def _widths(self) -> list[dict[str, Any]]:
@@ -112,17 +142,29 @@ class Space:
     def _lengths(self) -> list[dict[str, Any]]:
         return [{"min_len_s": each} for each in self.min_lens_s]
 
+    def _prices(self) -> list[dict[str, Any]]:
+        return [{} if each is None else {"settle": each} for each in self.settles]
+
     def _costs(self) -> list[dict[str, Any]]:
         return [{"penalty": each} for each in self.penalties]
 
 
 _AXES: Mapping[str, tuple[str, ...]] = {
-    "rtp": ("widths", "thresholds", "lengths"),
+    "rtp": ("widths", "thresholds", "lengths", "prices"),
     "kts": ("costs", "lengths"),
     "oneshot": ("widths",),
     "eatr-compat": (),
 }
 """What decides in each method of `parse`; `uniform` does not look at the video."""
+
+_OPTIONS = {
+    "half_widths_s": ("--half-width", "widths"),
+    "scales": ("--scales", "widths"),
+    "deltas": ("--delta", "thresholds"),
+    "min_lens_s": ("--min-len", "lengths"),
+    "settles": ("--settle", "prices"),
+}
+"""Of the command line, and the axis that each is on."""
 
 
 def _points(axes: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[dict[str, Any]]:
@@ -187,7 +229,8 @@ def split_truth(
         )
     if not truth or not test:
         raise UsageError(
-            f"{len(truth)} videos to choose on and {len(test)} to report on: both must have some"
+            f"{len(truth)} videos to choose on and {len(test)} to report on: both must have some; "
+            "give more videos, another share, or a test file"
         )
     return dict(truth), dict(test)
 
@@ -238,9 +281,8 @@ class Tuned:
     def yaml(self, truth: str, streams: Mapping[str, float]) -> str:
         """The section of a pipeline.yaml, with where its numbers come from."""
         here, there = self.learn[CHOSEN], self.rows[CHOSEN].scores[self.objective].f1
-        section = {"streams": dict(streams), **self.params}
-        if "half_width_s" in section:
-            section["scales"] = None  # those of a config that this one extends would come first
+        # Every option, lest one of a config that this one extends be taken with the chosen ones.
+        section = {"streams": dict(streams), **EventsOptions().parameters, **self.params}
         return (
             f"# Chosen by `pipeline events tune` among {self.tried} on {self.learned} videos of\n"
             f"# {json.dumps(truth)}: F1@{self.objective} {here:.3f} there, {there:.3f} on "
@@ -279,6 +321,8 @@ def tune(
         seed: of the random baseline.
         progress: shows how far it is.
     """
+    clip_len_s = clips_of(min(learn)).clip_len_s  # one of the store
+    space = space.of_clips(clip_len_s)
     grid = {CHOSEN: space.candidates()}
     if before is not None:
         grid["events, as stored" if before else "events, defaults"] = [Candidate.parsing(before)]
@@ -300,21 +344,26 @@ def tune(
         held=len(held),
         learn={name: score.f1 for name, (_, score) in won.items()},
         rows=compare(found, held, seconds=dict.fromkeys((*seconds, objective)), seed=seed),
-        notes=_edges(space, won[CHOSEN][0].params),
+        notes=_edges(space, won[CHOSEN][0].params, clip_len_s),
     )
 
 
-def _edges(space: Space, params: Mapping[str, Any]) -> list[str]:
-    """Chosen values at the end of what was tried: better ones may lie beyond."""
+def _edges(space: Space, params: Mapping[str, Any], clip_len_s: float) -> list[str]:
+    """Chosen values at the end of what was tried: better ones may lie beyond, unless it is time
+    of no more than one clip."""
     tried = {
         "half_width_s": space.half_widths_s,
         "delta_rel": space.deltas,
         "min_len_s": space.min_lens_s,
+        "settle": [each for each in space.settles if each is not None],
         "penalty": space.penalties,
     }
     return [
         f"{name} {params[name]:g} is the last of those tried ({min(values):g} to {max(values):g}): "
         "a better one may lie beyond"
         for name, values in tried.items()
-        if name in params and len(values) > 1 and params[name] in (min(values), max(values))
+        if name in params
+        and len(values) > 1
+        and params[name] in (min(values), max(values))
+        and not (name.endswith("_s") and params[name] <= clip_len_s)
     ]

@@ -20,13 +20,14 @@ import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
 
-from data.errors import StoreError, UsageError, nearest
+from data.errors import UsageError, nearest, some
 from data.store import Store
 from data.store.files import atomic_write
 from data.store.place import place_of
 from data.store.types import Row
 from pipeline.events.evaluate import Truth, read_truth
-from pipeline.stages.events import stream_of, weighted
+from pipeline.events.scorers import Similarity
+from pipeline.events.stored import StoredClips
 
 __all__ = ["Picture", "draw_videos", "figure", "similarity_image"]
 
@@ -62,6 +63,7 @@ class Picture:
         events: the arrays of its row of the stage `events`.
         method: how the events were found.
         raters: true boundaries in seconds, one list per annotator.
+        similarity: how two clips were compared.
     """
 
     id: str
@@ -71,6 +73,7 @@ class Picture:
     events: Mapping[str, NDArray[Any]]
     method: str
     raters: Sequence[Sequence[float]] = ()
+    similarity: Similarity = "cosine"
 
     def across(self, time_s: float) -> float:
         """Where an instant is on the axis of time."""
@@ -92,46 +95,37 @@ def draw_videos(
         UsageError: no events in the store, or none of such a video; a wrong file of boundaries.
     """
     truth = {} if boundaries is None else read_truth(boundaries)
-    pictures = [picture_of(store, video, truth) for video in dict.fromkeys(videos)]
+    if truth and truth.keys().isdisjoint(videos):
+        raise UsageError(
+            f"{boundaries} has no boundaries of {some(videos)}; its ids: {some(sorted(truth), 3)}"
+        )
+    if "events" not in store.current:
+        raise UsageError(f"{store.path} holds no events; make them: pipeline run --stage events")
+    reader, clips_of = store.reader("events"), StoredClips(store)
+    for video in videos:
+        if video not in reader:
+            raise UsageError(
+                f"{store.path} holds no events of a video '{video}'; {nearest(video, reader.ids())}"
+            )
     out.mkdir(parents=True, exist_ok=True)
-    for picture in pictures:
-        file = out / f"{picture.id}.svg"
+    for video in dict.fromkeys(videos):
+        picture = _picture(reader.row(video), clips_of, truth.get(video))
+        file = out / f"{video}.svg"
         atomic_write(place_of(str(file)), figure(picture).encode())
         yield file
 
 
-def picture_of(store: Store, video: str, truth: Mapping[str, Truth] | None = None) -> Picture:
-    """Everything about one video, from the store.
-
-    Raises:
-        UsageError: there are no events of this video.
-    """
-    if "events" not in store.current:
-        raise UsageError(f"{store.path} holds no events; make them: pipeline run --stage events")
-    reader, recipe = store.reader("events"), store.recipe("events")
-    if video not in reader:
-        raise UsageError(
-            f"{store.path} holds no events of a video '{video}'; {nearest(video, reader.ids())}"
-        )
-    row = reader.row(video)
-    if row.grid is None:
-        raise StoreError(f"the events of video '{video}' come without a grid; make them again")
-    weights: Mapping[str, float] = recipe.params["streams"]
-    features = {
-        stage: store.reader(stage, recipe.upstream[stage]).array(
-            video, stream_of(stage), row.key.content
-        )
-        for stage in weights
-    }
-    true = (truth or {}).get(video)
+def _picture(row: Row, clips_of: StoredClips, truth: Truth | None) -> Picture:
+    clips = clips_of(row.key.id, row.key.content)
     return Picture(
-        video,
-        row.grid.duration_s,
-        row.grid.clip_len_s,
-        weighted(features, weights),
+        row.key.id,
+        clips.duration_s,
+        clips.clip_len_s,
+        clips.features,
         _arrays(row),
-        str(recipe.params["method"]),
-        true.raters if true is not None else (),
+        str(clips_of.parameters.get("method", "")),
+        () if truth is None else truth.raters,
+        clips_of.parameters.get("similarity", "cosine"),
     )
 
 
@@ -170,19 +164,35 @@ def figure(picture: Picture) -> str:
     )
 
 
-def similarity_image(features: NDArray[Any], most: int = _PIXELS) -> NDArray[np.uint8]:
-    """Cosines of all pairs of clips as grey values, shape (P, P) with P = min(N, most).
+def similarity_image(
+    features: NDArray[Any], most: int = _PIXELS, similarity: Similarity = "cosine"
+) -> NDArray[np.uint8]:
+    """Similarities of all pairs of clips as grey values, shape (P, P) with P = min(N, most).
 
-    A pixel is the mean over a block of pairs, which is the product of two mean unit vectors: no
-    matrix of all pairs is made, however long the video is. White is the most similar.
+    A pixel is the mean over a block of pairs, for `l2` the root of the mean square. Both follow
+    from the means of the blocks' rows and squares: no matrix of all pairs is made, however long the
+    video is. White is the most similar.
     """
-    norms = np.linalg.norm(features, axis=1, keepdims=True)
-    unit = features / np.where(norms == 0, 1.0, norms)
-    edges = _blocks(len(unit), most)
-    means = np.add.reduceat(unit, edges[:-1], axis=0) / np.diff(edges)[:, None]
-    cosines = means @ means.T
-    low, high = float(cosines.min()), float(cosines.max())
-    share = (cosines - low) / (high - low) if high > low else np.ones_like(cosines)
+    rows = features.astype(np.float64)
+    if similarity == "cosine":
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows = rows / np.where(norms == 0, 1.0, norms)
+    else:
+        rows = rows - rows.mean(axis=0)  # distances stay, and their squares lose fewer digits
+    edges = _blocks(len(rows), most)
+    means = np.add.reduceat(rows, edges[:-1], axis=0) / np.diff(edges)[:, None]
+    products = means @ means.T
+    if similarity == "cosine":
+        return _grey(products)
+    squares = np.add.reduceat(np.square(rows).sum(axis=1), edges[:-1]) / np.diff(edges)
+    apart = np.maximum(squares[:, None] + squares - 2 * products, 0.0)
+    return _grey(-apart if similarity == "sqeuclidean" else -np.sqrt(apart))
+
+
+def _grey(values: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """From the lowest as 0 to the highest as 255; 255 where all are equal."""
+    low, high = float(values.min()), float(values.max())
+    share = (values - low) / (high - low) if high > low else np.ones_like(values)
     return np.rint(255 * share).astype(np.uint8)
 
 
@@ -190,7 +200,9 @@ def similarity_image(features: NDArray[Any], most: int = _PIXELS) -> NDArray[np.
 
 
 def _matrix(picture: Picture, y: float) -> Markup:
-    image = base64.b64encode(_png(similarity_image(picture.features))).decode()
+    image = base64.b64encode(
+        _png(similarity_image(picture.features, similarity=picture.similarity))
+    ).decode()
     squares = []
     for start, end in picture.events["spans_s"].tolist():
         left, right = picture.across(start), picture.across(end)
@@ -207,7 +219,7 @@ def _matrix(picture: Picture, y: float) -> Markup:
         '<image width="{side}" height="{side}" preserveAspectRatio="none" '
         'style="image-rendering:pixelated" href="data:image/png;base64,{image}"/></svg>{squares}'
     ).format(
-        label=_label("similarity", y + 12),
+        label=Markup("").join([_label("similarity", y + 12), _note(picture.similarity, y + 28)]),
         left=_LEFT,
         y=_px(y),
         wide=_WIDE,
@@ -220,7 +232,7 @@ def _matrix(picture: Picture, y: float) -> Markup:
 def _curve(picture: Picture, y: float) -> Markup:
     scores = np.asarray(picture.events["scores"], np.float64)
     edges = _blocks(len(scores), _POINTS)
-    best = np.maximum.reduceat(scores, edges[:-1])
+    best = np.maximum(np.maximum.reduceat(scores, edges[:-1]), 0.0)  # zero edges may be below
     middles = (edges[:-1] + edges[1:]) / 2 * picture.clip_len_s
     top = float(best.max())
     down = y + _CURVE * (1 - best / top) if top > 0 else np.full(len(best), y + _CURVE)
@@ -231,7 +243,7 @@ def _curve(picture: Picture, y: float) -> Markup:
     cuts = [_line("cut", picture.across(at), y, _CURVE) for at in _boundaries(picture)]
     return Markup('{}{}{}<polyline class="curve" points="{}"/>').format(
         _label("boundary score", y + 12),
-        Markup('<text class="axis" x="8" y="{}">up to {}</text>').format(y + 28, f"{top:.3g}"),
+        _note(f"up to {top:.3g}", y + 28),
         Markup("").join(cuts),
         points,
     )
@@ -292,6 +304,10 @@ def _time_axis(picture: Picture, y: float) -> Markup:
 
 def _label(name: str, y: float) -> Markup:
     return Markup('<text x="8" y="{}">{}</text>').format(_px(y), escape(name))
+
+
+def _note(text: str, y: float) -> Markup:
+    return Markup('<text class="axis" x="8" y="{}">{}</text>').format(_px(y), escape(text))
 
 
 def _line(kind: str, x: float, y: float, tall: float) -> Markup:

@@ -6,25 +6,21 @@ from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PositiveFloat, model_validator
 
-from data.errors import InputError, UsageError
+from data.errors import InputError
 from data.store.types import Row, Schema, StreamSpec
-from pipeline.events.parser import Method, combine, parse
+from pipeline.events.parser import Method, parse
 from pipeline.events.scorers import Pool, Similarity
 from pipeline.events.scores import Edges, Taper
+from pipeline.events.streams import compared, stream_of
 from pipeline.stage import STAGES, Inputs, Item, RowStage, StageContext
 from pipeline.stages.common import Configured, WorkerOptions
 
-__all__ = ["EventsOptions", "EventsStage", "stream_of", "weighted"]
+__all__ = ["EventsOptions", "EventsStage"]
 
 _TRIAL = np.eye(2)
 """A video of two clips, on which options are tried."""
-
-
-_MIN_CLIPS_OF_POSITIONS = 4
-"""Two columns of fewer clips may look like positions by chance."""
 
 
 class EventsOptions(WorkerOptions):
@@ -64,6 +60,10 @@ class EventsOptions(WorkerOptions):
         le=1,
         description="How much of the video's largest rise of the score a split must reach.",
     )
+    settle: PositiveFloat | None = Field(
+        None,
+        description="`rtp`: set the cuts right together, each worth at least this price.",
+    )
     max_events: int | None = Field(None, ge=1, description="At most so many events per video.")
     max_depth: int | None = Field(None, ge=0, description="At most so many nested splits.")
     penalty: float = Field(1.0, gt=0, description="What `kts` pays for a boundary, 1 in the paper.")
@@ -93,16 +93,17 @@ class EventsStage(Configured, RowStage):
 
     def __init__(self, context: StageContext, options: EventsOptions) -> None:
         super().__init__(context, options)
-        self._arrays = {stage: stream_of(stage) for stage in sorted(options.streams)}
+        for stage in options.streams:
+            stream_of(stage)  # told before any video is touched
 
     @property
     def upstream(self) -> tuple[str, ...]:
         """The stages of `streams`."""
-        return tuple(self._arrays)
+        return tuple(sorted(self.options.streams))
 
     @property
     def group_size(self) -> int:
-        """A video takes milliseconds: many travel together."""
+        """A video takes no longer than a call of a worker of Ray, so many travel together."""
         return self.options.group_size
 
     @property
@@ -133,15 +134,8 @@ class EventsStage(Configured, RowStage):
             InputError: `not-finite` features; `clip-positions` among them; `not-features`, an
                 import of something else; `not-parsed`, a video too long for the options.
         """
-        rows = {stage: inputs.row(stage) for stage in self._arrays}
-        grid = next(iter(rows.values())).grid
-        if grid is None:
-            raise ValueError(f"the features of {item.key.id} come without a grid")
-        streams = {
-            stage: _checked(row, name, stage)
-            for (stage, name), row in zip(self._arrays.items(), rows.values(), strict=True)
-        }
-        features = weighted(streams, self.options.streams)
+        rows = {stage: inputs.row(stage) for stage in self.upstream}
+        features, grid = compared(rows, self.options.streams)
         try:
             events = parse(features, grid.clip_len_s, grid.duration_s, **self.options.parameters)
         except ValueError as error:  # options that do not fit this video's length
@@ -149,69 +143,3 @@ class EventsStage(Configured, RowStage):
         arrays = {name: np.asarray(getattr(events, name)) for name in self.schema.arrays}
         arrays["scores"] = arrays["scores"].astype(np.float32)
         return Row(item.key, grid, arrays)
-
-
-def weighted(
-    streams: Mapping[str, NDArray[Any]], weights: Mapping[str, float]
-) -> NDArray[np.float64]:
-    """One matrix (N, D), in float64 so that boundaries do not depend on the machine."""
-    if len(streams) == 1:
-        return next(iter(streams.values())).astype(np.float64)
-    return combine([(streams[stage], weights[stage]) for stage in sorted(streams)])
-
-
-def stream_of(stage: str) -> str:
-    """Name of the per-clip features that a stage writes; imports bear the name of their stage.
-
-    Raises:
-        UsageError: a stage of the pipeline that writes none.
-    """
-    if stage not in STAGES:
-        return stage  # an import, or nothing: the program knows the store and says so
-    stream: str | None = getattr(STAGES.get(stage), "stream", None)
-    if stream is None:
-        allowed = [name for name in STAGES if hasattr(STAGES.get(name), "stream")]
-        raise UsageError(
-            f"events.streams: stage '{stage}' writes no features per clip; "
-            f"allowed: {', '.join(allowed)}, and whatever was imported"
-        )
-    return stream
-
-
-def _checked(row: Row, name: str, stage: str) -> NDArray[Any]:
-    """The features of one video from one stage, if content can be compared by them."""
-    id_ = row.key.id
-    found = row.arrays.get(name)
-    if found is None or found.ndim != 2 or row.grid is None or len(found) != row.grid.n:
-        shape = "nothing" if found is None else f"an array of shape {found.shape}"
-        raise InputError(
-            "not-features",
-            f"stage '{stage}' holds {shape} as '{name}' of video {id_}; events need one row of "
-            "features per clip: name another stage in events.streams",
-        )
-    finite = np.isfinite(found).all(axis=1)
-    if not finite.all():
-        clips = np.flatnonzero(~finite)
-        raise InputError(
-            "not-finite",
-            f"the features of video {id_} (stage '{stage}') hold values that are not finite "
-            f"numbers in {len(clips)} clips, first in clip {clips[0]}; compute them again",
-        )
-    if _ends_in_positions(found):
-        raise InputError(
-            "clip-positions",
-            f"the last two columns of the features of video {id_} (stage '{stage}') are where the "
-            "clips begin and end (TEF), which is no content; import the features without them",
-        )
-    return found
-
-
-def _ends_in_positions(features: NDArray[Any]) -> bool:
-    """Whether the last two columns are i / n and (i + 1) / n, as loaders of moment retrieval
-    append them."""
-    n, width = features.shape
-    if n < _MIN_CLIPS_OF_POSITIONS or width < 2:
-        return False
-    edges = np.arange(n + 1) / n
-    expected = np.stack([edges[:-1], edges[1:]], axis=1)
-    return bool(np.allclose(features[:, -2:], expected, rtol=0.0, atol=1e-3))

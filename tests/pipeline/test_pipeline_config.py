@@ -224,3 +224,24 @@ def test_yaml_cannot_make_objects(tmp_path: Path) -> None:
 def test_a_missing_config_says_how_to_start_one(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"extends: tiny\nvideos: \{root: FOLDER"):
         load_pipeline_config(tmp_path / "pipeline.yaml")
+
+
+@pytest.mark.parametrize(
+    ("words", "streams"),
+    [
+        ([], {"dinov2": 1.0}),
+        (["stages.events.streams={slowfast: 2.0}"], {"slowfast": 2.0}),
+        (["stages.events.streams.slowfast=2.0"], {"dinov2": 1.0, "slowfast": 2.0}),
+    ],
+)
+def test_streams_of_events_are_those_that_are_named_last(
+    tmp_path: Path, words: list[str], streams: dict[str, float]
+) -> None:
+    write(tmp_path / "events.yaml", stages={"events": {"streams": {"clip": 1.0}}})
+    file = write(
+        tmp_path / "job.yaml",
+        extends=["tiny", "events.yaml"],
+        stages={"events": {"streams": {"dinov2": 1.0}}},
+    )
+    events: Any = load_pipeline_config(file, words).stage_options["events"]
+    assert events.streams == streams

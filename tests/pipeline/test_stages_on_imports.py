@@ -116,7 +116,9 @@ def test_a_stream_that_was_not_imported_is_named_before_anything_runs(folder: Pa
     assert call("import", "--from", "f", "--stage", "dinov2").exit_code == 0
     failed = call("run", "--set", "stages.events.streams={dinov: 1.0}")
     assert failed.exit_code == 2
-    assert "did you mean 'dinov2'" in " ".join(failed.output.split())
+    told = " ".join(failed.output.split())
+    assert "did you mean 'dinov2'" in told
+    assert told.count(" clip,") == 1
 
 
 def test_new_imported_videos_are_worked_on_and_changed_ones_are_another_recipe(

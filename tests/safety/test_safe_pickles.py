@@ -43,7 +43,7 @@ class Harm:
 def test_a_gebd_file_is_read_from_every_protocol(protocol: int, tmp_path: Path) -> None:
     path = tmp_path / "k400_mr345_val_min_change_duration0.3.pkl"
     path.write_bytes(pickle.dumps({"a": VIDEO}, protocol=protocol))
-    assert read_gebd(path) == {"a": GebdVideo(10.0, 25.0, ((2.0,), (1.0, 4.0)), (0.5, 0.75), 0.625)}
+    assert read_gebd(path) == {"a": GebdVideo(10.0, ((2.0,), (1.0, 4.0)), 0.625)}
 
 
 def test_the_same_as_json_gives_the_same_and_feeds_the_scores(tmp_path: Path) -> None:
@@ -68,6 +68,12 @@ def test_a_gebd_file_with_code_in_it_is_refused_and_runs_nothing(
     ):
         read_gebd(path)
     assert not folder.exists()
+
+
+def test_boundaries_of_ones_own_as_json_are_told_to_be_jsonl(tmp_path: Path) -> None:
+    (tmp_path / "truth.json").write_text('[{"vid": "a", "duration": 10.0, "boundaries": [5.0]}]')
+    with pytest.raises(UsageError, match=r"boundaries of your own are lines .* \.jsonl file"):
+        read_gebd(tmp_path / "truth.json")
 
 
 def test_plain_data_allows_no_name_at_all() -> None:
@@ -149,7 +155,8 @@ def test_shared_lists_that_unfold_to_billions_are_counted_and_deep_ones_refused(
         (7, {}, "its id is not a string"),
         ("a", {"video_duration": float("nan")}, "'video_duration' must be numbers from 0"),
         ("a", {"video_duration": 10**400}, "'video_duration' must be numbers from 0"),
-        ("a", {"fps": "25"}, "'fps' must be numbers"),
+        ("a", {"video_duration": 0}, "'video_duration' must be above 0"),
+        ("a", {"f1_consis_avg": "0.5"}, "'f1_consis_avg' must be numbers"),
         ("a", {"substages_timestamps": []}, "one list of seconds for each of up to 64"),
         ("a", {"substages_timestamps": [[True]]}, "must be numbers .* got True"),
         ("a", {"substages_timestamps": [[0.0] * 10_001]}, "at most 10,000 numbers"),

@@ -12,6 +12,7 @@ from data.config import load_config, parse_config
 from data.errors import UsageError
 from data.store import Store
 from training.config import TrainerConfig, shipped_or_file
+from training.run import _differences
 from training.session import Session
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "trainer"
@@ -40,7 +41,11 @@ def test_the_two_demo_configurations_differ_in_the_narrative_merge_alone() -> No
         ("loop.epoch=3", r"unknown key 'loop\.epoch'; did you mean 'epochs'\?"),
         ("optim.schedule={name: cosin}", r"unknown schedule 'cosin'; did you mean 'cosine'"),
         ("loop.epochs=0", r"'loop\.epochs': .* greater than or equal to 1, got 0"),
-        ("data.narratives=true", r"data\.narratives=true, but nothing would .*plugins: none"),
+        (
+            "data.narratives=true",
+            r"data\.narratives=true, but nothing would .*plugins: none.*\(tea\)",
+        ),
+        ("data.events=true", r"data\.events=true, but nothing .*plug-in.*there is none yet"),
         ("data.event_depth=2", r"data\.event_depth=2, but no events .* set data\.events=true"),
         ("data.event_depth=-1", r"'data\.event_depth': .* greater than or equal to 0"),
         ("optim.lr=.inf", r"'optim\.lr': .*finite number, got inf"),
@@ -61,6 +66,18 @@ def test_a_stream_that_no_plug_in_reads_is_not_loaded_in_silence(values: dict[st
     values["model"]["plugins"] = {"tea": {}}
     with pytest.raises(UsageError, match=r"data\.events=true, but nothing .*plugins: tea\)"):
         parse_config(TrainerConfig, values, source="test")
+
+
+def test_the_depth_of_events_is_part_of_what_a_run_was_trained_as(values: dict[str, Any]) -> None:
+    config = parse_config(TrainerConfig, values, source="test")
+    # no plug-in that ships reads events yet, so the check for one is passed over
+    coarse, fine = (
+        config.model_copy(
+            update={"data": config.data.model_copy(update={"events": True, "event_depth": depth})}
+        )
+        for depth in (1, None)
+    )
+    assert _differences(coarse, fine) == "data.event_depth was 1 and is None"
 
 
 def test_a_side_stream_whose_stage_was_not_run_is_named_with_the_command(

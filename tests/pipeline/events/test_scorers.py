@@ -316,3 +316,50 @@ def test_the_closed_form_of_squared_distances_refuses_the_ends_it_is_wrong_at() 
         SquaredDistanceScorer(np.ones((9, 2)), 2, "box", "zero")
     with pytest.raises(ValueError, match="needs a band of 5 diagonals, got 4"):
         BandedScorer(np.ones((4, 9)), 2)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("similarity", NAMES)
+@pytest.mark.parametrize("s", [3, 20])
+def test_how_the_features_lie_in_memory_changes_no_bit(
+    dtype: Any, similarity: Similarity, s: int
+) -> None:
+    features = np.random.default_rng(6).normal(size=(90, 37)).astype(dtype)
+    wanted = make_scorer(features, [s], similarity=similarity).segment(0, 90)
+    wide = np.concatenate([features, features], axis=1)
+    frozen = features.copy()
+    frozen.flags.writeable = False
+    for same in (
+        np.asfortranarray(features),
+        features[::-1].copy()[::-1],
+        wide[:, :37],
+        np.repeat(features, 2, axis=1)[:, ::2],
+        features.astype(features.dtype.newbyteorder()),
+        frozen,
+    ):
+        found = make_scorer(same, [s], similarity=similarity).segment(0, 90)
+        np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("s", [3, 20])
+@pytest.mark.parametrize("power", [-120, -70, 62, 120])
+def test_rows_of_extreme_lengths_keep_their_bits_in_single_precision(s: int, power: int) -> None:
+    features = np.random.default_rng(7).uniform(0.5, 1.5, size=(90, 37)).astype(np.float32)
+    features *= np.random.default_rng(8).choice([-1, 1], size=features.shape)
+    wanted = boundary_scores(features, s, edges="normalized")
+    mixed = features.copy()
+    mixed[::3] = np.ldexp(features[::3], power)
+    for rows in (np.ldexp(features, power), mixed):
+        np.testing.assert_array_equal(boundary_scores(rows, s, edges="normalized"), wanted)
+
+
+@pytest.mark.parametrize("edges", EDGES)
+@pytest.mark.parametrize("similarity", NAMES)
+def test_few_clips_have_the_bits_of_many(similarity: Similarity, edges: Edges) -> None:
+    # few clips of a band are looked up in another way than many
+    features = np.random.default_rng(9).normal(size=(400, 5))
+    features[100:140] = features[99]
+    scorer = make_scorer(features, [7], similarity=similarity, taper="gaussian", edges=edges)
+    whole = scorer.segment(0, 400)
+    each = [scorer.part(clip, clip + 1, 0, 400) for clip in range(400)]
+    assert np.concatenate(each).tobytes() == whole.tobytes()

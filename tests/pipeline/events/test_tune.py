@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from rich.console import Console
 from typer.testing import CliRunner
 
 from data.errors import UsageError
@@ -17,11 +19,12 @@ from data.store import Store
 from data.store.types import ItemKey, Recipe, Row, Schema, StreamSpec
 from pipeline.cli import app
 from pipeline.config import load_pipeline_config
-from pipeline.events.compare import HUMAN, Tolerance
+from pipeline.events.compare import HUMAN, SECONDS, Tolerance, compare
 from pipeline.events.evaluate import Truth
 from pipeline.events.parser import parse
 from pipeline.events.stored import Clips, StoredClips
-from pipeline.events.tune import CHOSEN, Candidate, Space, score_all, split_truth, tune
+from pipeline.events.tune import CHOSEN, KERNEL_CPD, Candidate, Space, score_all, split_truth, tune
+from pipeline.events_commands import figures_table
 from pipeline.stages.events import EventsOptions
 
 STRICT = Tolerance(0.05, True)
@@ -54,7 +57,7 @@ def test_the_best_of_the_grid_is_chosen_and_of_equals_the_first() -> None:
     done = tune(learn, held, clips_of, space, STRICT, before={}, cpd=False)
     candidates = space.candidates()
     scores = [score.f1 for score in score_all(candidates, learn, clips_of, STRICT, sorted(learn))]
-    assert done.tried == len(candidates) == 4  # none of the scales that were not named
+    assert done.tried == len(candidates) == 8  # none of the scales; each with and without settle
     assert done.params == candidates[int(np.argmax(scores))].params
     assert done.learn[CHOSEN] == max(scores) > min(scores)
     assert list(done.rows)[:3] == [CHOSEN, "events, defaults", "uniform grid"]
@@ -160,6 +163,30 @@ def test_evaluate_prints_the_events_beside_everything_else(folder: Path) -> None
     assert "no row of human annotators: no video has two of them" in text
 
 
+@pytest.mark.parametrize("learn", [None, {KERNEL_CPD: 0.5}])
+def test_a_terminal_of_80_columns_shows_every_name_and_figure(
+    learn: dict[str, float] | None,
+) -> None:
+    rows = compare({"events, as stored": {}, KERNEL_CPD: {}}, TRUTH)
+    written = io.StringIO()
+    console = Console(width=80, file=written)
+    console.print(figures_table("scores", rows, SECONDS, learn))
+    text = written.getvalue()
+    assert "…" not in text
+    for words in ("F1@0.05", "prec.", "recall", "F1@0.5s", "F1@1s", "KernelCPD,", "boundary"):
+        assert words in text
+
+
+def test_one_number_of_boundaries_for_unlike_videos_is_said_to_be_hard_on_kernel_cpd(
+    folder: Path,
+) -> None:
+    words = ("evaluate", "truth.jsonl", "--store", "store")
+    lengths = [each.duration_s for each in TRUTH.values()]
+    assert max(lengths) > 1.5 * min(lengths)
+    assert "one number for all is hard on KernelCPD" in " ".join(call(*words).split())
+    assert "one number for all" not in " ".join(call(*words, "--no-cpd").split())
+
+
 def test_evaluate_says_as_json_what_it_prints(folder: Path) -> None:
     raters = {video: Truth(each.duration_s, each.raters * 2) for video, each in TRUTH.items()}
     write_truth(folder / "two.jsonl", {**raters, "gone": Truth(10.0, ((5.0,), (5.0,)))})
@@ -203,7 +230,7 @@ def test_tune_writes_a_config_that_the_stage_takes(folder: Path) -> None:
     assert CHOSEN in text
     assert "events, as stored" in text
     written = (folder / "events.yaml").read_text()
-    assert written.startswith("# Chosen by `pipeline events tune` among 3 on")
+    assert written.startswith("# Chosen by `pipeline events tune` among 6 on")
     section = yaml.safe_load(written)["stages"]["events"]
     assert section["streams"] == {"clip": 1.0}
     assert EventsOptions.model_validate(section).delta_rel == 0.3
@@ -220,14 +247,49 @@ def test_tune_reports_on_a_second_file_and_says_as_json_what_it_chose(folder: Pa
     assert any("1 videos have no features" in note for note in told["notes"])
 
 
-def test_a_chosen_width_is_not_hidden_by_scales_of_the_config_it_extends(folder: Path) -> None:
+def test_tune_prints_the_figure_that_it_chose_by(folder: Path) -> None:
+    words = ("--method", "oneshot", "--objective", "3s", "--no-cpd", "--out", "chosen.yaml")
+    for more in ((), ("--tolerance", "3s")):
+        text = call("tune", "truth.jsonl", "--store", "store", *words, *more)
+        assert text.count("F1@3s") == 1
+
+
+def test_tune_names_the_file_whose_videos_are_not_in_the_store(folder: Path) -> None:
+    others = {f"other-{video}": each for video, each in TRUTH.items()}
+    write_truth(folder / "others.jsonl", others)
+    words = ("tune", "truth.jsonl", "--store", "store", "--test", "others.jsonl")
+    assert "others.jsonl names others" in call(*words, code=2)
+
+
+def test_widths_of_the_same_number_of_clips_are_one() -> None:
+    space = Space(half_widths_s=(1.0, 2.0, 3.0, 4.0, 4.5, 8.0)).of_clips(2.0)
+    assert space.half_widths_s == (2.0, 4.0, 8.0)
+
+
+def test_prices_of_settling_replace_the_list() -> None:
+    tried = Space.of(methods=["rtp"], half_widths_s=[4.0], deltas=[0.4], settles=[0.5, 2.0])
+    assert {each.params.get("settle") for each in tried.candidates()} == {0.5, 2.0}
+
+
+def test_nothing_better_is_promised_below_one_clip() -> None:
+    learn, held = split_truth(TRUTH, None)
+    space = Space.of(
+        methods=["rtp"], half_widths_s=[8.0], scales=(), deltas=[0.4], min_lens_s=[2.0, 60.0]
+    )
+    done = tune(learn, held, clips_of, space, STRICT, cpd=False)
+    assert done.params["min_len_s"] == CLIP_LEN_S
+    assert not done.notes
+
+
+def test_what_is_chosen_is_not_mixed_with_options_of_the_config_it_extends(folder: Path) -> None:
     words = ["--method", "oneshot", "--half-width", 4, "--no-cpd"]
     call("tune", "truth.jsonl", "--store", "store", *words, "--out", "chosen.yaml")
-    base = {"stages": {"events": {"scales": [2.0, 32.0]}}}
+    other = {"scales": [2.0, 32.0], "pool": "mean", "taper": "gaussian", "delta_rel": 0.7}
+    base = {"stages": {"events": {**other, "min_len_s": 9.0, "max_depth": 1}}}
     (folder / "base.yaml").write_text(yaml.safe_dump(base))
     (folder / "job.yaml").write_text("extends: [tiny, base.yaml, chosen.yaml]")
     events: Any = load_pipeline_config(folder / "job.yaml").stage_options["events"]
-    assert (events.method, events.half_width_s, events.scales) == ("oneshot", 4.0, None)
+    assert events.parameters == {**EventsOptions().parameters, "method": "oneshot"}
 
 
 @pytest.mark.parametrize(
@@ -238,6 +300,14 @@ def test_a_chosen_width_is_not_hidden_by_scales_of_the_config_it_extends(folder:
         (["--stream", "clip=-1"], "--stream takes STAGE"),
         (["--objective", "5%"], "a tolerance is a part"),
         (["--out", "events.txt"], "--out names a YAML file"),
+        (["--half-width", "-1"], "'half_width_s': input should be greater than 0, got -1"),
+        (["--delta", "3"], "'delta_rel': input should be less than or equal to 1"),
+        (["--settle", "0"], "'settle': input should be greater than 0"),
+        (["--min-len", "-1"], "'min_len_s': input should be greater than or equal to 0"),
+        (["--method", "oneshot", "--delta", "0.3"], "--delta means nothing to oneshot"),
+        (["--stream", "clip", "--stream", "clip=0.5"], "--stream names 'clip' twice"),
+        (["--tolerance", "0.05"], "--tolerance takes seconds"),
+        (["--share", "0"], "give more videos, another share, or a test file"),
     ],
 )
 def test_tune_refuses_what_it_cannot_use(folder: Path, words: list[str], problem: str) -> None:

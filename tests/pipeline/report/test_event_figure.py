@@ -7,6 +7,7 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -107,6 +108,45 @@ def test_a_pixel_of_a_long_video_is_the_mean_over_a_block_of_pairs() -> None:
     assert similarity_image(np.zeros((3, 2))).tolist() == [[255] * 3] * 3
 
 
+@pytest.mark.parametrize(("similarity", "root"), [("l2", True), ("sqeuclidean", False)])
+def test_distances_are_drawn_where_distances_were_compared(similarity: Any, root: bool) -> None:
+    features = 5.0 + np.random.default_rng(2).standard_normal((21, 5))
+    squares = np.square(features[:, None] - features).sum(axis=-1)
+    for most, blocks in (
+        (21, squares),
+        (7, squares.reshape(7, 3, 7, 3).mean(axis=(1, 3))),
+    ):
+        apart = -np.sqrt(blocks) if root else -blocks
+        expected = np.rint(255 * (apart - apart.min()) / (apart.max() - apart.min()))
+        np.testing.assert_array_equal(similarity_image(features, most, similarity), expected)
+
+
+def test_a_figure_of_another_similarity_says_so_and_has_its_picture(folder: Path) -> None:
+    assert call("events", "figure", "film-a", "--out", "o").exit_code == 0
+    assert call("run", "--set", "stages.events.similarity=l2").exit_code == 0
+    assert call("events", "figure", "film-a", "--out", "l2").exit_code == 0
+    drawn = [(folder / out / "film-a.svg").read_text() for out in ("o", "l2")]
+    assert ">cosine</text>" in drawn[0]
+    assert ">l2</text>" in drawn[1]
+    first, second = (re.search(r"base64,([^\"]+)", text) for text in drawn)
+    assert first is not None
+    assert second is not None
+    assert first[1] != second[1]
+
+
+def test_scores_below_nothing_stay_in_their_lane() -> None:
+    events = {
+        "boundaries_s": np.empty(0),
+        "boundary_depth": np.empty(0, np.int32),
+        "spans_s": np.array([[0.0, 3.0]]),
+        "scores": np.array([1.0, -4.0, 0.5]),
+    }
+    root = ElementTree.fromstring(figure(Picture("x", 3.0, 1.0, np.eye(3), events, "rtp")))
+    curve = next(each for each in root.iter() if each.get("class") == "curve")
+    heights = [float(point.split(",")[1]) for point in curve.get("points", "").split()]
+    assert max(heights) - min(heights) == 110
+
+
 def test_files_of_long_videos_stay_small_and_every_depth_has_its_place() -> None:
     rng = np.random.default_rng(2)
     cuts = np.sort(rng.choice(np.arange(1, 20_000), 400, replace=False)).astype(np.float64)
@@ -147,3 +187,18 @@ def test_what_is_not_there_is_said_with_what_to_do(folder: Path) -> None:
     bare = call("events", "figure", "film-a", "--store", "bare")
     assert bare.exit_code == 2
     assert "pipeline run --stage events" in " ".join(bare.output.split())
+
+
+def test_a_figure_without_the_true_boundaries_that_were_asked_for_is_refused(folder: Path) -> None:
+    truth = {"vid": "other", "duration": 48.0, "boundaries": [16.0]}
+    (folder / "truth.jsonl").write_text(json.dumps(truth) + "\n")
+    done = call("events", "figure", "film-a", "--boundaries", "truth.jsonl")
+    assert done.exit_code == 2
+    assert "truth.jsonl has no boundaries of film-a; its ids: other" in done.output
+
+
+def test_figures_are_not_written_over_a_file(folder: Path) -> None:
+    (folder / "out").write_text("mine")
+    done = call("events", "figure", "film-a", "--out", "out")
+    assert done.exit_code == 2
+    assert "--out names a folder, and out is a file" in done.output

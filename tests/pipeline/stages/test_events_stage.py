@@ -31,7 +31,11 @@ class Rows:
 
 
 def stage(**options: Any) -> EventsStage:
-    return EventsStage(StageContext(1.0), EventsOptions(half_width_s=3.0, delta_rel=0.2, **options))
+    return plain(half_width_s=3.0, delta_rel=0.2, **options)
+
+
+def plain(**options: Any) -> EventsStage:
+    return EventsStage(StageContext(1.0), EventsOptions(**options))
 
 
 def scenes(*lengths: int) -> np.ndarray:
@@ -91,7 +95,7 @@ def test_values_that_are_no_numbers_are_refused_with_video_stage_and_clip(value:
 
 
 def test_a_video_that_the_options_do_not_fit_is_named() -> None:
-    short = stage(method="eatr-compat", padded_len=5)
+    short = plain(method="eatr-compat", padded_len=5)
     with pytest.raises(InputError, match=r"video film: .*5"):
         short.process(Item(KEY), Rows({"clip": scenes(5, 7)}))
 
@@ -110,17 +114,16 @@ def test_events_are_those_of_parse_with_every_option_that_is_given() -> None:
     features += 0.3 * rng.standard_normal(features.shape)
     features = features.astype(np.float16).astype(np.float64)
     given: list[dict[str, Any]] = [
-        {"scales": (2.0, 4.0), "pool": "mean", "max_events": 3},
-        {"similarity": "l2", "taper": "gaussian", "max_depth": 1},
-        {"method": "kts", "penalty": 0.5},
+        {"scales": (2.0, 4.0), "pool": "mean", "max_events": 3, "delta_rel": 0.2},
+        {"similarity": "l2", "taper": "gaussian", "max_depth": 1, "min_len_s": 2.0},
+        {"method": "kts", "penalty": 0.5, "half_width_s": 3.0},
         {"method": "eatr-compat", "padded_len": 20},
-        {"method": "oneshot", "edges": "margin"},
+        {"method": "oneshot", "edges": "margin", "half_width_s": 3.0},
         {"method": "uniform", "max_events": 5},
     ]
-    base = {"half_width_s": 3.0, "delta_rel": 0.2}
     for options in given:
-        row = stage(**options).process(Item(KEY), Rows({"clip": features}))
-        expected = parse(features, 1.0, 12.3, **{**base, **options})
+        row = plain(**options).process(Item(KEY), Rows({"clip": features}))
+        expected = parse(features, 1.0, 12.3, **options)
         for name in ("boundaries_s", "spans_s", "depth", "boundary_parent"):
             np.testing.assert_array_equal(row[name], getattr(expected, name), err_msg=str(options))
         assert row["spans_s"][0, 0] == 0.0
@@ -159,7 +162,7 @@ def test_how_many_videos_travel_together_is_no_part_of_the_recipe() -> None:
         {"similarity": "sqeuclidean"},
         {"method": "kts"},
     ]
-    assert len({stage(**each).recipe({}).id for each in others}) == len(others)
+    assert len({plain(**each).recipe({}).id for each in others}) == len(others)
 
 
 def test_streams_and_their_weights_are_part_of_the_recipe() -> None:
