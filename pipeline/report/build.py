@@ -11,12 +11,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from data.annotations.types import Annotation
+from data.charts import line_chart, timeline
 from data.store import Store
 from data.store.files import atomic_write
 from data.terminal import decimals_of
 from data.video.types import Video
 from pipeline.events.evaluate import read_truth, score_store
-from pipeline.report.charts import line_chart, timeline
 from pipeline.report.collect import (
     BRIEF,
     MetricRow,
@@ -123,8 +123,8 @@ def _charts(inputs: ReportInputs, columns: Mapping[str, str]) -> list[Markup]:
     key = columns.get(name, name)
     lines = [history_lines(folder, run, key) for run, folder in inputs.runs.items()]
     return [
-        line_chart("Training loss", [loss for loss, _ in lines], "loss"),
-        line_chart(f"Validation {name}", [score for _, score in lines], name),
+        Markup(line_chart("Training loss", [loss for loss, _ in lines], "loss")),
+        Markup(line_chart(f"Validation {name}", [score for _, score in lines], name)),
     ]
 
 
@@ -181,7 +181,9 @@ def _timelines(inputs: ReportInputs) -> list[dict[str, Any]]:
         )
         for each in chosen
     ]
-    return [vars(each) | {"picture": timeline(each.duration_s, each.tracks)} for each in drawn]
+    return [
+        vars(each) | {"picture": Markup(timeline(each.duration_s, each.tracks))} for each in drawn
+    ]
 
 
 def _one_query_per_video(rows: Sequence[Annotation], inputs: ReportInputs) -> list[Annotation]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from data.annotations.mend import mended
 from data.annotations.types import Annotation
+from data.charts import Line, Span, Track
 from data.errors import UsageError
 from data.foreign import brief as brief_of
 from data.foreign import json_object, read_limited, text_lines
@@ -21,7 +22,6 @@ from data.grid import Grid
 from data.store import Store
 from data.video import IsolatedDecoder
 from data.video.types import FrameRequest, Video, View
-from pipeline.report.charts import Line, Span, Track
 
 __all__ = [
     "BRIEF",

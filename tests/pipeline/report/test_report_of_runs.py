@@ -12,7 +12,7 @@ import pytest
 from data.annotations.types import Annotation
 from data.grid import Grid
 from data.store import Store
-from pipeline.report.charts import Track, timeline
+from data.charts import Track, timeline
 from pipeline.report.collect import (
     _moment_tracks,
     _saliency_tracks,

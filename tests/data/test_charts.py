@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from pipeline.report.charts import Line, Span, Track, _ticks, line_chart, timeline
+from data.charts import Line, Span, Track, _ticks, line_chart, timeline
 
 
 def test_a_line_chart_is_well_formed_and_has_one_curve_per_line() -> None:

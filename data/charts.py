@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-
-from markupsafe import Markup, escape
 
 __all__ = ["Line", "Span", "Track", "line_chart", "timeline"]
 
@@ -52,12 +51,22 @@ class Track:
     places_s: Sequence[tuple[float, float]] = ()
 
 
-def line_chart(title: str, lines: Sequence[Line], y_label: str) -> Markup:
-    """Curves over epochs with a legend; an empty chart says so."""
+def line_chart(
+    title: str, lines: Sequence[Line], y_label: str, x_label: str = "epoch", x_max: float = 0.0
+) -> str:
+    """Curves with a legend; an empty chart says so.
+
+    Args:
+        title: above the chart.
+        lines: at most four look different.
+        y_label: what goes up, for readers of the alternative text.
+        x_label: what goes right.
+        x_max: where the axis ends at least; 0: one epoch.
+    """
     points = [point for line in lines for point in line.points]
     if not points:
-        return Markup('<p class="empty">{}: nothing was recorded</p>').format(title)
-    x_max = max(1.0, max(x for x, _ in points))
+        return f'<p class="empty">{html.escape(title)}: nothing was recorded</p>'
+    x_max = max(x_max or 1.0, *(x for x, _ in points))
     low, high = _nice_range([y for _, y in points])
 
     def place(x: float, y: float) -> tuple[float, float]:
@@ -65,21 +74,25 @@ def line_chart(title: str, lines: Sequence[Line], y_label: str) -> Markup:
         down = TOP + (HEIGHT - TOP - BOTTOM) * (1 - (y - low) / (high - low))
         return across, down
 
-    parts = [f'<text class="title" x="{LEFT}" y="15">{escape(title)}</text>']
+    parts = [f'<text class="title" x="{LEFT}" y="15">{html.escape(title)}</text>']
     parts += [_y_tick(place(0, value)[1], value) for value in _ticks(low, high)]
     parts += [_x_tick(place(value, low)[0], value) for value in _ticks(0, x_max)]
     for index, line in enumerate(lines):
         path = " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line.points)
         parts.append(f'<polyline class="series s{index % 4}" points="{path}"/>')
         parts.append(_legend(index, line.name))
-    parts.append(f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}">epoch</text>')
-    label = escape(f"{title}: {y_label} per epoch")
+    parts.append(
+        f'<text class="axis" x="{WIDTH - RIGHT}" y="{HEIGHT - 2}">{html.escape(x_label)}</text>'
+    )
+    label = html.escape(f"{title}: {y_label} per {x_label}")
     body = "".join(parts)
-    return Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
-                  f"<title>{label}</title>{body}</svg>")  # fmt: skip
+    return (
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f"<title>{label}</title>{body}</svg>"
+    )
 
 
-def timeline(duration_s: float, tracks: Sequence[Track], width: int = 900) -> Markup:
+def timeline(duration_s: float, tracks: Sequence[Track], width: int = 900) -> str:
     """Rows of spans, marks and scores over `[0, duration_s]`."""
     height = len(tracks) * (TRACK_HEIGHT + TRACK_GAP) + 18
     scale = (width - LABEL_WIDTH - 10) / max(duration_s, 1e-9)
@@ -90,7 +103,7 @@ def timeline(duration_s: float, tracks: Sequence[Track], width: int = 900) -> Ma
     parts = []
     for index, track in enumerate(tracks):
         top = index * (TRACK_HEIGHT + TRACK_GAP)
-        parts.append(f'<text class="label" x="0" y="{top + 14}">{escape(track.name)}</text>')
+        parts.append(f'<text class="label" x="0" y="{top + 14}">{html.escape(track.name)}</text>')
         parts.append(
             f'<rect class="lane" x="{LABEL_WIDTH}" y="{top}" '
             f'width="{duration_s * scale:.1f}" height="{TRACK_HEIGHT}"/>'
@@ -103,15 +116,16 @@ def timeline(duration_s: float, tracks: Sequence[Track], width: int = 900) -> Ma
         for value in _ticks(0, duration_s)
     ]
     body = "".join(parts)
-    return Markup(f'<svg class="timeline" viewBox="0 0 {width} {height}" role="img">{body}</svg>')
+    return f'<svg class="timeline" viewBox="0 0 {width} {height}" role="img">{body}</svg>'
 
 
 def _span(across: Across, top: int, span: Span, kind: str) -> str:
     left, right = across(span.start_s), across(span.end_s)
+    hint = html.escape(span.hint or f"{span.start_s:.1f} to {span.end_s:.1f} s")
     return (
         f'<rect class="{kind}" x="{left:.1f}" y="{top + 2}" width="{max(right - left, 1):.1f}" '
         f'height="{TRACK_HEIGHT - 4}" rx="2" fill-opacity="{span.opacity:.2f}">'
-        f"<title>{escape(span.hint or f'{span.start_s:.1f} to {span.end_s:.1f} s')}</title></rect>"
+        f"<title>{hint}</title></rect>"
     )
 
 
@@ -152,7 +166,7 @@ def _legend(index: int, name: str) -> str:
     left, y = LEFT + 150 * index, 30
     return (
         f'<line class="series s{index % 4}" x1="{left}" x2="{left + 16}" y1="{y}" y2="{y}"/>'
-        f'<text class="legend" x="{left + 22}" y="{y + 4}">{escape(name)}</text>'
+        f'<text class="legend" x="{left + 22}" y="{y + 4}">{html.escape(name)}</text>'
     )
 
 
