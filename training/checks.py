@@ -27,6 +27,7 @@ __all__ = [
     "open_store",
     "refuse_overlap",
     "refuse_trained_on",
+    "rows_trained_on",
 ]
 
 
@@ -174,11 +175,24 @@ def refuse_trained_on(
     if not files:
         return None
     source_of = dataset_of(dataset or "").source_of
-    rows = [row for name in files for row in _whole(name, dataset)]
+    rows = rows_trained_on(files, dataset)
     trained = Seen.of(((row.where, row.annotation) for row in rows), source_of)
     return refuse_overlap(
         scored, trained, scored_name="the annotations", source_of=source_of, allow=allow
     )
+
+
+def rows_trained_on(files: Sequence[str], dataset: str | None) -> list[SheetRow]:
+    """All rows of annotation files that somebody says a model was trained on.
+
+    Args:
+        files: paths, or URLs of files in stores.
+        dataset: whose format they have where they do not show it.
+
+    Raises:
+        UsageError: a file that cannot be read whole.
+    """
+    return [row for name in files for row in _whole(name, dataset)]
 
 
 def _whole(name: str, dataset: str | None) -> Sequence[SheetRow]:

@@ -17,8 +17,12 @@ from training.compare_command import compare_commands
 from training.convert_command import convert_commands
 from training.cqval.commands import cqval_commands
 from training.evaluate_command import evaluate_commands
+from training.feasibility.commands import feasibility_commands
+from training.import_command import import_commands
 from training.join_command import join_commands
 from training.lint_command import lint_commands
+from training.llm_layers_command import llm_layers_commands
+from training.models_command import models_commands
 from training.options import (
     ConfigOption,
     OverlapOption,
@@ -39,6 +43,10 @@ app.add_typer(join_commands)
 app.add_typer(lint_commands)
 app.add_typer(cqval_commands, name="cqval")
 app.add_typer(convert_commands)
+app.add_typer(import_commands)
+app.add_typer(models_commands)
+app.add_typer(llm_layers_commands)
+app.add_typer(feasibility_commands)
 
 
 def main() -> None:

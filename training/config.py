@@ -10,10 +10,11 @@ from pydantic import Field, field_validator, model_validator
 from data.config import Group
 from data.errors import UsageError, nearest
 from data.store.place import PlaceOption
-from models.retrieval import PLUGINS
+from models.retrieval import MODELS, PLUGINS
 from training.schedule import make_schedule
 
 __all__ = [
+    "LOADED_BY",
     "DataGroup",
     "EvalGroup",
     "LoopGroup",
@@ -25,6 +26,10 @@ __all__ = [
 
 SHIPPED = Path(__file__).resolve().parent.parent / "configs" / "trainer"
 """Where the configs that `--config` knows by name are, e.g. `qd_detr/demo`."""
+
+
+LOADED_BY = {"side.narrative": "narratives", "events": "events"}
+"""Which option of `data` loads what a model or plug-in requires of its batches."""
 
 
 class DataGroup(Group):
@@ -46,9 +51,11 @@ class DataGroup(Group):
         ("slowfast", "clip"), min_length=1, description="Per-clip features, in this order."
     )
     narratives: bool = Field(
-        False, description="Load narratives; a plug-in of `model.plugins` must read them."
+        False, description="Load narratives; the model or a plug-in must read them."
     )
-    events: bool = Field(False, description="Load pseudo-events.")
+    events: bool = Field(
+        False, description="Load pseudo-events; the model or a plug-in must read them."
+    )
     event_depth: int | None = Field(
         None, ge=0, description="Only so many levels of cuts: 1 is coarse; null takes all."
     )
@@ -158,29 +165,35 @@ class TrainerConfig(Group):
         if self.data.event_depth is not None and not self.data.events:
             raise ValueError(
                 f"data.event_depth={self.data.event_depth}, but no events are loaded; set "
-                "data.events=true (and a plug-in that reads them), or leave data.event_depth out"
+                "data.events=true (and a plug-in or model that reads them), or leave "
+                "data.event_depth out"
             )
         return self
 
     @model_validator(mode="after")
-    def _side_streams_are_read(self) -> TrainerConfig:
-        # an unknown plug-in is explained where the model is built
-        chosen = [PLUGINS.get(name) for name in self.model.plugins if name in PLUGINS]
-        read = {need for plugin in chosen for need in plugin.requires}
-        loaded = {"narratives": "side.narrative", "events": "events"}
-        for name, need in loaded.items():
-            if getattr(self.data, name) and need not in read:
-                plugins = ", ".join(self.model.plugins) or "none"
+    def _what_is_loaded_can_be_read(self) -> TrainerConfig:
+        # whether these options of the model do read it, only the built model knows; and an unknown
+        # model or plug-in is explained where it is built
+        model = self.model
+        if model.name not in MODELS:
+            return self
+        plugins = [PLUGINS.get(name) for name in model.plugins if name in PLUGINS]
+        read = MODELS.get(model.name).requires.union(*(each.requires for each in plugins))
+        for need, option in LOADED_BY.items():
+            if getattr(self.data, option) and need not in read:
                 raise ValueError(
-                    f"data.{name}=true, but nothing would read them (model.plugins: {plugins}); "
-                    f"{_readers(need)}, or set data.{name}=false"
+                    f"data.{option}=true, but nothing would read them (model.name: {model.name}, "
+                    f"model.plugins: {', '.join(model.plugins) or 'none'}); {_readers(need)}, or "
+                    f"set data.{option}=false"
                 )
         return self
 
 
 def _readers(need: str) -> str:
-    able = [name for name in PLUGINS if need in PLUGINS.get(name).requires]
-    return f"add a plug-in that does ({', '.join(able) or 'there is none yet'})"
+    plugins = [name for name in PLUGINS if need in PLUGINS.get(name).requires]
+    models = [name for name in MODELS if need in MODELS.get(name).requires]
+    also = f", or take a model that does ({', '.join(models)})" if models else ""
+    return f"add a plug-in that does ({', '.join(plugins) or 'none'}){also}"
 
 
 def shipped_or_file(path: Path) -> Path:

@@ -72,7 +72,7 @@ def fit(
         Run.refuse_taken(out)
     config = _anchored(config)
     if resume and Run.is_at(out):
-        _check_same(Run.open(out).config, config, out)
+        _check_same(_trained_here(out).config, config, out)
     session = Session(config, tell, world)
     split = session.split(config.eval.split)
     session.check_disjoint(split, allow=allow_overlap)
@@ -102,6 +102,17 @@ def fit(
         run.keep_config()
     with report(progress, run.selected_by) as loop.report:
         return run, loop.fit(progress)
+
+
+def _trained_here(out: Path) -> Run:
+    run = Run.open(out)
+    if run.imported:
+        raise UsageError(
+            f"'{out}' was imported from {run.imported} and has no optimiser to continue with; "
+            "use it with `trainer predict` and `evaluate`, or train a run of its configuration "
+            f"with `trainer fit --config {out}/config.yaml`"
+        )
+    return run
 
 
 def _anchored(config: TrainerConfig) -> TrainerConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 import torch
@@ -12,10 +13,10 @@ from torch.nn.parallel import DistributedDataParallel
 from data.annotations import PostProcessing
 from data.errors import UsageError
 from models.retrieval import RetrievalModel, create_model
-from models.retrieval.decode import Decoding, Window, windows
+from models.retrieval.decode import Decoding, Window, clip_scores, windows
 from models.retrieval.types import Batch, Predictions, StepContext
 from training.batch import NARRATIVE
-from training.config import EvalGroup, ModelGroup
+from training.config import LOADED_BY, EvalGroup, ModelGroup
 from training.data import Samples
 from training.distributed import ALONE, World
 from training.predictions import Prediction
@@ -80,7 +81,7 @@ class RetrievalTask:
             found: Predictions = self.model(batch.tensors)
         clips = batch.tensors.video_mask.sum(dim=1).tolist()
         ranked = self._windows(found, batch, clips) if self._moments else [()] * len(clips)
-        saliency = found.saliency.float().tolist()
+        saliency = clip_scores(found, self._decoding).tolist()
         return [
             Prediction(each.qid, each.query, each.video_id, moments, each.saliency(scores[:n]))
             for each, moments, scores, n in zip(batch.queries, ranked, saliency, clips, strict=True)
@@ -122,8 +123,11 @@ def build_model(config: ModelGroup, samples: Samples) -> RetrievalModel:
     """
     sample = samples[0]
     sides = {NARRATIVE: sample.narrative.shape[1]} if sample.narrative is not None else {}
+    carried = {f"side.{name}" for name in sides} | (
+        {"events"} if sample.events is not None else set()
+    )
     try:
-        return create_model(
+        model = create_model(
             config.name,
             video_dim=sample.video.shape[1],
             text_dim=sample.text.shape[1],
@@ -134,6 +138,26 @@ def build_model(config: ModelGroup, samples: Samples) -> RetrievalModel:
         )
     except UsageError as error:
         raise UsageError(f"model: {error}") from None
+    _check_carried(model, carried, config)
+    return model
+
+
+def _check_carried(model: RetrievalModel, carried: AbstractSet[str], config: ModelGroup) -> None:
+    """UsageError where the data lack what the model reads, or have what it does not."""
+    chosen = f"model '{config.name}' with plug-ins {', '.join(config.plugins) or 'none'}"
+    for need in sorted(model.reads ^ carried):
+        option = LOADED_BY.get(need)
+        if need in carried:
+            raise UsageError(
+                f"data.{option}=true, but under these options {chosen} reads none of them; "
+                f"set data.{option}=false, or change model.options or model.plugins"
+            )
+        remedy = (
+            f"set data.{option}=true (`pipeline run --stage {option}` writes them)"
+            if option
+            else f"the trainer can load {', '.join(LOADED_BY)}"
+        )
+        raise UsageError(f"{chosen} reads '{need}', which the data do not load; {remedy}")
 
 
 def decoding_of(model: RetrievalModel, config: EvalGroup, post: PostProcessing) -> Decoding:

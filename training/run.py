@@ -20,7 +20,9 @@
                                 "mode": name, "split": name}; scores in the official nesting,
                                 null where no query counts
 
-All but the tensorboard folder are replaced whole, so a killed run leaves readable files.
+A run of `trainer import-checkpoint` has less (`training.imported`), and `imported` in its
+environment. All but the tensorboard folder are replaced whole, so a killed run leaves readable
+files.
 """
 
 from __future__ import annotations
@@ -174,8 +176,17 @@ class Run:
         """Whether the model was shown moments; runs of before there was a question were."""
         return bool(self.about.get("moments", True))
 
+    @property
+    def imported(self) -> str | None:
+        """The public checkpoint that the run was made of; None if it was trained here."""
+        found = self.about.get("imported")
+        return str(found["checkpoint"]["file"]) if found else None
+
     def changed_features(self, now: Mapping[str, str]) -> str:
-        """Which stages have other recipes now than those trained on, in words; "" if none."""
+        """Which stages have other recipes now than those trained on, in words; "" if none, or if it
+        is not known because the run was imported."""
+        if self.imported:
+            return ""
         before = self.about["features"]
         return "; ".join(
             f"{stage} had recipe {before.get(stage)} and has {now.get(stage)}"

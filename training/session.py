@@ -189,6 +189,8 @@ class Session:
         if known is not None:
             return known.seen
         unknown = f"'{run.path}' is of a version that did not write down what it was trained on"
+        if run.imported:
+            unknown = f"'{run.path}' was imported, and nobody said what it was trained on"
         train, splits = self.config.data.train, self.store.splits()
         if train in splits:
             self.tell(f"{unknown}; taking it for split '{train}' of {self.store.path}")
@@ -240,6 +242,11 @@ def _trained(session: Session, run: Run, split: Split, which: Which) -> Retrieva
     changed = run.changed_features(split.samples.recipes)
     if changed:
         session.tell(f"the features are not those of the training: {changed}")
+    if run.imported:
+        session.tell(
+            f"'{run.path}' was trained elsewhere ({run.imported}): its scores mean something if "
+            "your features are made as its own were"
+        )
     if not run.shows_moments and any(row.windows is not None for row in split.annotations):
         session.tell(f"'{run.path}' was trained on ratings of clips alone: it predicts no moments")
     task = session.task(split, moments=run.shows_moments)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -89,6 +89,9 @@ class ModelFamily(Generic[OptionsT]):
         official: its public checkpoint layout.
         inert: regular expressions of parameters that the public layout has and that cannot
             influence the output.
+        inert_in: further ones of a preset.
+        requires: what batches must carry beside video and text: `side.<name>`, `events`. Options
+            may make that less; `RetrievalModel.reads` is what a built model reads.
     """
 
     options: type[OptionsT]
@@ -96,6 +99,8 @@ class ModelFamily(Generic[OptionsT]):
     build: Callable[[Dims, OptionsT], Blueprint]
     official: OfficialLayout
     inert: tuple[str, ...] = ()
+    inert_in: Mapping[Preset, tuple[str, ...]] = field(default_factory=dict)
+    requires: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -104,11 +109,14 @@ class Plugin(Generic[OptionsT]):
 
     Args:
         stage: where on the path it acts.
-        requires: what the path must provide there, e.g. `side.narrative`.
+        requires: what the path must provide there; `side.<name>` and `events` are what batches
+            must carry beside video and text.
         options: its options.
         apply: changes a blueprint.
         off: options under which the model is the one without the plug-in.
         conflicts: why it does not go with a model or with another plug-in, by that one's name.
+        wakes: regular expressions of a base's inert parameters that have an effect with it.
+        inert: regular expressions of its own parameters that cannot influence the output.
     """
 
     stage: str
@@ -117,6 +125,8 @@ class Plugin(Generic[OptionsT]):
     apply: Callable[[Blueprint, Dims, OptionsT], Blueprint]
     off: Mapping[str, Any] = field(default_factory=dict)
     conflicts: Mapping[str, str] = field(default_factory=dict)
+    wakes: tuple[str, ...] = ()
+    inert: tuple[str, ...] = ()
 
 
 MODELS: Registry[ModelFamily[Any]] = Registry("model")
@@ -167,11 +177,7 @@ def create_model(
     settings: dict[str, Options] = {}
     for key, values in (plugins or {}).items():
         plugin = PLUGINS.get(key)
-        for other in (name, *settings):
-            if other in plugin.conflicts:
-                raise UsageError(
-                    f"plug-in '{key}' does not go with '{other}': {plugin.conflicts[other]}"
-                )
+        _refuse_conflicts(key, (name, *settings))
         settings[key] = read_options(f"plug-in '{key}'", plugin.options, values)
         blueprint = plugin.apply(blueprint, dims, settings[key])
     recipe = {
@@ -192,13 +198,26 @@ def create_model(
     )
 
 
-def load_official(name: str, checkpoint: Path | str | Mapping[str, Any]) -> RetrievalModel:
+def _refuse_conflicts(key: str, present: Iterable[str]) -> None:
+    """Raise if a plug-in does not go with a model or plug-in, whichever of the two says so."""
+    mine = PLUGINS.get(key).conflicts
+    for other in present:
+        theirs = PLUGINS.get(other).conflicts if other in PLUGINS else {}
+        reason = mine.get(other) or theirs.get(key)
+        if reason:
+            raise UsageError(f"plug-in '{key}' does not go with '{other}': {reason}")
+
+
+def load_official(
+    name: str, checkpoint: Path | str | Mapping[str, Any], **options: Any
+) -> RetrievalModel:
     """A model with the weights of a public checkpoint, built with the `release` preset.
 
     Args:
         name: one of `list_models()`.
         checkpoint: a file of the public code, or a mapping with `model` (state dict in the public
             layout) and `opt` (options under their public names).
+        options: options of the model under our names; they win over the checkpoint's.
 
     Returns:
         The model in eval mode.
@@ -209,7 +228,9 @@ def load_official(name: str, checkpoint: Path | str | Mapping[str, Any]) -> Retr
     """
     layout = MODELS.get(name).official
     weights, public = read_checkpoint(checkpoint)
-    model = create_model(name, preset="release", **layout.options(public, weights))
+    model = create_model(
+        name, **({"preset": "release"} | layout.options(public, weights) | options)
+    )
     fill(model, layout, weights)
     return model.eval()
 

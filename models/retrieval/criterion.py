@@ -15,6 +15,7 @@ from models.retrieval.stages import LossTerm, Outcome, Trace
 from models.retrieval.types import Batch, StepContext, Targets
 
 __all__ = [
+    "ClipTerm",
     "Criterion",
     "FocalLabelTerm",
     "LabelTerm",
@@ -23,6 +24,7 @@ __all__ = [
     "RankTerm",
     "SpanGIoUTerm",
     "SpanL1Term",
+    "negative_clips",
 ]
 
 
@@ -100,26 +102,47 @@ class FocalLabelTerm(LossTerm):
         )
 
 
-class MarginTerm(LossTerm):
-    """Hinge between the saliency of paired clips.
+class ClipTerm(LossTerm):
+    """A loss of one score per clip.
+
+    Args:
+        weight: factor in the sum.
+        of: which output is the score: `saliency`, or an extra (B, L), which then joins the name.
+    """
+
+    def __init__(self, weight: float, *, of: str = "saliency") -> None:
+        super().__init__(weight)
+        self.of = of
+        self.requires = frozenset({of})
+        if of != "saliency":
+            self.name = f"{self.name}_{of}"
+
+    def scores(self, outcome: Outcome) -> Tensor:
+        """(B, L)."""
+        found = outcome.predictions
+        return found.saliency if self.of == "saliency" else found.extras[self.of]
+
+
+class MarginTerm(ClipTerm):
+    """Hinge between the scores of paired clips.
 
     Args:
         weight: factor in the sum.
         margin: Δ.
+        of: as `ClipTerm`.
     """
 
     name = "margin"
-    requires = frozenset({"saliency"})
 
-    def __init__(self, weight: float, *, margin: float) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float, *, margin: float, of: str = "saliency") -> None:
+        super().__init__(weight, of=of)
         self.margin = margin
 
     def forward(self, outcome: Outcome) -> Tensor:
         """Scalar."""
         targets = outcome.targets
         return losses.margin_loss(
-            outcome.predictions.saliency,
+            self.scores(outcome),
             targets.positive,
             targets.negative,
             targets.pair_mask,
@@ -127,33 +150,38 @@ class MarginTerm(LossTerm):
         )
 
 
-class RankTerm(LossTerm):
+class RankTerm(ClipTerm):
     """Rank-aware contrast of the clips under the right text, and under a wrong one if a pass
     provides it.
 
     Args:
         weight: factor in the sum.
         against_negative: whether the clips under the wrong text join the contrast.
+        of: as `ClipTerm`.
     """
 
     name = "rank"
 
-    def __init__(self, weight: float, *, against_negative: bool) -> None:
-        super().__init__(weight)
+    def __init__(self, weight: float, *, against_negative: bool, of: str = "saliency") -> None:
+        super().__init__(weight, of=of)
         self.against_negative = against_negative
-        wrong = {"saliency_negative", "negative_mask"} if against_negative else set()
-        self.requires = frozenset({"saliency"} | wrong)
+        if against_negative:
+            self.requires = self.requires | {f"{of}_negative", "negative_mask"}
 
     def forward(self, outcome: Outcome) -> Tensor:
         """Scalar."""
-        scores, labels = outcome.predictions.saliency, outcome.targets.saliency
+        scores, labels = self.scores(outcome), outcome.targets.saliency
         mask = outcome.batch.video_mask
         if self.against_negative:
-            wrong = outcome.predictions.extras["saliency_negative"]
+            wrong = outcome.predictions.extras[f"{self.of}_negative"]
             scores = torch.cat([scores, wrong], dim=1)
             labels = torch.cat([labels, torch.zeros_like(labels)], dim=1)
-            mask = torch.cat([mask, _negative_clips(outcome)], dim=1)
-        return losses.rank_loss(scores, labels, mask)
+            mask = torch.cat([mask, negative_clips(outcome)], dim=1)
+        return self.over_samples(losses.rank_losses(scores, labels, mask), outcome)
+
+    def over_samples(self, loss: Tensor, outcome: Outcome) -> Tensor:
+        """The scalar of the losses (B,) of the samples: their mean."""
+        return loss.mean()
 
 
 class NegativePairTerm(LossTerm):
@@ -162,22 +190,38 @@ class NegativePairTerm(LossTerm):
     Args:
         weight: factor in the sum.
         log: as `negative_pair_loss`.
+        among: whether the mean is over all samples or those with a wrong text.
     """
 
     name = "negative_pair"
     requires = frozenset({"saliency_negative", "negative_mask"})
 
-    def __init__(self, weight: float, *, log: Literal["softplus", "log"]) -> None:
+    def __init__(
+        self,
+        weight: float,
+        *,
+        log: Literal["softplus", "log"],
+        among: Literal["all", "found"] = "all",
+    ) -> None:
         super().__init__(weight)
         self.log: Literal["softplus", "log"] = log
+        self.among = among
 
     def forward(self, outcome: Outcome) -> Tensor:
         """Scalar."""
         scores = outcome.predictions.extras["saliency_negative"]
-        return losses.negative_pair_loss(scores, _negative_clips(outcome), log=self.log)
+        each = losses.negative_pair_losses(scores, negative_clips(outcome), log=self.log)
+        return self.over_samples(each, outcome)
+
+    def over_samples(self, loss: Tensor, outcome: Outcome) -> Tensor:
+        """The mean of the losses (B,) of the samples; those without a wrong text have 0."""
+        if self.among == "all":
+            return loss.mean()
+        found = outcome.predictions.extras["negative_mask"]
+        return loss.sum() / found.sum().clamp(min=1)
 
 
-def _negative_clips(outcome: Outcome) -> Tensor:
+def negative_clips(outcome: Outcome) -> Tensor:
     """(B, L) bool, real clips of samples for which a wrong text was found."""
     return outcome.batch.video_mask & outcome.predictions.extras["negative_mask"].unsqueeze(1)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from models.retrieval.parts.spans import overlap, start_end
 from models.retrieval.types import Predictions
 
-__all__ = ["Decoding", "Window", "ranked", "suppressed", "windows"]
+__all__ = ["Decoding", "Window", "clip_scores", "ranked", "suppressed", "windows"]
 
 Window = tuple[float, float, float]
 """(start_s, end_s, score)"""
@@ -35,7 +35,9 @@ class Decoding:
         nms_iou: a window is dropped if a better one overlaps it more than this; None drops none.
         keep: at most so many windows.
         score: of a window: its foreground probability, or that plus the saliency of the clip that
-            it belongs to (`eval_mode add` of UniVTG; for models with one query per clip).
+            it belongs to (for models with one query per clip).
+        highlight: score of a clip: its saliency, or that plus the foreground probability of the
+            clip's own window (for models with one query per clip).
     """
 
     unit: Literal["grid", "duration"] = "grid"
@@ -46,6 +48,7 @@ class Decoding:
     nms_iou: float | None = None
     keep: int | None = None
     score: Literal["foreground", "foreground+saliency"] = "foreground"
+    highlight: Literal["saliency", "foreground+saliency"] = "saliency"
 
     @classmethod
     def released(cls) -> Decoding:
@@ -79,6 +82,19 @@ def ranked(
     rows = torch.cat([start_end(predictions.spans.float()), value.unsqueeze(-1)], dim=-1)
     order = value.argsort(dim=-1, descending=True, stable=True)
     return rows.gather(1, order.unsqueeze(-1).expand_as(rows))
+
+
+def clip_scores(predictions: Predictions, how: Decoding | None = None) -> Tensor:
+    """How much of a highlight each clip is, (B, L) float32; padded clips are meaningless.
+
+    Args:
+        predictions: output of a model.
+        how: which score; `Decoding()` if not given.
+    """
+    saliency = predictions.saliency.float()
+    if (how or Decoding()).highlight == "saliency":
+        return saliency
+    return saliency + predictions.logits.float().softmax(-1)[..., 0]
 
 
 def suppressed(edges: Tensor, iou: float) -> Tensor:

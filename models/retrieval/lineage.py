@@ -22,6 +22,7 @@ from models.retrieval.stages import LossTerm, Parts
 
 __all__ = [
     "PUBLIC_OPTIONS",
+    "EncoderOptions",
     "LineageOptions",
     "blueprint_of",
     "encoders_of",
@@ -32,21 +33,44 @@ __all__ = [
 ]
 
 
-class LineageOptions(Options):
-    """Options that every base of the lineage has.
+class EncoderOptions(Options):
+    """Options of the projections and of the encoder over the memory.
 
     Args:
         hidden: features between the parts, a multiple of 4 and of `heads`.
         heads: attention heads.
         feedforward: features inside the feed-forwards.
         encoder_layers: layers of the encoder over the memory.
-        decoder_layers: decoder layers.
-        queries: moments that are predicted.
         dropout: in attention and feed-forwards.
         input_dropout: in the projections of the features.
         projection_layers: layers of those projections.
         text_position: learned places for words, or none.
         max_words: size of that table.
+    """
+
+    hidden: int = Field(256, gt=0, multiple_of=4)
+    heads: int = Field(8, gt=0)
+    feedforward: int = Field(1024, gt=0)
+    encoder_layers: int = Field(2, ge=1)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    input_dropout: float = Field(0.5, ge=0, lt=1)
+    projection_layers: int = Field(2, ge=1)
+    text_position: Literal["none", "learned"] = "none"
+    max_words: int = Field(32, ge=1)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden {self.hidden} must be a multiple of heads {self.heads}")
+        return self
+
+
+class LineageOptions(EncoderOptions):
+    """Options that every base with a decoder has.
+
+    Args:
+        decoder_layers: decoder layers.
+        queries: moments that are predicted.
         span_weight: of the L1 loss.
         giou_weight: of the gIoU loss.
         label_weight: of the foreground loss.
@@ -61,17 +85,8 @@ class LineageOptions(Options):
             the duration, rounded to whole clips (`Decoding.released`).
     """
 
-    hidden: int = Field(256, gt=0, multiple_of=4)
-    heads: int = Field(8, gt=0)
-    feedforward: int = Field(1024, gt=0)
-    encoder_layers: int = Field(2, ge=1)
     decoder_layers: int = Field(2, ge=1)
     queries: int = Field(10, ge=1)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    input_dropout: float = Field(0.5, ge=0, lt=1)
-    projection_layers: int = Field(2, ge=1)
-    text_position: Literal["none", "learned"] = "none"
-    max_words: int = Field(32, ge=1)
     span_weight: float = Field(10.0, ge=0)
     giou_weight: float = Field(1.0, ge=0)
     label_weight: float = Field(4.0, ge=0)
@@ -84,14 +99,8 @@ class LineageOptions(Options):
     cost_label: float = Field(4.0, ge=0)
     decoding: Literal["grid", "released"] = "grid"
 
-    @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
-        if self.hidden % self.heads:
-            raise ValueError(f"hidden {self.hidden} must be a multiple of heads {self.heads}")
-        return self
 
-
-def encoders_of(dims: Dims, o: LineageOptions, *, token_types: bool = False) -> ProjectionEncoders:
+def encoders_of(dims: Dims, o: EncoderOptions, *, token_types: bool = False) -> ProjectionEncoders:
     """The projections of video and text."""
     words = (
         LearnedTextPosition(o.max_words, o.hidden, o.input_dropout)

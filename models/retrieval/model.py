@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from models.retrieval.criterion import Criterion
 from models.retrieval.decode import Decoding
 from models.retrieval.stages import (
+    Aligner,
     Head,
     Memory,
     Part,
     Parts,
     Pass,
+    Refiner,
     Tokens,
     Trace,
     View,
@@ -63,10 +65,18 @@ class RetrievalModel(nn.Module):
         self.decoder = parts.decoder
         self.heads = nn.ModuleList(parts.heads)
         self.passes = nn.ModuleList(parts.passes)
+        self.aligners = nn.ModuleList(parts.aligners)
         self.views = nn.ModuleList(parts.views)
         self.criterion = criterion
         self.decoding = decoding or Decoding()
         self.recipe = dict(recipe or {})
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """What batches must carry beside video and text: `side.<name>` and `events`."""
+        parts = [part for part in self.modules() if isinstance(part, Part)]
+        needs = {need for part in parts for need in part.requires}
+        return frozenset(need for need in needs if need == "events" or need.startswith("side."))
 
     def forward(self, batch: Batch) -> Predictions:
         """Predictions of a batch; in training also what the losses need beside.
@@ -93,10 +103,10 @@ class RetrievalModel(nn.Module):
         seen = [batch]
         if self.training:
             seen += [view.change(batch) for view in cast("Iterable[View]", self.views)]
-        found: list[dict[str, Tensor]] = [
-            self.criterion(self.trace(each, passes=True, context=context), each, context)
-            for each in seen
-        ]
+        found: list[dict[str, Tensor]] = []
+        for number, each in enumerate(seen):
+            here = replace(context, view=number)
+            found.append(self.criterion(self.trace(each, passes=True, context=here), each, here))
         if len(found) == 1:
             return found[0]
         return {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
@@ -119,15 +129,17 @@ class RetrievalModel(nn.Module):
             passes: whether to run the extra passes.
             context: where training stands, for passes that change with it.
         """
-        tokens = self.encoders(batch)
+        tokens = encoded = self.encoders(batch)
         for merge in self.merges:
             tokens = merge(tokens, batch, self.encoders)
         memory, extra = self._remember(tokens, batch, context or StepContext(), passes=passes)
+        for aligner in cast("Iterable[Aligner]", self.aligners) if passes else ():
+            extra.update(aligner(memory, batch))
         decoded = self.decoder(memory) if self.decoder is not None else None
         outputs: dict[str, Tensor] = {}
         for head in self.heads:
             outputs.update(head(memory, decoded, {**extra, **outputs}))
-        return Trace(tokens, memory, decoded, _predictions(outputs, extra))
+        return Trace(tokens, memory, decoded, _predictions(outputs, extra), encoded)
 
     def _remember(
         self, tokens: Tokens, batch: Batch, context: StepContext, *, passes: bool
@@ -138,17 +150,23 @@ class RetrievalModel(nn.Module):
         kernels, unless the fuser lets samples see each other.
         """
         active = list(cast("Iterable[Pass]", self.passes)) if passes else []
+        waiting = [each for each in active if each.waits(context)]
+        at_once = [each for each in active if each not in waiting]
         versions, extra = [tokens], {}
-        for each in active:
+        for each in at_once:
             changed, facts = each.change(tokens, batch, self.encoders, context)
             versions.append(changed)
             extra.update(facts)
-        if self.fuser.mixes_samples or not _of_one_shape(versions):
-            memories = [self._fuse(version) for version in versions]
+        if self._mixes_samples() or not _of_one_shape(versions):
+            memories = [self._fuse(tokens), *map(self._fuse_aside, versions[1:])]
         else:
             joint = cat_samples(versions) if len(versions) > 1 else tokens
             memories = split_samples(self._fuse(joint), len(versions))
-        for each, memory in zip(active, memories[1:], strict=True):
+        for each in waiting:
+            changed, facts = each.change_after(memories[0], tokens, batch, self.encoders, context)
+            memories.append(self._fuse_aside(changed))
+            extra.update(facts)
+        for each, memory in zip((*at_once, *waiting), memories[1:], strict=True):
             for head in cast("Iterable[Head]", self.heads):
                 if head.provides <= each.outputs:
                     found = head(memory, None, {})
@@ -160,6 +178,26 @@ class RetrievalModel(nn.Module):
         for refiner in self.refiners:
             memory = refiner(memory)
         return memory
+
+    def _fuse_aside(self, tokens: Tokens) -> Memory:
+        """Memory of an extra pass by itself: batch norms take their running statistics and do not
+        learn from it, so that these stay those of the right tokens."""
+        norms = [
+            each
+            for part in (self.fuser, *self.refiners)
+            for each in part.modules()
+            if isinstance(each, nn.BatchNorm1d) and each.training
+        ]
+        for norm in norms:
+            norm.eval()
+        memory = self._fuse(tokens)
+        for norm in norms:
+            norm.train()
+        return memory
+
+    def _mixes_samples(self) -> bool:
+        refiners = cast("Iterable[Refiner]", self.refiners)
+        return self.fuser.mixes_samples or any(each.mixes_samples for each in refiners)
 
 
 def _of_one_shape(versions: Sequence[Tokens]) -> bool:

@@ -31,7 +31,9 @@ __all__ = [
     "official_state_dict",
     "projected_width",
     "read_checkpoint",
+    "slot_names",
     "supported",
+    "unpublished",
 ]
 
 Weights = Mapping[str, Tensor]
@@ -50,11 +52,13 @@ class OfficialLayout:
             `video_dim` and `text_dim`.
         unused: shapes of the tensors that the public layout has and its code never reads, by
             public name, from the recipe of a model of ours.
+        tables: values of those among `unused` that a formula gives, for what is written back.
     """
 
     names: tuple[Name, ...]
     options: Callable[[Mapping[str, Any], Weights], dict[str, Any]]
     unused: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]]
+    tables: Callable[[Mapping[str, Any]], Mapping[str, Tensor]] = lambda recipe: {}
 
     def public_name(self, name: str) -> str | None:
         """The public name of our parameter, None if it has none."""
@@ -80,6 +84,7 @@ def official_state_dict(model: RetrievalModel, layout: OfficialLayout) -> dict[s
             f"{', '.join(homeless)}; export a model without plug-ins"
         )
     unused = {key: torch.zeros(shape) for key, shape in layout.unused(model.recipe).items()}
+    unused.update(layout.tables(model.recipe))
     return {str(names[key]): value for key, value in ours.items()} | unused
 
 
@@ -179,6 +184,23 @@ def supported(options: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]
             )
 
 
+def unpublished(paper: str) -> OfficialLayout:
+    """The layout of a paper without public code: its tensors keep our names, and there is no
+    checkpoint to read.
+
+    Args:
+        paper: its name, for the error message.
+    """
+
+    def refuse(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+        raise UsageError(
+            f"{paper} has no public code, so there are no public checkpoints of it to read; train "
+            "one with `trainer fit`"
+        )
+
+    return OfficialLayout(names=((r"(.*)", r"\1"),), options=refuse, unused=lambda recipe: {})
+
+
 LINEAGE_NAMES: tuple[Name, ...] = (
     (r"encoders\.video\.norms\.(\d)\.(.*)", r"input_vid_proj.\1.LayerNorm.\2"),
     (r"encoders\.video\.linears\.(\d)\.(.*)", r"input_vid_proj.\1.net.1.\2"),
@@ -245,6 +267,20 @@ def dab_names(ours: str, theirs: str) -> tuple[Name, ...]:
     )
 
 
+_SLOTS = {"norm_clips": "norm_inputs"} | {
+    ours: f"project_{ours[0]}" for ours in ("query", "key", "value")
+}
+
+
+def slot_names(ours: str, theirs: str) -> tuple[Name, ...]:
+    """Names of a slot attention, from our prefix to the public one."""
+    head = re.escape(ours)
+    return (
+        (rf"{head}\.({'|'.join(_SLOTS)})\.(.*)", lambda m: f"{theirs}.{_SLOTS[m[1]]}.{m[2]}"),
+        (rf"{head}\.((?:norm_|mlp\.).*)", rf"{theirs}.\1"),
+    )
+
+
 def mlp_shapes(
     prefix: str, inputs: int, hidden: int, outputs: int, *, depth: int
 ) -> dict[str, tuple[int, ...]]:
@@ -263,7 +299,15 @@ def projected_width(weights: Weights, projection: str) -> int:
     Raises:
         UsageError: the checkpoint has no such projection.
     """
-    key = f"{projection}.0.LayerNorm.weight"
+    return width_of(weights, f"{projection}.0.LayerNorm.weight")
+
+
+def width_of(weights: Weights, key: str) -> int:
+    """Length of a public tensor of one axis.
+
+    Raises:
+        UsageError: the checkpoint has no such tensor.
+    """
     if key not in weights:
         raise UsageError(
             f"the checkpoint has no '{key}', from which the width of the features is read; "

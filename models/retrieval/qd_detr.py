@@ -10,7 +10,7 @@ gives ten moments. In training every video also sees a wrong text, under which n
 What differs from the public code, as options; `fixed` is the default:
 
 t2v_mask: `words` lets clips read all real words. `released`: padding of another sample hides
-    words, because heads and samples are swapped in a mask (`TextToVideoFuser.words_allowed`).
+    words, because heads and samples are swapped in a mask (`parts.attention.keys_allowed`).
     release: released.
 negatives: `roll_other_video` takes the text of the next sample of another video. `roll` takes the
     next sample's, which may be on the same video and with one sample is the right text.
@@ -35,7 +35,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm, NegativePairTerm, RankTerm
@@ -55,7 +55,13 @@ from models.retrieval.official import (
     encoder_names,
     mlp_shapes,
 )
-from models.retrieval.parts.attention import EncoderLayer, TextToVideoLayer, xavier
+from models.retrieval.parts.attention import (
+    EncoderLayer,
+    TextToVideoLayer,
+    keys_allowed,
+    with_first,
+    xavier,
+)
 from models.retrieval.parts.dab import DABDecoder, LearnedAnchors
 from models.retrieval.parts.heads import AnchorMomentHead, GlobalDotSaliency
 from models.retrieval.parts.negatives import WrongText
@@ -96,7 +102,7 @@ class TextToVideoFuser(Fuser):
         t2v_layers: text-to-video layers.
         layers: layers over clips and global token.
         dropout: everywhere.
-        mask: which words a clip may read, see `words_allowed`.
+        mask: which words a clip may read, see `keys_allowed`.
     """
 
     provides = frozenset({"clip", "kv", "global_token"})
@@ -125,42 +131,21 @@ class TextToVideoFuser(Fuser):
     def forward(self, tokens: Tokens) -> Memory:
         """Memory on the clip axis with its `global_token`; the decoder attends to the clips."""
         clips, place = tokens.video, tokens.video_pos
-        allowed = self.words_allowed(tokens.video_mask, tokens.text_mask)
+        allowed = keys_allowed(
+            tokens.video_mask,
+            tokens.text_mask,
+            heads=self.heads,
+            mask="keys" if self.mask == "words" else "released",
+        )
         for layer in self.t2v:
             clips = layer(clips, place, tokens.text, tokens.text_pos, allowed)
-        x = _with_first(self.token, clips)
-        pos = _with_first(self.token_pos, place)
+        x = with_first(self.token, clips)
+        pos = with_first(self.token_pos, place)
         mask = nn.functional.pad(tokens.video_mask, (1, 0), value=True)
         for layer in self.layers:
             x = layer(x, pos, mask)
         clips, keep = x[:, 1:], tokens.video_mask
         return Memory(clips, keep, place, clips, keep, place, global_token=x[:, 0])
-
-    def words_allowed(self, video_mask: Tensor, text_mask: Tensor) -> Tensor:
-        """Which words a clip may read.
-
-        The public code also forbids padded clips the padded words, which changes nothing, but
-        lays that mask out head by head where the attention expects sample by sample: head h of
-        sample b gets it from sample (b · heads + h) mod B, whose padding then hides real words.
-
-        Args:
-            video_mask: (B, L) bool.
-            text_mask: (B, T) bool.
-
-        Returns:
-            (B, T), or as released (B, heads, L, T), bool.
-        """
-        if self.mask == "words":
-            return text_mask
-        count = len(text_mask)
-        hidden = ~video_mask[:, :, None] & ~text_mask[:, None, :]
-        row = torch.arange(count * self.heads, device=hidden.device).view(count, self.heads)
-        return text_mask[:, None, None] & ~hidden[row % count]
-
-
-def _with_first(token: Tensor, rows: Tensor) -> Tensor:
-    """(B, 1 + L, d): the token before the rows of every sample."""
-    return torch.cat([token.expand(len(rows), 1, -1), rows], dim=1)
 
 
 def build(dims: Dims, options: QDDETROptions) -> Blueprint:

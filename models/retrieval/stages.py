@@ -25,6 +25,7 @@ from data.errors import UsageError
 from models.retrieval.types import Batch, Predictions, StepContext, Targets
 
 __all__ = [
+    "Aligner",
     "Decoded",
     "Decoder",
     "Encoders",
@@ -60,6 +61,7 @@ class Tokens:
         text_mask: (B, T) bool.
         text_pos: (B, T, d) position code of the words, zero if the model has none.
         extras: what later parts need beside, each documented by the part that provides it.
+        texts: further codes (B, T, …) of the same words, by name; they change with `text`.
     """
 
     video: Tensor
@@ -69,6 +71,7 @@ class Tokens:
     text_mask: Tensor
     text_pos: Tensor
     extras: Mapping[str, Tensor] = field(default_factory=dict)
+    texts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,13 @@ class Queries:
         content: (B, Q, d).
         anchors: (B, Q, 2) (centre, width) in [0, 1], if the decoder has any.
         place: (B, Q, d) learned places, of a decoder without anchors.
+        extras: what heads need of the start, handed on in `Decoded.extras`.
     """
 
     content: Tensor
     anchors: Tensor | None = None
     place: Tensor | None = None
+    extras: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -137,12 +142,21 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Trace:
-    """Everything between a batch and its predictions: what losses may read."""
+    """Everything between a batch and its predictions: what losses may read.
+
+    Args:
+        tokens: after the merges.
+        memory: after the refiners.
+        decoded: of the decoder, if there is one.
+        predictions: of the heads and extra passes.
+        encoded: of the encoders alone, before any merge.
+    """
 
     tokens: Tokens
     memory: Memory
     decoded: Decoded | None
     predictions: Predictions
+    encoded: Tokens
 
 
 class Part(nn.Module, ABC):
@@ -171,6 +185,10 @@ class Encoders(Part):
     def text_places(self, text: Tensor) -> Tensor:
         """Position code (B, T, d) of encoded words (B, T, d); zero if the encoders have none."""
         return torch.zeros_like(text)
+
+    def other_texts(self, x: Tensor) -> dict[str, Tensor]:
+        """`Tokens.texts` of text features (B, T, Dt); none if the encoders have none."""
+        return {}
 
 
 class Merge(Part):
@@ -201,6 +219,8 @@ class Refiner(Part):
     """Memory → Memory of the same length."""
 
     requires = frozenset({"clip", "kv"})
+    #: as `Fuser.mixes_samples`.
+    mixes_samples: bool = False
 
     @abstractmethod
     def forward(self, memory: Memory) -> Memory:
@@ -212,6 +232,9 @@ class Decoder(Part):
 
     requires = frozenset({"kv"})
     provides = frozenset({"states"})
+    #: how often it runs, each time from the start's anchors and places, with the last states of
+    #: the time before as content (LD-DETR's Loop Decoder). Only the last time is given on.
+    loops: int = 1
 
     @abstractmethod
     def start(self, memory: Memory) -> Queries:
@@ -221,9 +244,19 @@ class Decoder(Part):
     def run(self, memory: Memory, queries: Queries) -> Decoded:
         """States of the queries after every layer."""
 
+    def prepare(self, memory: Memory) -> Memory:
+        """The memory with what `run` makes of it alone among its extras, so that loops share it;
+        a decoder that has nothing of the kind leaves it as it is."""
+        return memory
+
     def forward(self, memory: Memory) -> Decoded:
-        """`run` from the `start`."""
-        return self.run(memory, self.start(memory))
+        """`run` from the `start`, `loops` times."""
+        memory = self.prepare(memory)
+        queries = self.start(memory)
+        decoded = self.run(memory, queries)
+        for _ in range(1, self.loops):
+            decoded = self.run(memory, replace(queries, content=decoded.states[-1]))
+        return decoded
 
 
 class Head(Part):
@@ -269,6 +302,42 @@ class Pass(Part):
             encoders: to encode another text with.
             context: where training stands.
         """
+
+    def waits(self, context: StepContext) -> bool:
+        """Whether the change depends on the memory of the right tokens; then `change_after` is
+        asked instead of `change`, and the pass runs by itself."""
+        return False
+
+    def change_after(
+        self,
+        memory: Memory,
+        tokens: Tokens,
+        batch: Batch,
+        encoders: Encoders,
+        context: StepContext,
+    ) -> tuple[Tokens, dict[str, Tensor]]:
+        """As `change`, knowing the memory of the right tokens.
+
+        Args:
+            memory: of the fuser and refiners.
+            tokens: as `change`.
+            batch: as `change`.
+            encoders: as `change`.
+            context: as `change`.
+        """
+        return self.change(tokens, batch, encoders, context)
+
+
+class Aligner(Part):
+    """Memory, Batch → what losses compare that align video and text; in training only.
+
+    For parameters that several losses share. What it returns becomes `extras` of the
+    predictions.
+    """
+
+    @abstractmethod
+    def forward(self, memory: Memory, batch: Batch) -> dict[str, Tensor]:
+        """Extras by name; none for a batch without targets."""
 
 
 class View(Part):
@@ -332,6 +401,8 @@ class LossTerm(Part):
     """
 
     name: str
+    #: False for a value that only shifts the sum, as public code logs some.
+    differentiable: bool = True
 
     def __init__(self, weight: float) -> None:
         super().__init__()
@@ -355,6 +426,7 @@ class Parts:
     passes: tuple[Pass, ...] = ()
     terms: tuple[LossTerm, ...] = ()
     views: tuple[View, ...] = ()
+    aligners: tuple[Aligner, ...] = ()
 
     def in_order(self) -> Iterator[tuple[str, Part]]:
         """(stage, part) along the path."""
@@ -366,6 +438,7 @@ class Parts:
             ("decoder", (self.decoder,) if self.decoder is not None else ()),
             ("head", self.heads),
             ("pass", self.passes),
+            ("aligner", self.aligners),
             ("criterion", self.terms),
             ("view", self.views),
         )
@@ -380,12 +453,13 @@ def check_path(parts: Parts, sides: Sequence[str] = ()) -> None:
     Args:
         parts: the parts of a model.
         sides: names of the side streams that batches will carry; a part asks for one as
-            `side.<name>`.
+            `side.<name>`. Pseudo-events (`events`) are taken for granted here: a model is built
+            without knowing of them, and who makes its batches looks at `RetrievalModel.reads`.
 
     Raises:
         UsageError: a part requires what no part before it provides.
     """
-    given = {f"side.{name}": "the batch" for name in sides}
+    given = {f"side.{name}": "the batch" for name in sides} | {"events": "the batch"}
     for stage, part in parts.in_order():
         name = type(part).__name__
         for need in sorted(part.requires - given.keys()):

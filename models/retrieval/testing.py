@@ -22,6 +22,7 @@ def random_batch(
     text_dim: int = 12,
     side_dims: Mapping[str, int] | None = None,
     moments: int = 1,
+    events: int = 3,
     seed: int = 0,
 ) -> Batch:
     """A batch in which queries can be answered: clips inside a moment resemble the query.
@@ -33,6 +34,7 @@ def random_batch(
         text_dim: features of a word.
         side_dims: features of each side stream; they cover every clip but the first.
         moments: most moments of a sample; a sample of few clips has fewer.
+        events: pseudo-events of each sample, which partition it; 0 for a batch without.
         seed: of everything.
     """
     rng = torch.Generator().manual_seed(seed)
@@ -53,14 +55,18 @@ def random_batch(
         name: Side(torch.randn(count, top, width, generator=rng), covered)
         for name, width in (side_dims or {}).items()
     }
+    targets = _targets(spans, span_mask, in_moment, video_mask, rng)
+    partition = _partition(count, events, rng) if events else None
     return Batch(
         video=video * video_mask.unsqueeze(-1),
         video_mask=video_mask,
         text=text * text_mask.unsqueeze(-1),
         text_mask=text_mask,
         side=side,
+        events=partition,
+        event_mask=None if partition is None else torch.ones(count, events, dtype=torch.bool),
         video_ids=torch.arange(count),
-        targets=_targets(spans, span_mask, in_moment, video_mask, rng),
+        targets=targets,
     )
 
 
@@ -111,6 +117,13 @@ def _moments(
     clip = torch.arange(mask.shape[1])
     inside = (clip >= start.unsqueeze(-1)) & (clip < (start + length).unsqueeze(-1))
     return spans, exists, (inside & exists.unsqueeze(-1)).any(1) & mask
+
+
+def _partition(count: int, events: int, rng: torch.Generator) -> Tensor:
+    """(B, E, 3) of (start, end, depth): every sample cut at random places, in one split."""
+    cuts = torch.rand(count, events - 1, generator=rng).sort(1).values
+    edges = torch.cat([torch.zeros(count, 1), cuts, torch.ones(count, 1)], dim=1)
+    return torch.stack([edges[:, :-1], edges[:, 1:], torch.zeros(count, events)], dim=-1)
 
 
 def _targets(

@@ -134,8 +134,16 @@ class Predictions:
 
 @dataclass(frozen=True)
 class StepContext:
-    """Where training stands, for losses and plug-ins that depend on it."""
+    """Where training stands, for losses and plug-ins that depend on it.
+
+    Args:
+        epoch: from 0.
+        step: steps that were taken in all.
+        steps_per_epoch: in one epoch.
+        view: 0 for the batch itself, i for its i-th view (`stages.View`).
+    """
 
     epoch: int = 0
     step: int = 0
     steps_per_epoch: int = 1
+    view: int = 0

@@ -3,6 +3,7 @@ tested here by being registered."""
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 from dataclasses import dataclass, replace
@@ -10,7 +11,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from data.errors import UsageError
 from models.retrieval import MODELS, PLUGINS, PRESETS, RetrievalModel, create_model
 from models.retrieval.decode import ranked
 from models.retrieval.official import fill, official_state_dict
@@ -19,8 +22,23 @@ from models.retrieval.testing import alone, random_batch, take
 from models.retrieval.types import Batch, Predictions, StepContext
 
 VIDEO, TEXT, SIDES = 18, 12, {"narrative": 12}
-NARROW = {"hidden": 32, "heads": 4, "feedforward": 48}
-STILL = {"dropout": 0.0, "input_dropout": 0.0}
+# Options of those models that have them. Of more layers or rounds the gradients of what stands at
+# the beginning, or tells like queries apart, come near rounding.
+NARROW: dict[str, Any] = {
+    "hidden": 32,
+    "heads": 4,
+    "feedforward": 48,
+    "slot_hidden": 48,
+    "similarity_hidden": 48,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "mean_rounds": 1,
+    "queue_length": 64,
+}
+STILL = {"dropout": 0.0, "input_dropout": 0.0, "drop_path": 0.0}
+# A small language model; its weights are random where they would come from a file.
+LLM = {"numbers": "float32", "llm_width": 32, "llm_heads": 4, "llm_hidden": 48, "layers": (0, 1)}
+TRIED = {"llm_refiner": LLM | {"weights": "random"}}
 
 
 @dataclass(frozen=True)
@@ -33,22 +51,39 @@ class Case:
         return f"{self.name}-{self.preset}-{self.plugin or 'plain'}"
 
     def build(self, **options: Any) -> RetrievalModel:
-        plugins = {self.plugin: {}} if self.plugin else {}
+        plugins = {self.plugin: TRIED.get(self.plugin, {})} if self.plugin else {}
         return narrow(self.name, preset=self.preset, plugins=plugins, **options)
+
+    def build_with(self, plugin_options: dict[str, Any]) -> RetrievalModel:
+        """The same with other options of the plug-in."""
+        assert self.plugin is not None
+        options = TRIED.get(self.plugin, {}) | plugin_options
+        return narrow(self.name, preset=self.preset, plugins={self.plugin: options})
 
 
 def narrow(name: str, **options: Any) -> RetrievalModel:
     known = MODELS.get(name).options.model_fields
-    given = {key: value for key, value in (NARROW | STILL).items() if key in known}
+    weights = {} if options.get("preset") == "release" else {"weights": "random"}
+    small = NARROW | STILL | LLM | weights
+    given = {key: value for key, value in small.items() if key in known}
     torch.manual_seed(0)
     return create_model(name, video_dim=VIDEO, text_dim=TEXT, side_dims=SIDES, **(given | options))
 
 
-CASES = [Case(m, p, g) for m in MODELS for p in PRESETS for g in (None, *PLUGINS)]
-FIXED = [case for case in CASES if case.preset == "fixed"]
-every_case = pytest.mark.parametrize("case", CASES, ids=str)
+PAIRS = [(m, g) for m in MODELS for g in PLUGINS if m not in PLUGINS.get(g).conflicts]
+REFUSED = [(m, g) for m in MODELS for g in PLUGINS if m in PLUGINS.get(g).conflicts]
+PLAIN = [Case(m, p, None) for m in MODELS for p in PRESETS]
+FIXED = [Case(m, "fixed", g) for m, g in [(m, None) for m in MODELS] + PAIRS]
+# A plug-in is tried with every base where the two could get in each other's way; where a part
+# fails or holds by itself, every base and every plug-in is tried once.
+ONCE = [case for case in FIXED if case.plugin is None]
+ONCE += list({case.plugin: case for case in reversed(FIXED) if case.plugin}.values())
+every_case = pytest.mark.parametrize("case", dict.fromkeys(PLAIN + FIXED), ids=str)
+every_preset = pytest.mark.parametrize("case", dict.fromkeys(PLAIN + ONCE), ids=str)
 every_fixed = pytest.mark.parametrize("case", FIXED, ids=str)
+every_part = pytest.mark.parametrize("case", ONCE, ids=str)
 every_model = pytest.mark.parametrize("name", list(MODELS))
+every_pair = pytest.mark.parametrize(("name", "plugin"), PAIRS)
 
 
 def ragged(**options: Any) -> Batch:
@@ -59,9 +94,11 @@ def ragged(**options: Any) -> Batch:
 
 
 def equal(a: Predictions, b: Predictions, clips: int) -> None:
+    """The same for `clips` clips; with a query for each clip, also for so many queries."""
+    queries = a.logits.shape[1] if a.query_mask is None else clips
     for x, y in (
-        (a.logits, b.logits),
-        (a.spans, b.spans),
+        (a.logits[:, :queries], b.logits[:, :queries]),
+        (a.spans[:, :queries], b.spans[:, :queries]),
         (a.saliency[:, :clips], b.saliency[:, :clips]),
         *(
             (x, y)
@@ -72,7 +109,7 @@ def equal(a: Predictions, b: Predictions, clips: int) -> None:
         torch.testing.assert_close(x, y, atol=2e-5, rtol=1e-5)
 
 
-@every_case
+@every_preset
 @torch.no_grad()
 def test_predictions_have_the_documented_shapes_and_ranges(case: Case) -> None:
     batch = ragged()
@@ -81,8 +118,10 @@ def test_predictions_have_the_documented_shapes_and_ranges(case: Case) -> None:
     assert found.logits.shape == (4, queries, 2)
     assert found.spans.shape == (4, queries, 2)
     assert found.saliency.shape == batch.video_mask.shape
-    assert found.spans.min() >= 0
-    assert found.spans.max() <= 1
+    # Only public code lets windows leave the video, and that only without a decoder.
+    if found.query_mask is None or case.preset != "release":
+        assert found.spans.min() >= 0
+        assert found.spans.max() <= 1
     for logits, spans in found.layers:
         assert logits.shape == found.logits.shape
         assert spans.shape == found.spans.shape
@@ -132,34 +171,74 @@ def test_samples_in_another_order_give_the_same_in_that_order(case: Case) -> Non
 
 @every_case
 def test_gradients_reach_every_parameter(case: Case) -> None:
-    model, batch = case.build().train(), ragged()
+    model, family = case.build().train(), MODELS.get(case.name)
+    inert = (*family.inert, *family.inert_in.get(case.preset, ()))
+    awake = PLUGINS.get(case.plugin).wakes if case.plugin else ()
+    inert += PLUGINS.get(case.plugin).inert if case.plugin else ()
+    learned = dict(model.named_parameters())
+    # a slow copy is moved by no gradient
+    learned = {name: each for name, each in learned.items() if each.requires_grad}
+    silent = {name for name in learned if any(re.fullmatch(pattern, name) for pattern in inert)}
+    silent -= {name for name in silent if any(re.fullmatch(pattern, name) for pattern in awake)}
+    reached: set[str] = set()
+    torch.manual_seed(1)  # the same changes, whatever was drawn while building
+    for _ in range(4):  # where queries happen to be alike, what tells them apart gets next to none
+        reached |= {name for name, size in gradients_beside(model).items() if size > 1e-6}
+        if reached == learned.keys() - silent:
+            return
+    missed = sorted(learned.keys() - silent - reached)
+    pytest.fail(f"declared inert and reached: {sorted(reached & silent)}; not reached: {missed}")
+
+
+def gradients_beside(model: RetrievalModel) -> dict[str, float]:
+    """Largest entry of every gradient at weights near those of the model, which stay."""
+    near = copy.deepcopy(model)
     with torch.no_grad():  # parameters that start at zero would hide those behind them
-        for parameter in model.parameters():
-            parameter += 0.05 * torch.randn_like(parameter)
-    torch.stack(list(model.losses(batch, StepContext()).values())).sum().backward()
-    inert = MODELS.get(case.name).inert
-    for name, parameter in model.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.isfinite().all(), name
-        reached = bool(parameter.grad.abs().max() > 1e-6)
-        silent = any(re.fullmatch(pattern, name) for pattern in inert)
-        assert reached != silent, f"{name}: gradient {reached}, declared inert {silent}"
+        for parameter in near.parameters():
+            if parameter.numel() > 1:  # a temperature near zero would drown the others
+                parameter += 0.1 * torch.randn_like(parameter)
+    torch.stack(list(near.losses(ragged(), StepContext()).values())).sum().backward()
+    found = {}
+    for name, parameter in near.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None, name
+            assert parameter.grad.isfinite().all(), name
+            found[name] = float(parameter.grad.abs().max())
+    return found
 
 
 @every_case
 def test_every_loss_is_named_finite_and_in_the_sum_that_is_minimised(case: Case) -> None:
     model = case.build().train()
     losses = model.losses(ragged(), StepContext())
-    terms = {name: term.weight for name, term in model.criterion.terms.items()}
+    terms = dict(model.criterion.terms.items())
     assert terms.keys() <= losses.keys()
     for name, loss in losses.items():
         assert loss.shape == (), name
         assert loss.isfinite(), name
-        assert loss.requires_grad, name
-        assert terms[re.sub(r"_\d+$", "", name)] != 0
+        term = terms[re.sub(r"_\d+$", "", name)]
+        assert loss.requires_grad == term.differentiable, name
+        assert term.weight != 0
 
 
-@every_case
+@every_part
+def test_every_weight_of_a_loss_that_is_not_zero_counts_in_the_sum(case: Case) -> None:
+    """A public release listed losses whose weights nothing read."""
+    batch, total = ragged(), torch.zeros(())
+    chosen = case.build().recipe
+    where = chosen["plugins"][case.plugin] if case.plugin else chosen
+    weights = [k for k, x in where.items() if re.fullmatch(r".*_(weight|coef)", k) and x]
+    for changed in (None, *weights):
+        twice = {changed: 2 * where[changed]} if changed else {}
+        model = case.build(**twice) if not case.plugin else case.build_with(twice)
+        torch.manual_seed(1)
+        losses = model.train().losses(batch, StepContext())
+        found = torch.stack(list(losses.values())).double().sum().detach()
+        assert changed is None or abs(found - total) > 1e-6, f"{changed} does not count"
+        total = total if changed else found
+
+
+@every_preset
 def test_a_model_comes_back_from_its_recipe_and_state(case: Case) -> None:
     model, batch, file = case.build().eval(), ragged(), io.BytesIO()
     torch.save({"recipe": model.recipe, "state": model.state_dict()}, file)
@@ -186,8 +265,7 @@ def test_the_public_layout_has_one_place_for_every_parameter(name: str) -> None:
         assert torch.equal(ours, theirs), key
 
 
-@pytest.mark.parametrize("plugin", list(PLUGINS))
-@every_model
+@every_pair
 @torch.no_grad()
 def test_a_plugin_that_is_off_equals_one_that_is_absent(name: str, plugin: str) -> None:
     absent = narrow(name).eval()
@@ -198,16 +276,42 @@ def test_a_plugin_that_is_off_equals_one_that_is_absent(name: str, plugin: str) 
     assert torch.equal(off(batch).logits, absent(batch).logits)
 
 
-@pytest.mark.parametrize("plugin", list(PLUGINS))
-@every_model
+@every_pair
 @torch.no_grad()
 def test_a_plugin_keeps_the_weights_of_the_base_and_changes_what_it_gives(
     name: str, plugin: str
 ) -> None:
-    absent, present = narrow(name).eval(), narrow(name, plugins={plugin: {}}).eval()
+    plugins = {plugin: TRIED.get(plugin, {})}
+    absent, present = narrow(name).eval(), narrow(name, plugins=plugins).eval()
     state = present.state_dict()
     assert all(torch.equal(state[key], x) for key, x in absent.state_dict().items())
-    assert not torch.allclose(present(ragged()).logits, absent(ragged()).logits, atol=1e-4)
+    if PLUGINS.get(plugin).stage == "criterion":
+        batch = ragged()
+        assert torch.equal(present(batch).logits, absent(batch).logits)
+        assert present.losses(batch).keys() - absent.losses(batch).keys()
+    else:
+        assert not torch.allclose(present(ragged()).logits, absent(ragged()).logits, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "plugin"), REFUSED)
+def test_a_plugin_that_does_not_go_with_a_model_is_refused_with_the_reason(
+    name: str, plugin: str
+) -> None:
+    with pytest.raises(UsageError, match=re.escape(PLUGINS.get(plugin).conflicts[name])):
+        narrow(name, plugins={plugin: TRIED.get(plugin, {})})
+
+
+@pytest.mark.parametrize("plugin", list(PLUGINS))
+def test_a_plugin_that_does_not_go_with_another_is_refused_whichever_comes_first(
+    plugin: str,
+) -> None:
+    conflicts = PLUGINS.get(plugin).conflicts
+    assert conflicts.keys() <= {*MODELS, *PLUGINS}, "a conflict with something unknown"
+    for other in conflicts.keys() & set(PLUGINS):
+        name = next(m for m in MODELS if {(m, plugin), (m, other)} <= set(PAIRS))
+        for order in ((plugin, other), (other, plugin)):
+            with pytest.raises(UsageError, match=re.escape(conflicts[other])):
+                narrow(name, plugins={each: TRIED.get(each, {}) for each in order})
 
 
 EDGES = {
@@ -223,7 +327,7 @@ EDGES = {
 
 
 @pytest.mark.parametrize("edge", list(EDGES))
-@every_fixed
+@every_part
 def test_edges_train_without_nan(case: Case, edge: str) -> None:
     check_step(case.build().train(), EDGES[edge])
 
@@ -252,13 +356,13 @@ def without_moments(batch: Batch) -> Batch:
 
 
 @pytest.mark.parametrize("change", [whole, without_moments], ids=["whole video", "no moments"])
-@every_fixed
+@every_part
 def test_extreme_ground_truth_trains_without_nan(case: Case, change: Any) -> None:
     check_step(case.build().train(), change(random_batch([6, 4], [3, 2], side_dims=SIDES)))
 
 
 @pytest.mark.parametrize("size", [1e3, 0.0], ids=["huge", "zero"])
-@every_fixed
+@every_part
 def test_extreme_features_train_without_nan(case: Case, size: float) -> None:
     batch = random_batch([6, 4], [3, 2], side_dims=SIDES)
     check_step(
@@ -266,14 +370,19 @@ def test_extreme_features_train_without_nan(case: Case, size: float) -> None:
     )
 
 
-@every_fixed
+@every_part
 def test_autocast_to_bfloat16_trains_and_stays_near(case: Case) -> None:
     model, batch = case.build().train(), ragged()
     exact = model(batch)
     with torch.autocast("cpu", torch.bfloat16):
         check_step(model, batch)
         near = model(batch)
-    assert (near.spans - exact.spans).abs().max() < 0.05
+    if "start_logits" in exact.extras:  # spans are picked from places: any two may change ranks
+        for edge in ("start_logits", "end_logits"):
+            apart = near.extras[edge].softmax(1) - exact.extras[edge].softmax(1)
+            assert apart.abs().max() < 0.05
+    else:
+        assert (near.spans - exact.spans).abs().max() < 0.05
     assert near.saliency.dtype == torch.float32
 
 
@@ -286,11 +395,55 @@ def check_step(model: RetrievalModel, batch: Batch) -> None:
             assert parameter.grad.isfinite().all(), name
 
 
+class AsksTheDevice(TorchDispatchMode):
+    """Collects operators whose result the CPU waits for: numbers, and shapes that depend on one."""
+
+    WAITING = frozenset({"_local_scalar_dense", "equal", "masked_select", "nonzero", "_unique2"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.name().removeprefix("aten::").split(".")[0]
+        indices = args[1] if name in {"index", "index_put", "index_put_"} else ()
+        if name in self.WAITING or any(x is not None and x.dtype == torch.bool for x in indices):
+            self.found.add(name)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("epoch", [0, 100])
+@every_part
+def test_a_training_step_waits_for_no_value_of_the_device(case: Case, epoch: int) -> None:
+    model, batch = case.build().train(), ragged()
+    with AsksTheDevice() as asked:
+        losses = model.losses(batch, StepContext(epoch=epoch))
+        torch.stack(list(losses.values())).sum().backward()
+    assert not asked.found
+
+
+def test_what_waits_for_a_value_of_the_device_is_noticed() -> None:
+    x = torch.tensor([1.0, 2.0])
+    for wait in (
+        lambda: x[0].item(),
+        lambda: x[x > 1],
+        lambda: (x > 1).nonzero(),
+        lambda: x.unique(),
+    ):
+        with AsksTheDevice() as asked:
+            wait()
+        assert asked.found
+
+
 @pytest.mark.slow
 @every_model
 def test_thirty_two_samples_can_be_learned_by_heart(name: str) -> None:
-    batch = random_batch([10] * 32, [4] * 32, seed=1)
-    model = narrow(name, hidden=64, feedforward=64)
+    batch = random_batch([10] * 32, [4] * 32, side_dims=SIDES, seed=1)
+    known = MODELS.get(name).options.model_fields
+    # The focal loss gives the label a tenth of the gradient that the cross entropy gives it.
+    more: dict[str, Any] = {"label_weight": 40.0} if "label" in known else {}
+    more |= {key: 64 for key in ("hidden", "feedforward") if key in known}
+    model = narrow(name, **more)
     optimiser = torch.optim.AdamW(model.parameters(), 2e-3)
     for step in range(1, 301):
         loss = torch.stack(list(model.losses(batch, StepContext()).values())).sum()

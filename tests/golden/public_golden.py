@@ -63,8 +63,11 @@ def read(model: str, case: str, request: pytest.FixtureRequest) -> Golden:
     }
     fill = fill_module()
     weights = fill.fill_state_dict(empty, meta["tied"], meta["weight_seed"])
-    inputs = fill.make_inputs(meta["inputs"])
     tensors = load_file(folder / f"{case}.safetensors")
+    if "word_size" in meta["inputs"]:
+        inputs = fill.make_word_inputs(meta["inputs"])
+        return Golden(meta, tensors, weights, inputs, batch_of_words(inputs))
+    inputs = fill.make_inputs(meta["inputs"])
     return Golden(meta, tensors, weights, inputs, batch_of(inputs, meta["inputs"]))
 
 
@@ -88,6 +91,32 @@ def batch_of(inputs: Mapping[str, Any], made_by: Mapping[str, Any]) -> Batch:
         text=inputs["src_txt"],
         text_mask=inputs["src_txt_mask"].bool(),
         video_ids=torch.tensor([sources.index(each) for each in sources]),
+        targets=targets,
+    )
+
+
+def batch_of_words(inputs: Mapping[str, Any]) -> Batch:
+    """Our batch of the public inputs of a model of word ids: one moment, from the start of its
+    first to the end of its last clip."""
+    mask, length = inputs["video_mask"].bool(), inputs["video_lengths"]
+    start, end = inputs["start"] / length, (inputs["end"] + 1) / length
+    clip = torch.arange(mask.shape[1])
+    inside = (clip >= inputs["start"][:, None]) & (clip <= inputs["end"][:, None])
+    nothing = torch.zeros(len(mask), 1, dtype=torch.int64)
+    targets = Targets(
+        spans=torch.stack([(start + end) / 2, end - start], dim=-1).unsqueeze(1),
+        span_mask=torch.ones(len(mask), 1, dtype=torch.bool),
+        saliency=inside.float(),
+        positive=nothing,
+        negative=nothing,
+        pair_mask=nothing.bool(),
+        in_moment=inside,
+    )
+    return Batch(
+        video=inputs["video"],
+        video_mask=mask,
+        text=inputs["word_ids"],
+        text_mask=inputs["query_mask"].bool(),
         targets=targets,
     )
 

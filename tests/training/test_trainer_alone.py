@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from public_checkpoints import trained, write
 from small_store import Annotations
 
 from data.annotations import save_jsonl
@@ -50,6 +51,7 @@ def test_every_command_works_without_the_packages_of_the_other_extras(
     parses.write_text(conllu(splits))
     sentences = tmp_path / "captions.json"
     sentences.write_text('{"v_a": {"duration": 9, "timestamps": [[1, 3]], "sentences": ["a"]}}')
+    checkpoint = write(tmp_path / "best.ckpt", trained("qd_detr"))
     on = ["--dataset", "qvhighlights", "--annotations", rows]
     commands = [
         ["lint", rows],
@@ -60,6 +62,8 @@ def test_every_command_works_without_the_packages_of_the_other_extras(
         ["evaluate", *on, "--predictions", found, "--ci", "--ci-samples", 100],
         ["compare", found, found, *on, "--ci-samples", 100, "--permutations", 20],
         ["convert", found, *on, "--to", "scores", "--out", tmp_path / "scores.json"],
+        ["models"],
+        ["import-checkpoint", "qd_detr", checkpoint, "--out", tmp_path / "imported"],
         ["cqval", "build", rows, "--parser", "conllu", "--parses", parses, "--out", cqval],
         ["cqval", "report", found, "--splits", cqval, "--annotations", rows, "--ci"],
     ]

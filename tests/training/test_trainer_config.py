@@ -6,11 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from data.config import load_config, parse_config
 from data.errors import UsageError
 from data.store import Store
+from models.retrieval.types import StepContext
+from training.batch import Draw
 from training.config import TrainerConfig, shipped_or_file
 from training.run import _differences
 from training.session import Session
@@ -43,9 +46,12 @@ def test_the_two_demo_configurations_differ_in_the_narrative_merge_alone() -> No
         ("loop.epochs=0", r"'loop\.epochs': .* greater than or equal to 1, got 0"),
         (
             "data.narratives=true",
-            r"data\.narratives=true, but nothing would .*plugins: none.*\(tea\)",
+            r"data\.narratives=true, but nothing would .*plugins: none.*\(tea.*\(lmr\)",
         ),
-        ("data.events=true", r"data\.events=true, but nothing .*plug-in.*there is none yet"),
+        (
+            "data.events=true",
+            r"data\.events=true, but nothing .*name: qd_detr.*\(event_regulation.*\(eatr",
+        ),
         ("data.event_depth=2", r"data\.event_depth=2, but no events .* set data\.events=true"),
         ("data.event_depth=-1", r"'data\.event_depth': .* greater than or equal to 0"),
         ("optim.lr=.inf", r"'optim\.lr': .*finite number, got inf"),
@@ -68,9 +74,51 @@ def test_a_stream_that_no_plug_in_reads_is_not_loaded_in_silence(values: dict[st
         parse_config(TrainerConfig, values, source="test")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (
+            ["data.narratives=true", "model.plugins={tea: {merge: none}}"],
+            r"data\.narratives=true, but under these options model 'qd_detr' .*tea reads none",
+        ),
+        (
+            ["data.events=true", "model={name: eatr, options: {events: online}}"],
+            r"data\.events=true, but under these options model 'eatr' .*reads none",
+        ),
+    ],
+)
+def test_what_the_options_of_a_model_leave_unread_is_not_loaded_in_silence(
+    values: dict[str, Any], overrides: list[str], message: str
+) -> None:
+    session = Session(
+        parse_config(TrainerConfig, values, overrides, source="test"), lambda sentence: None
+    )
+    with pytest.raises(UsageError, match=message):
+        session.task(session.train)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["data.narratives=true", "model={name: lmr, options: {hidden: 16, heads: 2}}"],
+        ["data.events=true", "model={name: eatr, options: {hidden: 16, heads: 2}}"],
+        ["data.events=true", "model.plugins={event_regulation: {}}"],
+    ],
+)
+def test_a_model_gets_the_side_streams_that_it_reads(
+    values: dict[str, Any], overrides: list[str]
+) -> None:
+    config = parse_config(TrainerConfig, values, overrides, source="test")
+    session = Session(config, lambda sentence: None)
+    task, queries = session.task(session.train), session.hold(session.train)
+    (batch,) = queries.read([np.arange(4)], Draw())
+    losses = task.losses(batch, StepContext())
+    assert all(each.isfinite() for each in losses.values())
+
+
 def test_the_depth_of_events_is_part_of_what_a_run_was_trained_as(values: dict[str, Any]) -> None:
     config = parse_config(TrainerConfig, values, source="test")
-    # no plug-in that ships reads events yet, so the check for one is passed over
+    # this model reads no events, so the check for that is passed over
     coarse, fine = (
         config.model_copy(
             update={"data": config.data.model_copy(update={"events": True, "event_depth": depth})}
@@ -110,6 +158,8 @@ def test_half_precision_on_a_cpu_is_refused(
         ("model.options={hiden: 8}", "hiden"),
         ("model.plugins={te: {}}", "unknown plug-in 'te'; did you mean 'tea'"),
         ("model.plugins={tea: {}}", r"data\.narratives=true"),
+        ("model={name: lmr}", r"side stream 'narrative', and the data give none.*narratives=true"),
+        ("model={name: eatr}", r"reads 'events', which the data do not load.*data\.events=true"),
         ("loop.device=cuda:99x", "is no device; allowed: auto, cpu, cuda"),
     ],
 )

@@ -18,6 +18,9 @@ __all__ = [
     "Layer",
     "TextToVideoLayer",
     "attend",
+    "keys_allowed",
+    "masked_mean",
+    "with_first",
     "xavier",
 ]
 
@@ -53,6 +56,42 @@ def attend(
         q, k, v, attn_mask=mask | ~some, dropout_p=dropout
     )
     return (out * some).transpose(1, 2).flatten(-2)
+
+
+def keys_allowed(
+    query_mask: Tensor,
+    key_mask: Tensor,
+    *,
+    heads: int,
+    mask: Literal["keys", "released"],
+    present: Tensor | None = None,
+) -> Tensor:
+    """Which keys of another sequence a query may read.
+
+    QD-DETR's public code and its descendants also forbid padded queries the padded keys, which
+    changes nothing, but lay that mask out head by head where the attention expects sample by
+    sample: head h of sample b gets it from sample (b · heads + h) mod B, whose padding then hides
+    real keys.
+
+    Args:
+        query_mask: (B, N) bool.
+        key_mask: (B, M) bool.
+        heads: attention heads.
+        mask: `keys` allows all real keys, `released` is as above.
+        present: (B,) bool, samples of which the public code makes the batch; None: all. What
+            others are given has no meaning.
+
+    Returns:
+        (B, M), or as released (B, heads, N, M), bool; what `attend` takes.
+    """
+    if mask == "keys":
+        return key_mask
+    hidden = ~query_mask[:, :, None] & ~key_mask[:, None, :]
+    if present is None:
+        present = torch.ones_like(key_mask[:, 0])
+    samples = present.logical_not().argsort(stable=True)
+    row = (present.cumsum(0)[:, None] - 1) * heads + torch.arange(heads, device=hidden.device)
+    return key_mask[:, None, None] & ~hidden[samples[row % present.sum().clamp(min=1)]]
 
 
 class Attention(nn.Module):
@@ -192,6 +231,17 @@ class TextToVideoLayer(Layer):
         return self.norm2(  # type: ignore[no-any-return]
             clips + self.dropout(self.feedforward(self.norm1(clips)))
         )
+
+
+def masked_mean(rows: Tensor, mask: Tensor) -> Tensor:
+    """(B, d) mean of the rows (B, N, d) where `mask` (B, N) bool; zero without any."""
+    kept = mask.unsqueeze(-1)
+    return torch.where(kept, rows, 0).sum(1) / kept.sum(1).clamp(min=1)
+
+
+def with_first(token: Tensor, rows: Tensor) -> Tensor:
+    """(B, 1 + N, d): a token, (d,) for all samples or (B, 1, d), before the rows (B, N, d)."""
+    return torch.cat([token.expand(len(rows), 1, -1), rows], dim=1)
 
 
 def xavier(module: nn.Module) -> None:

@@ -11,7 +11,7 @@ from models.retrieval.parts.projection import MLP
 from models.retrieval.parts.spans import inverse_sigmoid
 from models.retrieval.stages import Decoded, Head, Memory
 
-__all__ = ["AnchorMomentHead", "GlobalDotSaliency"]
+__all__ = ["AnchorMomentHead", "GlobalDotSaliency", "LinearSaliency", "MomentHead"]
 
 
 class AnchorMomentHead(Head):
@@ -19,9 +19,36 @@ class AnchorMomentHead(Head):
 
     Args:
         width: features.
+        span: network of the spans, if it is also another part's.
     """
 
     requires = frozenset({"states", "references"})
+    provides = frozenset({"logits", "spans"})
+
+    def __init__(self, width: int, span: MLP | None = None) -> None:
+        super().__init__()
+        self.label = nn.Linear(width, 2)
+        self.span = span or MLP(width, width, 2, 3)
+
+    def forward(
+        self, memory: Memory, decoded: Decoded | None, found: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """`logits` (ℓ, B, Q, 2), index 0 foreground; `spans` (ℓ, B, Q, 2) in [0, 1]."""
+        assert decoded is not None
+        assert decoded.references is not None
+        offset = inverse_sigmoid(decoded.references)
+        spans = (self.span(decoded.states) + offset).sigmoid()
+        return {"logits": self.label(decoded.states), "spans": spans}
+
+
+class MomentHead(Head):
+    """A moment for every query: foreground or not, and a span by itself (Moment-DETR).
+
+    Args:
+        width: features.
+    """
+
+    requires = frozenset({"states"})
     provides = frozenset({"logits", "spans"})
 
     def __init__(self, width: int) -> None:
@@ -34,10 +61,31 @@ class AnchorMomentHead(Head):
     ) -> dict[str, Tensor]:
         """`logits` (ℓ, B, Q, 2), index 0 foreground; `spans` (ℓ, B, Q, 2) in [0, 1]."""
         assert decoded is not None
-        assert decoded.references is not None
-        offset = inverse_sigmoid(decoded.references)
-        spans = (self.span(decoded.states) + offset).sigmoid()
-        return {"logits": self.label(decoded.states), "spans": spans}
+        return {
+            "logits": self.label(decoded.states),
+            "spans": self.span(decoded.states).float().sigmoid(),
+        }
+
+
+class LinearSaliency(Head):
+    """Saliency of a clip: one linear layer of its memory (Moment-DETR).
+
+    Args:
+        width: features.
+    """
+
+    requires = frozenset({"clip"})
+    provides = frozenset({"saliency"})
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.clip = nn.Linear(width, 1)
+
+    def forward(
+        self, memory: Memory, decoded: Decoded | None, found: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
+        """`saliency` (B, L) float32, unbounded."""
+        return {"saliency": self.clip(memory.clip).squeeze(-1).float()}
 
 
 class GlobalDotSaliency(Head):

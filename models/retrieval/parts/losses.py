@@ -12,11 +12,15 @@ from models.retrieval.parts.spans import overlap, start_end
 
 __all__ = [
     "MAX_LABEL",
+    "contrastive_align",
     "label_cross_entropy",
     "label_focal",
     "margin_loss",
+    "mean_where",
     "negative_pair_loss",
+    "negative_pair_losses",
     "rank_loss",
+    "rank_losses",
     "rank_weights",
     "span_giou",
     "span_l1",
@@ -24,6 +28,11 @@ __all__ = [
 
 MAX_LABEL = 12
 """Highest summed saliency label of a clip: three raters, 0 to 4 each (QVHighlights)."""
+
+
+def mean_where(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean over all axes where `mask`, of the same shape; 0 where nothing is."""
+    return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -95,6 +104,33 @@ def label_focal(
     return loss.mean((-2, -1))
 
 
+def contrastive_align(
+    queries: Tensor, words: Tensor, mask: Tensor, matched: Tensor, *, temperature: float
+) -> Tensor:
+    """Queries that answer for a moment are nearer to the text than the others (Moment-DETR's code).
+
+    The score of a query is the sum of its cosines with the words; the loss contrasts the mean
+    score of the matched queries with all, mean over samples that have one.
+
+    Args:
+        queries: (..., B, Q, e) of unit length.
+        words: (B, T, e) of unit length.
+        mask: (B, T) bool, words that count.
+        matched: (..., B, Q) bool.
+        temperature: τ.
+
+    Returns:
+        (...).
+    """
+    text = torch.where(mask.unsqueeze(-1), words, 0).sum(1)
+    score = (queries * text.unsqueeze(1)).sum(-1) / temperature
+    count = matched.sum(-1)
+    right = torch.where(matched, score, 0).sum(-1) / count.clamp(min=1)
+    loss = score.logsumexp(-1) - right
+    some = count > 0
+    return torch.where(some, loss, 0).sum(-1) / some.sum(-1).clamp(min=1)
+
+
 def margin_loss(
     scores: Tensor, positive: Tensor, negative: Tensor, mask: Tensor, *, margin: float
 ) -> Tensor:
@@ -131,8 +167,10 @@ def rank_weights(labels: Tensor, mask: Tensor) -> Tensor:
     return (reached / (count + 1e-6)).sum(-1)
 
 
-def rank_loss(scores: Tensor, labels: Tensor, mask: Tensor, *, temperature: float = 0.5) -> Tensor:
-    """Rank-aware contrastive loss of QD-DETR (Eq. 8–9), mean over samples.
+def rank_losses(
+    scores: Tensor, labels: Tensor, mask: Tensor, *, temperature: float = 0.5
+) -> Tensor:
+    """Rank-aware contrastive loss of QD-DETR (Eq. 8–9), (B,).
 
     Eleven steps are divided by twelve, as released.
 
@@ -143,13 +181,18 @@ def rank_loss(scores: Tensor, labels: Tensor, mask: Tensor, *, temperature: floa
         temperature: τ.
     """
     log_p = (scores.float().masked_fill(~mask, -1e3) / temperature).log_softmax(-1)
-    return -(rank_weights(labels, mask) * log_p).sum(-1).mean() / MAX_LABEL
+    return -(rank_weights(labels, mask) * log_p).sum(-1) / MAX_LABEL
 
 
-def negative_pair_loss(
+def rank_loss(scores: Tensor, labels: Tensor, mask: Tensor, *, temperature: float = 0.5) -> Tensor:
+    """Mean of `rank_losses` over samples."""
+    return rank_losses(scores, labels, mask, temperature=temperature).mean()
+
+
+def negative_pair_losses(
     scores: Tensor, mask: Tensor, *, log: Literal["softplus", "log"] = "softplus"
 ) -> Tensor:
-    """`Σ_l −log(1 − σ(s_l))` of clips under a wrong text, mean over samples (QD-DETR Eq. 7).
+    """`Σ_l −log(1 − σ(s_l))` of clips under a wrong text, (B,) (QD-DETR Eq. 7).
 
     Args:
         scores: (B, L).
@@ -159,4 +202,11 @@ def negative_pair_loss(
     """
     scores = scores.float()
     loss = functional.softplus(scores) if log == "softplus" else -torch.log(1 - scores.sigmoid())
-    return torch.where(mask, loss, 0).sum(1).mean()
+    return torch.where(mask, loss, 0).sum(1)
+
+
+def negative_pair_loss(
+    scores: Tensor, mask: Tensor, *, log: Literal["softplus", "log"] = "softplus"
+) -> Tensor:
+    """Mean of `negative_pair_losses` over samples."""
+    return negative_pair_losses(scores, mask, log=log).mean()

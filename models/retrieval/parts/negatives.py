@@ -12,7 +12,7 @@ from torch import Tensor
 from models.retrieval.stages import Encoders, Pass, Tokens
 from models.retrieval.types import Batch, StepContext
 
-__all__ = ["WrongText", "other_video"]
+__all__ = ["WrongText", "other_samples", "other_video", "with_text_of"]
 
 
 class WrongText(Pass):
@@ -22,13 +22,17 @@ class WrongText(Pass):
         choice: `roll` takes the next sample, as the public code; that may be the same video, or
             with one sample the right text itself. `roll_other_video` takes the next sample of
             another video; where there is none, `negative_mask` leaves the sample out.
+            `next_if_other_video` takes the next sample and leaves out those whose next is on
+            the same video (CG-DETR's code).
         outputs: what heads give under the wrong text too, each as `<name>_negative`.
     """
 
     suffix = "negative"
 
     def __init__(
-        self, choice: Literal["roll", "roll_other_video"], outputs: Iterable[str] = ("saliency",)
+        self,
+        choice: Literal["roll", "roll_other_video", "next_if_other_video"],
+        outputs: Iterable[str] = ("saliency",),
     ) -> None:
         super().__init__()
         self.choice = choice
@@ -39,7 +43,8 @@ class WrongText(Pass):
     def change(
         self, tokens: Tokens, batch: Batch, encoders: Encoders, context: StepContext
     ) -> tuple[Tokens, dict[str, Tensor]]:
-        """Tokens with the other text, and `negative_mask` (B,) bool."""
+        """Tokens with the other text, and `negative_mask` (B,) bool; under `next_if_other_video`
+        the tokens know it too, for fusers that let samples see each other."""
         place = torch.arange(len(batch), device=tokens.text.device)
         if batch.wrong_text is not None and batch.wrong_text_mask is not None:
             text = encoders.encode_text(batch.wrong_text)
@@ -48,19 +53,36 @@ class WrongText(Pass):
                 text=text,
                 text_mask=batch.wrong_text_mask,
                 text_pos=encoders.text_places(text),
+                texts=encoders.other_texts(batch.wrong_text),
             )
             return given, {"negative_mask": torch.ones_like(place, dtype=torch.bool)}
         if self.choice == "roll":
             partner, found = place.roll(-1), torch.ones_like(place, dtype=torch.bool)
+        elif self.choice == "next_if_other_video":
+            video = place if batch.video_ids is None else batch.video_ids
+            partner, found = place.roll(-1), video.roll(-1) != video
+            tokens = replace(tokens, extras={**tokens.extras, "negative_mask": found})
         else:
             partner, found = other_video(place if batch.video_ids is None else batch.video_ids)
-        changed = replace(
-            tokens,
-            text=tokens.text.index_select(0, partner),
-            text_mask=tokens.text_mask[partner],
-            text_pos=tokens.text_pos.index_select(0, partner),
-        )
-        return changed, {"negative_mask": found}
+        return with_text_of(tokens, partner), {"negative_mask": found}
+
+
+def with_text_of(tokens: Tokens, partner: Tensor) -> Tokens:
+    """The tokens with the texts of the samples `partner` (B,) int64."""
+    return replace(
+        tokens,
+        text=tokens.text.index_select(0, partner),
+        text_mask=tokens.text_mask[partner],
+        text_pos=tokens.text_pos.index_select(0, partner),
+        texts={name: x.index_select(0, partner) for name, x in tokens.texts.items()},
+    )
+
+
+def other_samples(batch: Batch) -> Tensor:
+    """(B, B) bool, whether two samples are on different videos; without ids all are."""
+    place = torch.arange(len(batch), device=batch.video.device)
+    video = place if batch.video_ids is None else batch.video_ids
+    return video[:, None] != video
 
 
 def other_video(video_ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -94,14 +94,16 @@ class AnchorSine(nn.Module):
 
     Args:
         width: features, a multiple of 4.
+        width_first: whether the code of the width comes first (BM-DETR).
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, width_first: bool = False) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.width_first = width, width_first
 
     def forward(self, anchors: Tensor) -> Tensor:
         """(…, 2) in [0, 1] as (…, width)."""
+        anchors = anchors.flip(-1) if self.width_first else anchors
         return _sine(anchors * (2 * math.pi), self.width // 2).flatten(-2)
 
 

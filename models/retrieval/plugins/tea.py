@@ -6,6 +6,14 @@ there is no public code. The narrative is a side stream with one embedded paragr
 the input projections a clip `v` with narrative `c` becomes `MLP([v ∥ W c])`; a clip that the
 narrative does not cover stays as it was.
 
+On EMB the paper's clips and narratives already hold their places when they meet (§3.2): `place:
+added` says so, and `tea_paragraph` adds the branch of paragraph and query. TEA as its text has it:
+
+    create_model(
+        "emb", preset="paper", side_dims={"narrative": 300}, video_dim=1024, text_dim=300,
+        plugins={"tea": {"place": "added"}, "tea_paragraph": {"similarity": "scaled_dot"}},
+    )
+
 The paper leaves open the depth of the MLP (here Linear, ReLU, dropout 0.2, Linear) and whether W
 is the projection of the query ("the same semantic space": here it is, or `separate`).
 """
@@ -25,9 +33,15 @@ from models.retrieval.build import PLUGINS, Blueprint, Dims, Options, Plugin
 from models.retrieval.parts.attention import Attention
 from models.retrieval.parts.projection import MLP, FeatureProjection
 from models.retrieval.stages import Encoders, Merge, Tokens
-from models.retrieval.types import Batch
+from models.retrieval.types import Batch, Side
 
-__all__ = ["NarrativeMerge", "TEAOptions"]
+__all__ = [
+    "NarrativeMerge",
+    "TEAOptions",
+    "check_heads",
+    "narrative_of",
+    "own_projection",
+]
 
 
 class TEAOptions(Options):
@@ -37,6 +51,8 @@ class TEAOptions(Options):
         merge: `concat` is the paper's; `add` and `attention` are its Table 5; `none` leaves the
             model as it is without the plug-in.
         projection: `shared` projects the narrative as the query; `separate` gives it its own.
+        place: `apart` merges what clips and narrative hold, and leaves the places of the clips to
+            the fuser; `added` adds them to both before.
         side: name of the side stream.
         dropout: inside the merge.
         heads: of `attention`.
@@ -44,6 +60,7 @@ class TEAOptions(Options):
 
     merge: Literal["concat", "add", "attention", "none"] = "concat"
     projection: Literal["shared", "separate"] = "shared"
+    place: Literal["apart", "added"] = "apart"
     side: str = "narrative"
     dropout: float = Field(0.2, ge=0, lt=1)
     heads: int = Field(8, gt=0)
@@ -106,11 +123,14 @@ class NarrativeMerge(Merge):
         side: name of the side stream.
         unit: how a clip and its narrative become one.
         projection: of the narrative; None for the projection of the query.
+        added: whether places are added before the merge; afterwards clips then have none.
     """
 
-    def __init__(self, side: str, unit: nn.Module, projection: nn.Module | None) -> None:
+    def __init__(
+        self, side: str, unit: nn.Module, projection: nn.Module | None, *, added: bool = False
+    ) -> None:
         super().__init__()
-        self.side = side
+        self.side, self.added = side, added
         self.requires = frozenset({"video", "text", f"side.{side}"})
         self.unit = unit
         self.projection = projection
@@ -121,21 +141,33 @@ class NarrativeMerge(Merge):
         Raises:
             UsageError: the batch has no such side stream.
         """
-        if self.side not in batch.side:
-            raise UsageError(
-                f"the narrative merge reads the side stream '{self.side}', and this batch carries "
-                f"{', '.join(sorted(batch.side)) or 'none'}; {_REMEDY}"
-            )
-        stream = batch.side[self.side]
+        stream = narrative_of(batch, self.side)
         project = encoders.encode_text if self.projection is None else self.projection
-        merged = self.unit(tokens.video, project(stream.x), tokens.video_pos, stream.mask)
-        video = torch.where(stream.mask.unsqueeze(-1), merged, tokens.video)
-        return replace(tokens, video=video)
+        video, narrative, place = tokens.video, project(stream.x), tokens.video_pos
+        if self.added:
+            video, narrative, place = video + place, narrative + place, torch.zeros_like(place)
+        merged = self.unit(video, narrative, place, stream.mask)
+        video = torch.where(stream.mask.unsqueeze(-1), merged, video)
+        return replace(tokens, video=video, video_pos=place)
+
+
+def narrative_of(batch: Batch, side: str) -> Side:
+    """The side stream of a batch.
+
+    Raises:
+        UsageError: the batch has no such side stream.
+    """
+    if side not in batch.side:
+        raise UsageError(
+            f"the narrative merge reads the side stream '{side}', and this batch carries "
+            f"{', '.join(sorted(batch.side)) or 'none'}; {_REMEDY}"
+        )
+    return batch.side[side]
 
 
 _REMEDY = (
     "load narratives with the trainer's `data.narratives=true` (`pipeline run --stage narratives` "
-    "writes them), or leave the plug-in 'tea' out of `model.plugins`"
+    "writes them), or leave the plug-in out of `model.plugins`"
 )
 
 
@@ -146,30 +178,55 @@ _UNITS: dict[str, Callable[[int, TEAOptions], nn.Module]] = {
 }
 
 
+def own_projection(
+    plugin: str, dims: Dims, width: int, side: str, projection: Literal["shared", "separate"]
+) -> nn.Module | None:
+    """The narrative's own projection; None if it has the query's.
+
+    Args:
+        plugin: whose option it is, for the error message.
+        dims: widths of what comes in.
+        width: features that go out.
+        side: name of the side stream.
+        projection: the option.
+
+    Raises:
+        UsageError: the data have no such stream, or it is not as wide as the query.
+    """
+    if side not in dims.sides:
+        raise UsageError(
+            f"plug-in '{plugin}' reads the side stream '{side}', and the data give "
+            f"{', '.join(sorted(dims.sides)) or 'none'}; {_REMEDY}"
+        )
+    found = dims.sides[side]
+    if projection == "shared" and found != dims.text:
+        raise UsageError(
+            f"plug-in '{plugin}' cannot project the '{side}' stream ({found} features) as the "
+            f"query ({dims.text} features); embed both with one text encoder or set "
+            "projection: separate"
+        )
+    return FeatureProjection(found, width) if projection == "separate" else None
+
+
+def check_heads(plugin: str, width: int, heads: int) -> None:
+    """Refuse a number of heads that does not divide the width."""
+    if width % heads:
+        raise UsageError(
+            f"plug-in '{plugin}' cannot divide {width} features among {heads} heads; "
+            f"set heads to a divisor of {width}"
+        )
+
+
 def apply(blueprint: Blueprint, dims: Dims, options: TEAOptions) -> Blueprint:
     """The model with the merge as its last one; the same model if `merge` is `none`."""
     if options.merge == "none":
         return blueprint
-    if options.side not in dims.sides:
-        raise UsageError(
-            f"plug-in 'tea' reads the side stream '{options.side}', and the data give "
-            f"{', '.join(sorted(dims.sides)) or 'none'}; {_REMEDY}"
-        )
-    width, found = blueprint.width, dims.sides[options.side]
-    if options.projection == "shared" and found != dims.text:
-        raise UsageError(
-            f"plug-in 'tea' cannot project the '{options.side}' stream ({found} features) as the "
-            f"query ({dims.text} features); embed both with one text encoder or set "
-            "projection: separate"
-        )
-    if options.merge == "attention" and width % options.heads:
-        raise UsageError(
-            f"plug-in 'tea' cannot divide {width} features among {options.heads} heads; "
-            f"set heads to a divisor of {width}"
-        )
+    width = blueprint.width
+    own = own_projection("tea", dims, width, options.side, options.projection)
+    if options.merge == "attention":
+        check_heads("tea", width, options.heads)
     unit = _UNITS[options.merge](width, options)
-    own = FeatureProjection(found, width) if options.projection == "separate" else None
-    merge = NarrativeMerge(options.side, unit, own)
+    merge = NarrativeMerge(options.side, unit, own, added=options.place == "added")
     parts = replace(blueprint.parts, merges=(*blueprint.parts.merges, merge))
     return replace(blueprint, parts=parts)
 

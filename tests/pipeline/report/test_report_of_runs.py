@@ -10,9 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from data.annotations.types import Annotation
+from data.charts import Track, timeline
 from data.grid import Grid
 from data.store import Store
-from data.charts import Track, timeline
 from pipeline.report.collect import (
     _moment_tracks,
     _saliency_tracks,

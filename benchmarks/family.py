@@ -1,0 +1,290 @@
+"""Does every model of the family learn, and what do the parts of the papers add?
+
+Every base in the presets `fixed` and `paper`, and every paper with and without its parts, is
+trained narrow and for the same budget (that of `trainer fit --config qd_detr/demo`: rate, schedule,
+batch, epochs, seed) on the synthetic corpus. One table: scores on the validation split, parameters,
+seconds of a step; the blind baseline beside them. All features, and the layers of LLMEPET's
+language model, are random networks: the table says that the parts train, not what they are worth
+on films.
+
+    python benchmarks/family.py --store demo/store --out runs/family   # of `pipeline demo`
+    python benchmarks/family.py --models lmr,tea --epochs 4            # makes a corpus first
+
+What is finished in --out is not trained again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from harness import Benchmark
+from rich.console import Console
+from rich.table import Table
+
+from data.config import load_config
+from data.errors import StorylineError
+from models.retrieval import MODELS, RetrievalModel, create_model
+from training.config import TrainerConfig, shipped_or_file
+from training.fit import fit
+from training.loop import Progress, Reporter
+from training.session import Session, predict_blind
+from training.stopping import Stop
+
+CONFIG = Path("qd_detr/demo")
+SCORES = {
+    "R1@0.5": "MR-full-R1@0.5",
+    "R1@0.7": "MR-full-R1@0.7",
+    "mAP": "MR-full-mAP",
+    "HD mAP": "HL-min-Good-mAP",
+}
+NARROW: Mapping[str, Any] = {
+    "slot_hidden": 128,
+    "similarity_hidden": 128,
+    "drop_path": 0.0,
+    "queue_length": 512,
+    "weights": "random",
+    "numbers": "float32",
+    "llm_width": 128,
+    "llm_heads": 4,
+    "llm_hidden": 256,
+    "layers": [0, 1],
+}
+"""Options of those models that have them, beside those of the configuration."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table.
+
+    Args:
+        title: what is trained; unique.
+        model: the base.
+        preset: its preset.
+        options: of the base, beside the narrow ones.
+        plugins: by name.
+    """
+
+    title: str
+    model: str
+    preset: str = "fixed"
+    options: Mapping[str, Any] = field(default_factory=dict)
+    plugins: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def entries() -> list[Entry]:
+    """All bases, then the papers with and without their parts."""
+    found = []
+    for name in MODELS:
+        differs = bool(MODELS.get(name).presets.get("paper"))
+        for preset in ("fixed", "paper") if differs else ("fixed",):
+            found.append(Entry(f"{name} ({preset})", name, preset))
+    return found + papers()
+
+
+def papers() -> list[Entry]:
+    """Papers whose parts can be taken away; the whole ones are among the bases where they are."""
+    places = {"places": "sine", "position_coef": 0.0}
+    emb_tea: Mapping[str, Mapping[str, Any]] = {"tea": {}}
+    return [
+        Entry("LLMEPET with no refiner", "llmepet", options={"weights": "none"}),
+        Entry("LLMEPET with identity for a refiner", "llmepet", options={"weights": "identity"}),
+        Entry("LLMEPET without event regulation", "llmepet", options={"event_coef": 0.0}),
+        Entry("LLMEPET without position regulation", "llmepet", options=places),
+        Entry(
+            "LD-DETR without Distill Align",
+            "ld_detr",
+            options={"align_weight": 0.0, "sim_weight": 0.0},
+        ),
+        Entry("LD-DETR without convolutions", "ld_detr", options={"conv_blocks": 0}),
+        Entry("LD-DETR with one loop", "ld_detr", options={"loops": 1}),
+        Entry("TEA: EMB and narratives", "emb", plugins=emb_tea),
+        Entry("TEA: EMB, narratives, paragraph", "emb", plugins={**emb_tea, "tea_paragraph": {}}),
+        Entry("TEA: QD-DETR and narratives", "qd_detr", plugins=emb_tea),
+        Entry("LMR, two fusions", "lmr", options={"share_vqf": False}),
+        Entry("LMR without fusion", "lmr", options={"vqf": False}),
+        Entry("LMR without context", "lmr", options={"vcm": False}),
+        Entry("LMR without language in its queries", "lmr", options={"query_content": "none"}),
+        Entry("LMR without visual features", "lmr", options={"visual": False}),
+    ]
+
+
+class Stopwatch:
+    """A reporter that notes how long steps take."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._last: tuple[int, float] | None = None
+
+    def step(self, epoch: int, batch: int, batches: int) -> None:
+        """A step is done; the first of an epoch waits for other things and is not counted."""
+        now = time.perf_counter()
+        if self._last is not None and self._last[0] == epoch:
+            self.seconds.append(now - self._last[1])
+        self._last = epoch, now
+
+    def epoch(self, record: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+
+def train(entry: Entry, store: Path, out: Path, epochs: int) -> dict[str, Any]:
+    """Train one entry, or read what was trained before.
+
+    Returns:
+        `scores` of the best epoch, `parameters`, `seconds` of a step.
+    """
+    done = out / "row.json"
+    if done.exists():
+        row: dict[str, Any] = json.loads(done.read_text())
+        return row
+    config, watch = _config(entry, store, epochs), Stopwatch()
+
+    def report(progress: Progress, select: str) -> nullcontext[Reporter]:
+        return nullcontext(watch)
+
+    run, progress = fit(
+        config,
+        out,
+        resume=False,
+        allow_overlap=False,
+        tell=lambda sentence: None,
+        report=report,
+        stop=Stop(),
+    )
+    weights = run.checkpoint("last")["model"]
+    names = [name for name, _ in _built(config.model.model_dump()).named_parameters()]
+    row = {
+        "title": entry.title,
+        "scores": (progress.best or {})["scores"]["brief"],
+        "parameters": sum(weights[name].numel() for name in names),
+        "seconds": statistics.median(watch.seconds),
+    }
+    done.write_text(json.dumps(row, indent=2) + "\n")
+    return row
+
+
+def _config(entry: Entry, store: Path, epochs: int) -> TrainerConfig:
+    base = load_config(TrainerConfig, shipped_or_file(CONFIG), [f"data.store={store}"])
+    known = MODELS.get(entry.model).options.model_fields
+    small = {**base.model.options, **NARROW, "epochs": epochs}
+    narrow = {key: x for key, x in small.items() if key in known}
+    model = {
+        "name": entry.model,
+        "preset": entry.preset,
+        "options": {**narrow, **entry.options},
+        "plugins": {key: dict(each) for key, each in entry.plugins.items()},
+    }
+    reads = _built(model).reads
+    data = {"narratives": "side.narrative" in reads, "events": "events" in reads}
+    values = base.model_dump()
+    values["model"] = model
+    values["data"] |= data
+    values["loop"] |= {"epochs": epochs, "save_every": epochs}
+    values["eval"] |= {"every": max(1, epochs // 6)}
+    return TrainerConfig(**values)
+
+
+def _built(model: Mapping[str, Any]) -> RetrievalModel:
+    """A model without numbers, for features of any width: what it reads and has."""
+    rest = {key: each for key, each in model.items() if key not in ("name", "options")}
+    with torch.device("meta"):
+        return create_model(
+            model["name"],
+            video_dim=18,
+            text_dim=16,
+            side_dims={"narrative": 16},
+            **rest,
+            **model["options"],
+        )
+
+
+def blind(store: Path) -> Mapping[str, Any]:
+    """Scores of the blind baseline."""
+    config = load_config(TrainerConfig, shipped_or_file(CONFIG), [f"data.store={store}"])
+    session = Session(config, lambda sentence: None)
+    split = session.split(config.eval.split)
+    brief: Mapping[str, Any] = session.score(split, predict_blind(session, split))["brief"]
+    return brief
+
+
+def main() -> None:
+    """Train all, print the table, and check that all beat the blind baseline."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--store", type=Path, help="store that `pipeline demo` left")
+    parser.add_argument("--out", type=Path, help="folder of the runs, which are kept")
+    parser.add_argument("--epochs", type=int, default=36, help="of every model")
+    parser.add_argument("--models", default="", help="only rows with one of these, by comma")
+    bench = Benchmark("Do all models beat the blind baseline?", parser)
+    args = bench.args
+    chosen = [each for each in entries() if _wanted(each, args.models.split(","))]
+    with tempfile.TemporaryDirectory() as scratch:
+        store = args.store or _demo_store(Path(scratch) / "demo")
+        out = args.out or Path(scratch) / "runs"
+        floor = blind(store)
+        rows, faults = _rows(chosen, store, out / f"{args.epochs}-epochs", args.epochs)
+    _print(rows, floor, args.epochs)
+    for fault in faults:
+        print(fault)
+    better = sum(row["scores"][SCORES["R1@0.5"]] > floor[SCORES["R1@0.5"]] for row in rows)
+    bench.figure("rows that beat the blind baseline in R1@0.5", better, at_least=len(chosen))
+    bench.finish()
+
+
+def _wanted(entry: Entry, words: Sequence[str]) -> bool:
+    text = f"{entry.title} {entry.model}".lower()
+    return any(word.strip().lower() in text for word in words)
+
+
+def _rows(
+    chosen: Sequence[Entry], store: Path, out: Path, epochs: int
+) -> tuple[list[dict[str, Any]], list[str]]:
+    rows, faults = [], []
+    for entry in chosen:
+        began, folder = time.monotonic(), out / _folder(entry.title)
+        try:
+            row = train(entry, store, folder, epochs)
+        except StorylineError as error:
+            faults.append(f"{entry.title}: {error}")
+            continue
+        rows.append(row)
+        found = row["scores"][SCORES["R1@0.5"]]
+        print(f"{entry.title}: R1@0.5 {found}, {time.monotonic() - began:.0f} s", file=sys.stderr)
+    return rows, faults
+
+
+def _folder(title: str) -> str:
+    return "".join(each if each.isalnum() else "_" for each in title)
+
+
+def _demo_store(out: Path) -> Path:
+    command = [str(Path(sys.executable).with_name("pipeline")), "demo", "--out", str(out)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return out / "store"
+
+
+def _print(rows: Sequence[Mapping[str, Any]], floor: Mapping[str, Any], epochs: int) -> None:
+    table = Table(title=f"validation split, best of {epochs} epochs", title_justify="left")
+    table.add_column("model")
+    for name in (*SCORES, "parameters", "s/step"):
+        table.add_column(name, justify="right")
+    table.add_row("blind baseline", *(f"{floor[key]:.2f}" for key in SCORES.values()), "-", "-")
+    for row in rows:
+        scores = [f"{row['scores'][key]:.2f}" for key in SCORES.values()]
+        size, seconds = f"{row['parameters']:,}", f"{row['seconds']:.3f}"
+        table.add_row(row["title"], *scores, size, seconds)
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()

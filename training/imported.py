@@ -1,0 +1,202 @@
+"""A run from a checkpoint of public code: what `trainer predict` and `evaluate` need, nothing else.
+
+The folder has `config.yaml`, `environment.json` (with `imported`: model, file, and the options that
+the checkpoint says it was trained with), `checkpoints/best.pt`, and `trained_on.json` if somebody
+said what it was trained on. It has no history, and cannot be continued.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from data.annotations import dataset_of
+from data.config import parse_config
+from data.errors import UsageError
+from data.identity import file_sha256
+from data.store.place import anchored, place_of, text_of
+from models.retrieval import MODELS, load_official
+from models.retrieval.official import read_checkpoint, supported
+from training.checks import rows_trained_on
+from training.config import TrainerConfig
+from training.run import Run, environment
+from training.trained_on import TrainedOn, remember
+
+__all__ = ["import_checkpoint"]
+
+NO_STORE = "store"
+"""What `data.store` says until somebody says where the store is."""
+
+_NOT_OPTIONS = {"name", "preset", "plugins", "video_dim", "text_dim", "side_dims"}
+"""What a recipe holds beside the options of the model."""
+
+
+def import_checkpoint(
+    name: str,
+    checkpoint: Path,
+    out: Path,
+    *,
+    store: str | None = None,
+    streams: Sequence[str] = (),
+    trained_on: Sequence[str] = (),
+    dataset: str | None = None,
+) -> list[str]:
+    """Write the run of a public checkpoint; nothing is written if anything is wrong.
+
+    Args:
+        name: one of `list_models()`.
+        checkpoint: file of the public code.
+        out: folder of the run; it must not exist or be empty.
+        store: path or URL; None leaves it to `--set data.store=`.
+        streams: per-clip features in order; none takes what the checkpoint's options name.
+        trained_on: annotation files that it was trained on.
+        dataset: whose format they have.
+
+    Returns:
+        What the user must know, in sentences.
+
+    Raises:
+        UsageError: an unknown model, a file that cannot be read safely or does not fit, options
+            that this project has no part for, or a folder that is taken.
+    """
+    Run.refuse_taken(out)
+    MODELS.get(name)  # before a large file is read
+    weights, public = read_checkpoint(checkpoint)
+    model = load_official(name, {"model": weights, "opt": public})
+    asked = _Asked.of(public, streams)
+    trained = _trained_on(trained_on, dataset)
+    options = {key: x for key, x in model.recipe.items() if key not in _NOT_OPTIONS}
+    config = parse_config(
+        TrainerConfig,
+        {
+            "data": {
+                "store": text_of(anchored(place_of(store))) if store else NO_STORE,
+                **asked.data(),
+            },
+            "model": {"name": name, "preset": model.recipe["preset"], "options": options},
+        },
+        source=f"the options of '{checkpoint}'",
+    )
+    about = {
+        **environment(torch.device("cpu"), 1, {}),
+        "imported": {
+            "model": name,
+            "checkpoint": {"file": checkpoint.name, "sha256": file_sha256(checkpoint)},
+            "options": {key: _plain(value) for key, value in sorted(public.items())},
+        },
+    }
+    run = Run.create(out, config, about)
+    run.save("best", lambda: {"model": model.state_dict()})
+    if trained:
+        remember(out, trained)
+    told = [
+        f"{len(weights)} tensors of '{checkpoint}' are a run in {out}: model '{name}', "
+        f"{model.recipe['video_dim']:,} features a clip (two of them its place) and "
+        f"{model.recipe['text_dim']:,} a word"
+    ]
+    return [*told, *asked.sentences(), *_left_open(store, trained)]
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What the options of a checkpoint say about the features that it wants.
+
+    Args:
+        streams: per-clip features in order; none if they say nothing.
+        said: whether the user named them.
+        max_clips, max_tokens: videos and queries are cut to; None if the options do not say.
+        clip_len_s: of its features.
+    """
+
+    streams: tuple[str, ...]
+    said: bool
+    max_clips: int | None
+    max_tokens: int | None
+    clip_len_s: float | None
+
+    @classmethod
+    def of(cls, public: Mapping[str, Any], streams: Sequence[str]) -> _Asked:
+        """Read the options of the lineage; others have other names and say nothing here.
+
+        Raises:
+            UsageError: features that were not prepared as ours are.
+        """
+        supported(
+            public,
+            {
+                "no_norm_vfeat": (False,),
+                "no_norm_tfeat": (False,),
+                "ctx_mode": ("video_tef",),
+            },
+        )
+        folders = public.get("v_feat_dirs") or ()
+        found = streams or [_stage_of(str(folder)) for folder in folders]
+        return cls(
+            tuple(found),
+            bool(streams),
+            _number(public.get("max_v_l")),
+            _number(public.get("max_q_l")),
+            public.get("clip_length"),
+        )
+
+    def data(self) -> dict[str, Any]:
+        """Values for the group `data` of a configuration; what is not said keeps its default."""
+        values = {
+            "streams": list(self.streams),
+            "max_clips": self.max_clips,
+            "max_tokens": self.max_tokens,
+        }
+        return {key: value for key, value in values.items() if value}
+
+    def sentences(self) -> list[str]:
+        """What the user should compare with their store."""
+        told = []
+        if not self.said:
+            named = ", ".join(self.streams) or "nothing; taking slowfast, clip"
+            told.append(f"streams as its options name them: {named}; --stream says otherwise")
+        if self.clip_len_s is not None:
+            told.append(f"it was trained on clips of {self.clip_len_s:g} s")
+        return told
+
+
+def _stage_of(folder: str) -> str:
+    """`../features/slowfast_features/` is what a store calls `slowfast`."""
+    return Path(folder).name.split("_feat")[0]
+
+
+def _number(value: Any) -> int | None:
+    """Lengths below 1 mean "all" in the public code."""
+    return value if isinstance(value, int) and value > 0 else None
+
+
+def _plain(value: Any) -> Any:
+    """An option as JSON has it; what JSON does not know, as text."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _trained_on(files: Sequence[str], dataset: str | None) -> TrainedOn | None:
+    if not files:
+        return None
+    rows = [row.annotation for row in rows_trained_on(files, dataset)]
+    if not rows:
+        raise UsageError(f"--trained-on: {', '.join(files)} has no queries; give the right file")
+    name = ", ".join(files)
+    return TrainedOn.of(rows, name, dataset or "", dataset_of(dataset or "").source_of)
+
+
+def _left_open(store: str | None, trained: TrainedOn | None) -> list[str]:
+    told = []
+    if store is None:
+        told.append("evaluate and predict need the store: --set data.store=STORE")
+    if trained is None:
+        told.append(
+            "nobody said what it was trained on, so shared videos may go unnoticed; "
+            "--trained-on FILE says it"
+        )
+    return told
