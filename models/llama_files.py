@@ -25,6 +25,7 @@ from torch import Tensor
 
 from data.errors import UsageError, some
 from data.foreign import json_object, read_limited
+from models.safetensors_files import SafetensorsFile, safetensors_bytes
 from models.shards import TensorFiles, read_folder
 from models.weight_files import read_file
 from models.zoo import resolve
@@ -188,8 +189,6 @@ def extract_layers(
 
 def layers_bytes(layers: LlamaLayers) -> bytes:
     """The file of the layers: safetensors, with sizes and checksums in its metadata."""
-    from safetensors.torch import save
-
     tensors = {f"{i}.{key}": x for i, each in layers.layers.items() for key, x in each.items()}
     about = {
         "spec": asdict(layers.spec),
@@ -199,8 +198,7 @@ def layers_bytes(layers: LlamaLayers) -> bytes:
         "source": layers.source,
     }
     told = json.dumps(about, sort_keys=True)
-    content: bytes = save(tensors | {NORM: layers.norm}, metadata={_MARK: told})
-    return content
+    return safetensors_bytes(tensors | {NORM: layers.norm}, {_MARK: told})
 
 
 def name_of_layers_file(layers: LlamaLayers) -> str:
@@ -249,14 +247,11 @@ def layers_file_sha256(path: str | Path) -> str:
 
 
 def _about(path: str | Path) -> dict[str, Any]:
-    from safetensors import SafetensorError, safe_open
-
     if not Path(path).is_file():
         raise UsageError(f"no file of LLaMA layers at '{path}'; {_HOW}")
     try:
-        opened: Any = safe_open(path, framework="pt")
-        told = (opened.metadata() or {}).get(_MARK)
-    except (SafetensorError, OSError) as error:
+        told = SafetensorsFile(Path(path)).metadata.get(_MARK)
+    except (ValueError, OSError) as error:
         raise UsageError(f"'{path}' cannot be read as safetensors ({error}); {_HOW}") from None
     if told is None:
         raise UsageError(f"'{path}' is safetensors, but no file of LLaMA layers; {_HOW}")

@@ -8,9 +8,9 @@ an empty file) is told by name.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from data.errors import UsageError
 from data.foreign import check_plain_file, read_limited
 from data.pickles import Array, read_pickle
 from models.safe_load import LEGACY_MAGIC, load_plain
+from models.safetensors_files import SafetensorsFile
 from models.torchscript import is_torchscript, read_torchscript
 
 __all__ = ["read_file"]
@@ -90,11 +91,8 @@ def _is_text(head: bytes) -> bool:
 def _read(path: Path, lazily: bool) -> Mapping[str, Any]:
     """By what the file is, whatever it is called: files of all kinds are named `.pt` or `.bin`."""
     if _is_safetensors(path) or path.suffix == ".safetensors":
-        if lazily:
-            return _Safetensors(path)
-        from safetensors.torch import load_file
-
-        return load_file(path)
+        held = SafetensorsFile(path)
+        return held if lazily else {name: x.clone() for name, x in held.items()}
     if _is_bare_pickle(path):
         return _read_caffe2(path)
     if is_torchscript(path):
@@ -134,26 +132,3 @@ def _read_caffe2(path: Path) -> dict[str, Tensor]:
         )
     arrays = {key: value.value for key, value in blobs.items() if isinstance(value, Array)}
     return {str(key): torch.from_numpy(np.array(array)) for key, array in arrays.items()}
-
-
-class _Safetensors(Mapping[str, Tensor]):
-    """The tensors of an open file, each a view of its mapping."""
-
-    def __init__(self, path: Path) -> None:
-        from safetensors import safe_open
-
-        self._file = cast(Any, safe_open(path, framework="pt"))  # its methods have no types
-        self._names = tuple(self._file.keys())
-        self._known = frozenset(self._names)
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._known:
-            raise KeyError(name)
-        tensor: Tensor = self._file.get_tensor(name)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)

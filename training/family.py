@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -35,8 +34,8 @@ def describe(video_dim: int, text_dim: int) -> dict[str, Any]:
         models[name] = {
             "paper": _first_line(family.build),
             "requires": sorted(family.requires),
-            "options": _plain(family.options().model_dump()),
-            "presets": {each: _plain(dict(family.presets.get(each, {}))) for each in PRESETS},
+            "options": family.options().model_dump(mode="json"),
+            "presets": {each: dict(family.presets.get(each, {})) for each in PRESETS},
             "parameters": {each: size(name, each, video_dim, text_dim) for each in PRESETS},
         }
     plugins = {}
@@ -46,8 +45,8 @@ def describe(video_dim: int, text_dim: int) -> dict[str, Any]:
             "paper": _first_line(plugin.apply),
             "stage": plugin.stage,
             "requires": sorted(plugin.requires),
-            "options": _plain(plugin.options().model_dump()),
-            "off": _plain(dict(plugin.off)),
+            "options": plugin.options().model_dump(mode="json"),
+            "off": dict(plugin.off),
             "conflicts": dict(plugin.conflicts),
         }
     return {"models": models, "plugins": plugins, "video_dim": video_dim, "text_dim": text_dim}
@@ -88,9 +87,3 @@ def size(name: str, preset: Preset, video_dim: int, text_dim: int) -> dict[str, 
 def _first_line(function: Callable[..., Any]) -> str:
     """Of the docstring of the module that a function is in."""
     return (sys.modules[function.__module__].__doc__ or "").strip().split("\n")[0]
-
-
-def _plain(values: dict[str, Any]) -> dict[str, Any]:
-    """As JSON has them."""
-    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
-    return plain

@@ -58,6 +58,11 @@ class RetrievalTask:
         if compile:
             self._step.compile()
         if world.size > 1:
+            # the first process sends its buffers (queues, batch norms) in every step; a frozen
+            # language model of a gigabyte is none of those
+            DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(  # type: ignore[no-untyped-call]  # torch's only way to say so
+                self._step, [f"model.{name}" for name in model.constants]
+            )
             # some plug-ins rest in some epochs: their parameters then have no gradient
             self._step = DistributedDataParallel(
                 self._step,

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from data.config import Group, parse_config
 from data.errors import UsageError
@@ -65,6 +65,36 @@ class Cosine(Schedule):
     def factor(self, epoch: int, epochs: int) -> float:
         """From 1 at epoch 0 towards `lowest` at the last."""
         return self.lowest + (1 - self.lowest) * (1 + math.cos(math.pi * epoch / epochs)) / 2
+
+
+@SCHEDULES.register("multistep")
+class MultiStep(Schedule):
+    """The rate is multiplied by `gamma` after each of some epochs (torch's MultiStepLR)."""
+
+    at: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        min_length=1, description="Numbers of epochs, each once, after which the rate drops."
+    )
+    gamma: float = Field(0.1, gt=0, le=1, description="What the rate is multiplied with.")
+
+    @field_validator("at")
+    @classmethod
+    def _each_once(cls, at: tuple[int, ...]) -> tuple[int, ...]:
+        if list(at) != sorted(set(at)):
+            raise ValueError("epochs must rise, each once")
+        return at
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """`gamma` to the number of drops so far."""
+        return float(self.gamma ** sum(epoch >= each for each in self.at))
+
+
+@SCHEDULES.register("linear")
+class Linear(Schedule):
+    """A straight line from the base rate to 0 after the last epoch (torch's LinearLR)."""
+
+    def factor(self, epoch: int, epochs: int) -> float:
+        """From 1 at epoch 0 to 1 / epochs at the last."""
+        return 1.0 - epoch / epochs
 
 
 def make_schedule(options: Mapping[str, Any]) -> Schedule:

@@ -35,7 +35,7 @@ divides by zero. The second output of `decoder.anchor_width` is not read, as rel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field
 
@@ -58,6 +58,7 @@ from models.retrieval.official import (
     encoder_names,
     mlp_shapes,
 )
+from models.retrieval.parts.attention import Activation
 from models.retrieval.parts.concat import ConcatFuser
 from models.retrieval.parts.dab import DABDecoder, LearnedAnchors
 from models.retrieval.parts.frame_probability import (
@@ -90,6 +91,7 @@ class BMDETROptions(LineageOptions):
         contrast: see the module.
         shift: see the module.
         width_floor: see the module.
+        activation: in the feed-forwards.
     """
 
     encoder_layers: int = Field(3, ge=1)
@@ -112,6 +114,7 @@ class BMDETROptions(LineageOptions):
     contrast: Literal["other_videos", "batch"] = "other_videos"
     shift: Literal["off", "moment", "released", "reverse"] = "off"
     width_floor: float = Field(1e-3, ge=0)
+    activation: Activation = "prelu"
 
 
 def build(dims: Dims, options: BMDETROptions) -> Blueprint:
@@ -122,7 +125,7 @@ def build(dims: Dims, options: BMDETROptions) -> Blueprint:
         *shape,
         layers=o.encoder_layers,
         dropout=o.dropout,
-        activation="prelu",
+        activation=o.activation,
         scaled_places=True,
     )
     decoder = DABDecoder(
@@ -135,6 +138,7 @@ def build(dims: Dims, options: BMDETROptions) -> Blueprint:
         refine=False,
         width_first=True,
         width_outputs=2,
+        activation=o.activation,
     )
     parts = Parts(
         encoders=encoders_of(dims, o),
@@ -195,21 +199,21 @@ _NAMES = (
     (_TERM + r"(video|text)\.(.*)", lambda m: f"contrastive_align_{_SHORT[m[1]]}_proj.{m[2]}"),
 )
 
-_PUBLIC_OPTIONS = {
-    **PUBLIC_OPTIONS,
+_PUBLIC_OPTIONS = {  # `aux_loss`, where a checkpoint has it, its code does not read
+    **{public: ours for public, ours in PUBLIC_OPTIONS.items() if public != "aux_loss"},
     "lw_contrastive_loss_coef": "contrast_weight",
     "contrastive_hdim": "contrast_width",
     "temperature": "temperature",
     "lw_prob_loss_coef": "guidance_weight",
     "prob_thd": "guidance_goal",
     "class_loss_coef": "label_error_weight",
+    "transformer_activation": "activation",
 }
 
 
 def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    options = public_options(
-        public, weights, names=_PUBLIC_OPTIONS, allowed={"transformer_activation": ("prelu",)}
-    )
+    allowed = {"transformer_activation": get_args(Activation)}
+    options = public_options(public, weights, names=_PUBLIC_OPTIONS, allowed=allowed)
     return options | {"shift": "released" if public.get("use_temporal_shifting") else "off"}
 
 

@@ -24,6 +24,7 @@ false_negatives: `counted`: samples without a wrong text are ranked by themselve
 negative_log: `softplus` is exact. `log` computes −log(1 − σ(s)) as written, infinite from s of
     about 17 on, −log(1 − a) of an attention a, infinite at 1, and the cross entropy of clips and
     moment token from saturated sigmoids. release: log.
+negative_places: as in `qd_detr`. release: right.
 dummy_labels: `own` keeps a moment away from the dummies of its query. `released` compares with
     those of one fixed sample (`MomentSentenceTerm`). release: released.
 padding: `masked` leaves padding out of all losses. `counted` counts padded clips in the cross
@@ -37,8 +38,8 @@ decoding: `grid` reads spans in the unit in which they are trained. `released` r
     of the duration and rounds to whole clips (`Decoding.released`). release: released.
 
 Where the public code builds in a dropout of 0.1 (dummies, sentence), the option `dropout` holds
-here. The public checkpoints hold `txt_proj_linear.*` and `txt_position_embed.*`, which their code
-does not read.
+here. The public checkpoints hold `txt_proj_linear.*`, which their code does not read, and
+`txt_position_embed.*`, which it reads with `use_txt_pos` (here `text_position: learned`) alone.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ from pydantic import Field, model_validator
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm, NegativePairTerm, RankTerm
 from models.retrieval.lineage import (
+    MOMENT_WEIGHTS,
     PUBLIC_OPTIONS,
     LineageOptions,
     blueprint_of,
@@ -117,6 +119,7 @@ class CGDETROptions(LineageOptions):
         negatives: see the module.
         false_negatives: see the module.
         negative_log: see the module.
+        negative_places: see the module.
         dummy_labels: see the module.
         padding: see the module.
         width_floor: see the module.
@@ -143,6 +146,7 @@ class CGDETROptions(LineageOptions):
     negatives: Literal["roll_other_video", "next_if_other_video"] = "roll_other_video"
     false_negatives: Literal["counted", "released"] = "counted"
     negative_log: Log = "softplus"
+    negative_places: Literal["own", "right"] = "own"
     dummy_labels: Literal["own", "released"] = "own"
     padding: Literal["masked", "counted"] = "masked"
     width_floor: float = Field(1e-3, ge=0)
@@ -185,7 +189,7 @@ def build(dims: Dims, options: CGDETROptions) -> Blueprint:
         refiners=(AddGlobal(),),
         decoder=decoder,
         heads=(AnchorMomentHead(o.hidden), GlobalDotSaliency(o.hidden), WordAttention()),
-        passes=(WrongText(o.negatives, outputs=("saliency", "attention")),),
+        passes=(WrongText(o.negatives, ("saliency", "attention"), places=o.negative_places),),
         aligners=(_aligner(o),) if o.ms_align_weight or o.distill_weight else (),
         terms=_terms(o),
     )
@@ -301,7 +305,7 @@ def cg_options(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
         public,
         weights,
         names=_PUBLIC,
-        allowed={"contrastive_align_loss": (False,), "use_txt_pos": (False,)},
+        allowed={"contrastive_align_loss": (False,)},
     )
     if "distill_weight" in options:  # one public weight for both
         options["orthogonal_weight"] = options["distill_weight"]
@@ -315,9 +319,7 @@ def cg_options(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
 
 _HIGHLIGHT_SETS = ("youtube_uni", "tvsum")
 _NOT_OF_HIGHLIGHTS = (
-    "span_weight",
-    "giou_weight",
-    "label_weight",
+    *MOMENT_WEIGHTS,
     "ms_align_weight",
     "distill_weight",
     "orthogonal_weight",
@@ -359,6 +361,7 @@ CG_RELEASE: Mapping[str, Any] = {
     "negatives": "next_if_other_video",
     "false_negatives": "released",
     "negative_log": "log",
+    "negative_places": "right",
     "dummy_labels": "released",
     "padding": "counted",
     "width_floor": 0.0,

@@ -189,7 +189,7 @@ class NegativePairTerm(LossTerm):
 
     Args:
         weight: factor in the sum.
-        log: as `negative_pair_loss`.
+        log: as `negative_pair_losses`.
         among: whether the mean is over all samples or those with a wrong text.
     """
 

@@ -19,6 +19,9 @@ slot_padding: `masked` gives slots real clips only. `released` lets padded clips
     slots alike (`SlotPadding`). release: released.
 width_floor: smallest anchor width that the decoder divides by; 0 divides by a closed anchor.
     release: 0.
+align: a contrast of the last layer's queries with the words, which the public code has and the
+    paper does not use (`query_words`); off everywhere.
+align_words: as in `moment_detr`. release: released.
 decoding: `grid` reads spans in the unit in which they are trained. `released` reads them in units
     of the duration and rounds to whole clips (`Decoding.released`). release: released.
 
@@ -39,7 +42,6 @@ from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm
 from models.retrieval.lineage import (
     PUBLIC_OPTIONS,
-    LineageOptions,
     blueprint_of,
     encoders_of,
     moment_terms,
@@ -61,6 +63,14 @@ from models.retrieval.parts.projection import MLP, AnchorSine
 from models.retrieval.parts.pseudo_events import EventMatcher, EventSource, EventTerm
 from models.retrieval.parts.slots import SlotAttention, SlotPadding
 from models.retrieval.parts.spans import inverse_sigmoid
+from models.retrieval.query_words import (
+    ALIGN_NAMES,
+    ALIGN_OPTIONS,
+    AlignOptions,
+    align_terms,
+    unread_align_weight,
+    unused_align,
+)
 from models.retrieval.stages import Decoded, Decoder, Head, Memory, Parts, Queries
 
 __all__ = ["EaTROptions", "EventHead", "SlotDecoder", "TextGate"]
@@ -68,8 +78,8 @@ __all__ = ["EaTROptions", "EventHead", "SlotDecoder", "TextGate"]
 TextMax = Literal["words", "released"]
 
 
-class EaTROptions(LineageOptions):
-    """Options of EaTR beside those of the lineage.
+class EaTROptions(AlignOptions):
+    """Options of EaTR beside those of the lineage and of the contrast of queries and words.
 
     Args:
         slot_iterations: rounds of the slot attention.
@@ -125,9 +135,12 @@ class TextGate(nn.Module):
         return self.norm(x + self.dropout(self.linear(gate * joint).relu()))  # type: ignore[no-any-return]
 
     def summary(self, words: Tensor, mask: Tensor) -> Tensor:
-        """(B, d) greatest value of every feature; zero for a query without words."""
+        """(B, d) greatest value of every feature; zero for a query without words.
+
+        Of equal values one has the gradient, as released: padded words are all equal.
+        """
         if self.text_max == "released":
-            return words.amax(1)
+            return words.max(1).values
         shown = mask.unsqueeze(-1)
         least = torch.finfo(words.dtype).min
         return torch.where(shown.any(1), words.masked_fill(~shown, least).amax(1), 0)
@@ -285,7 +298,12 @@ def build(dims: Dims, options: EaTROptions) -> Blueprint:
             LinearSaliency(o.hidden),
             EventHead(decoder.event_span),
         ),
-        terms=(*moment_terms(o), MarginTerm(o.saliency_weight, margin=o.margin), event),
+        terms=(
+            *moment_terms(o),
+            MarginTerm(o.saliency_weight, margin=o.margin),
+            event,
+            *align_terms(o, every_layer=False),
+        ),
     )
     return blueprint_of(parts, o)
 
@@ -310,13 +328,20 @@ _NAMES = (
     (r"heads\.1\.clip\.(.*)", r"saliency_proj.\1"),
     (r"heads\.2\.span\.(.*)", r"event_span_embed.\1"),
     *LINEAGE_NAMES,
+    *ALIGN_NAMES,
 )
 
 
 def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    names = {**PUBLIC_OPTIONS, "num_slot_iter": "slot_iterations", "event_coef": "event_weight"}
-    allowed = {"contrastive_align_loss": (False,), "query_dim": (2,)}
-    return public_options(public, weights, names=names, allowed=allowed)
+    own = {"num_slot_iter": "slot_iterations", "event_coef": "event_weight"}
+    names = {**PUBLIC_OPTIONS, **ALIGN_OPTIONS, **own}
+    options = public_options(public, weights, names=names, allowed={"query_dim": (2,)})
+    return options | unread_align_weight(options)
+
+
+def _unused(recipe: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """What the public code stores and never reads under this recipe."""
+    return unused_text_position(recipe) | unused_align(recipe)
 
 
 MODELS.register("eatr")(
@@ -324,6 +349,7 @@ MODELS.register("eatr")(
         options=EaTROptions,
         presets={
             "release": {
+                "align_words": "released",
                 "events": "released",
                 "text_max": "released",
                 "slot_padding": "released",
@@ -333,7 +359,7 @@ MODELS.register("eatr")(
             "paper": {"events": "online"},
         },
         build=build,
-        official=OfficialLayout(names=_NAMES, options=_from_public, unused=unused_text_position),
+        official=OfficialLayout(names=_NAMES, options=_from_public, unused=_unused),
         # What is added to all keys, or to all slots that share out a clip, cancels in the softmax,
         # and what is added to the saliency of all clips in the hinge.
         inert=(

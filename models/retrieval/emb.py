@@ -41,6 +41,8 @@ end_index: `inclusive`, or `exclusive` (the code): the proposal's end is one cli
 tail_pad: value of the clips that the last block of eight lacks. `closed` is none. `zero` (the
     code, by a slip: −1e−30 for −1e30) wins over negative features, only in the longest video of
     a batch. release: zero.
+longest: blocks of a proposal. `all` gives proposals of any length, `released` of at most 16 blocks,
+    which are all of them up to 128 places. release: released.
 end_guides: `clips` guides a proposal by the real clips of its first and last block. `released`
     takes the padded ones too, so that a sample depends on its batch. release: released.
 decoding: `grid` reads spans in the unit in which they are trained, `released` in units of the
@@ -74,6 +76,9 @@ from models.retrieval.stages import LossTerm, Parts
 
 __all__ = ["EMBOptions"]
 
+_LONGEST_RELEASED = 16
+"""Blocks of the longest proposal that the public code makes."""
+
 
 class EMBOptions(Options):
     """Options of EMB.
@@ -104,6 +109,7 @@ class EMBOptions(Options):
         highlight_foreground: see the module.
         end_index: see the module.
         tail_pad: see the module.
+        longest: see the module.
         end_guides: see the module.
         decoding: see the module.
         words: see the module.
@@ -137,6 +143,7 @@ class EMBOptions(Options):
     highlight_foreground: float = Field(2.0, ge=0)
     end_index: Literal["inclusive", "exclusive"] = "inclusive"
     tail_pad: Literal["closed", "zero"] = "closed"
+    longest: Literal["all", "released"] = "all"
     end_guides: Literal["clips", "released"] = "clips"
     decoding: Literal["grid", "released"] = "grid"
     words: Literal["vectors", "ids"] = "vectors"
@@ -181,6 +188,7 @@ def build(dims: Dims, options: EMBOptions) -> Blueprint:
         order=o.order,
         similarity=o.similarity,
         tail=None if o.tail_pad == "closed" else -1e-30,
+        longest=None if o.longest == "all" else _LONGEST_RELEASED,
         padding_guides=o.end_guides == "released",
     )
     heads = (
@@ -344,6 +352,7 @@ MODELS.register("emb")(
                 "highlight_end": "min",
                 "end_index": "exclusive",
                 "tail_pad": "zero",
+                "longest": "released",
                 "end_guides": "released",
                 "decoding": "released",
             },

@@ -46,6 +46,7 @@ from torch import Tensor, nn
 
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.lineage import (
+    MOMENT_WEIGHTS,
     PUBLIC_OPTIONS,
     blueprint_of,
     encoders_of,
@@ -82,7 +83,9 @@ class LDDETROptions(MomentGuidedOptions):
     """Options of LD-DETR beside those it shares with TR-DETR.
 
     Args:
-        second_layers: encoder layers after the convolutions; `encoder_layers` are before them.
+        t2v_layers: text-to-video layers; 0, here and below, is an ablation of the paper.
+        encoder_layers: layers of the encoder before the convolutions.
+        second_layers: encoder layers after the convolutions.
         conv_blocks: residual blocks of two convolutions.
         conv_mask: see the module.
         extract_relu: see the module.
@@ -100,7 +103,9 @@ class LDDETROptions(MomentGuidedOptions):
         sim_stop_grad: whether what the similarity loss compares with gets no gradient.
     """
 
-    second_layers: int = Field(2, ge=1)
+    t2v_layers: int = Field(2, ge=0)
+    encoder_layers: int = Field(2, ge=0)
+    second_layers: int = Field(2, ge=0)
     conv_blocks: int = Field(5, ge=0)
     conv_mask: ConvMask = "zero"
     extract_relu: bool = True
@@ -282,6 +287,8 @@ def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     options = {ours: public[theirs] for theirs, ours in _PUBLIC.items() if theirs in public}
     if public.get("use_txt_pos"):
         options["text_position"] = "learned"
+    if public.get("dset_name") == "tvsum":  # highlights alone: nothing is matched or aligned
+        options |= dict.fromkeys((*MOMENT_WEIGHTS, "align_weight", "sim_weight"), 0.0)
     return options | {
         "video_dim": width_of(weights, "video_encoder.norm1.weight"),
         "text_dim": width_of(weights, "text_encoder.norm1.weight"),

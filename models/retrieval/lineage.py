@@ -21,6 +21,7 @@ from models.retrieval.parts.projection import LearnedTextPosition
 from models.retrieval.stages import LossTerm, Parts
 
 __all__ = [
+    "MOMENT_WEIGHTS",
     "PUBLIC_OPTIONS",
     "EncoderOptions",
     "LineageOptions",
@@ -121,6 +122,10 @@ def encoders_of(dims: Dims, o: EncoderOptions, *, token_types: bool = False) -> 
 def matcher_of(o: LineageOptions) -> Matcher:
     """The matcher with the costs of the options."""
     return Matcher(span=o.cost_span, giou=o.cost_giou, label=o.cost_label)
+
+
+MOMENT_WEIGHTS = ("span_weight", "giou_weight", "label_weight")
+"""Options that weight `moment_terms`: 0 for a public checkpoint trained on highlights alone."""
 
 
 def moment_terms(o: LineageOptions) -> tuple[LossTerm, ...]:

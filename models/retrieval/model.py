@@ -11,9 +11,12 @@ from torch import Tensor, nn
 
 from models.retrieval.criterion import Criterion
 from models.retrieval.decode import Decoding
+from models.retrieval.path import cat_samples, check_path, passes_read, split_samples
 from models.retrieval.stages import (
     Aligner,
+    Constant,
     Head,
+    LossTerm,
     Memory,
     Part,
     Parts,
@@ -22,9 +25,6 @@ from models.retrieval.stages import (
     Tokens,
     Trace,
     View,
-    cat_samples,
-    check_path,
-    split_samples,
 )
 from models.retrieval.types import Batch, Predictions, StepContext
 
@@ -64,7 +64,8 @@ class RetrievalModel(nn.Module):
         self.refiners = nn.ModuleList(parts.refiners)
         self.decoder = parts.decoder
         self.heads = nn.ModuleList(parts.heads)
-        self.passes = nn.ModuleList(parts.passes)
+        counted = cast("Iterable[LossTerm]", criterion.terms.values())
+        self.passes = nn.ModuleList(passes_read(parts, counted))
         self.aligners = nn.ModuleList(parts.aligners)
         self.views = nn.ModuleList(parts.views)
         self.criterion = criterion
@@ -77,6 +78,16 @@ class RetrievalModel(nn.Module):
         parts = [part for part in self.modules() if isinstance(part, Part)]
         needs = {need for part in parts for need in part.requires}
         return frozenset(need for need in needs if need == "events" or need.startswith("side."))
+
+    @property
+    def constants(self) -> frozenset[str]:
+        """Names of the buffers that no step changes."""
+        return frozenset(
+            f"{path}.{name}"
+            for path, part in self.named_modules()
+            if isinstance(part, Constant)
+            for name, _ in part.named_buffers(recurse=False)
+        )
 
     def forward(self, batch: Batch) -> Predictions:
         """Predictions of a batch; in training also what the losses need beside.
@@ -201,8 +212,10 @@ class RetrievalModel(nn.Module):
 
 
 def _of_one_shape(versions: Sequence[Tokens]) -> bool:
-    """Whether passes can run as one batch; a given wrong text may have another length."""
-    return len({(each.video.shape, each.text.shape) for each in versions}) == 1
+    """Whether passes can run as one batch; a given wrong text may have another length, and changed
+    tokens may know more."""
+    shapes = {(each.video.shape, each.text.shape, frozenset(each.extras)) for each in versions}
+    return len(shapes) == 1
 
 
 def _predictions(outputs: Mapping[str, Tensor], extra: Mapping[str, Tensor]) -> Predictions:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mode
 from typing import Any
 
 import torch
@@ -296,10 +297,18 @@ def mlp_shapes(
 def projected_width(weights: Weights, projection: str) -> int:
     """Features that a public projection takes.
 
+    What most of its first tensors say, so that a single wrong one is named and not believed.
+
     Raises:
         UsageError: the checkpoint has no such projection.
     """
-    return width_of(weights, f"{projection}.0.LayerNorm.weight")
+    places = (("LayerNorm.weight", 0), ("LayerNorm.bias", 0), ("net.1.weight", 1))
+    found = [
+        int(x.shape[axis])
+        for name, axis in places
+        if (x := weights.get(f"{projection}.0.{name}")) is not None and x.dim() > axis
+    ]
+    return mode(found) if found else width_of(weights, f"{projection}.0.LayerNorm.weight")
 
 
 def width_of(weights: Weights, key: str) -> int:

@@ -17,6 +17,8 @@ negatives: `roll_other_video` takes the text of the next sample of another video
     release and paper: roll.
 negative_log: `softplus` is exact. `log` computes −log(1 − σ(s)) as written, infinite from s of
     about 17 on. release: log.
+negative_places: a wrong text has its `own` learned places. `right`: those of the right text, which
+    matters with `text_position: learned` only. release: right.
 width_floor: smallest anchor width that the decoder divides by; 0 divides by a closed anchor.
     release: 0.
 refine_zero: anchor refinement starts as the identity. The public code asks for that and then
@@ -40,6 +42,7 @@ from torch import nn
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm, NegativePairTerm, RankTerm
 from models.retrieval.lineage import (
+    MOMENT_WEIGHTS,
     LineageOptions,
     blueprint_of,
     encoders_of,
@@ -78,6 +81,7 @@ class QDDETROptions(LineageOptions):
         t2v_mask: see the module.
         negatives: see the module.
         negative_log: see the module.
+        negative_places: see the module.
         width_floor: see the module.
         refine_zero: see the module.
     """
@@ -86,6 +90,7 @@ class QDDETROptions(LineageOptions):
     t2v_mask: Literal["words", "released"] = "words"
     negatives: Literal["roll", "roll_other_video"] = "roll_other_video"
     negative_log: Literal["softplus", "log"] = "softplus"
+    negative_places: Literal["own", "right"] = "own"
     width_floor: float = Field(1e-3, ge=0)
     refine_zero: bool = True
 
@@ -175,7 +180,7 @@ def build(dims: Dims, options: QDDETROptions) -> Blueprint:
         fuser=fuser,
         decoder=decoder,
         heads=(AnchorMomentHead(o.hidden), GlobalDotSaliency(o.hidden)),
-        passes=(WrongText(o.negatives),),
+        passes=(WrongText(o.negatives, places=o.negative_places),),
         terms=_terms(o),
     )
     return blueprint_of(parts, o)
@@ -203,6 +208,8 @@ _NAMES = (
 
 def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     options = public_options(public, weights, allowed={"contrastive_align_loss": (False,)})
+    if public.get("dset_name") == "tvsum":  # highlights alone: nothing is matched
+        options |= dict.fromkeys(MOMENT_WEIGHTS, 0.0)
     t2v = {key.split(".")[3] for key in weights if key.startswith("transformer.t2v_encoder.layers")}
     return options | {"t2v_layers": max(1, len(t2v))}
 
@@ -224,6 +231,7 @@ MODELS.register("qd_detr")(
                 "t2v_mask": "released",
                 "negatives": "roll",
                 "negative_log": "log",
+                "negative_places": "right",
                 "width_floor": 0.0,
                 "refine_zero": False,
                 "decoding": "released",

@@ -1,31 +1,40 @@
 """The path that every retrieval model is a preset of, and the words its parts speak.
 
     Batch → encoders → merges → fuser → refiners → decoder → heads → Predictions → criterion
-            Tokens     Tokens   Memory  Memory     Decoded   dict
+            Tokens     Tokens   Memory  Memory     Decoded   dict                 terms
+
+and in training beside it:
+
+    views     another Batch, which takes the whole path again; the losses are averaged
+    passes    other Tokens → fuser → refiners → those heads that read no decoder
+    aligners  Memory, Batch → what several terms compare
+
+Passes join the right tokens as one larger batch where samples do not see each other. Whatever
+heads, passes and aligners find by another name than those of `Predictions` are its `extras`.
 
 B samples, L clips, T words, S memory rows, Q queries, ℓ decoder layers, d features. Batch first
 everywhere. Masks are True where something is.
 
 Each part says what it `requires` of the parts before it and what it `provides` to those after
-it, as names of the fields below or of tensors in `extras`; `check_path` compares them when a
-model is built, so that a combination that does not fit is explained before the first step.
+it, as names of the fields below or of tensors in `extras`; `path.check_path` compares them when a
+model is built, so that a combination that does not fit is explained before the first step. A pass
+runs only if a head or a term that counts reads what it provides.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from data.errors import UsageError
 from models.retrieval.types import Batch, Predictions, StepContext, Targets
 
 __all__ = [
     "Aligner",
+    "Constant",
     "Decoded",
     "Decoder",
     "Encoders",
@@ -43,9 +52,6 @@ __all__ = [
     "Tokens",
     "Trace",
     "View",
-    "cat_samples",
-    "check_path",
-    "split_samples",
 ]
 
 
@@ -159,11 +165,17 @@ class Trace:
     encoded: Tokens
 
 
+class Constant(nn.Module):
+    """Has buffers that no step changes: every process has them, and none sends them to another."""
+
+
 class Part(nn.Module, ABC):
     """One replaceable part of the path; subclasses set what they need and give."""
 
     requires: frozenset[str] = frozenset()
     provides: frozenset[str] = frozenset()
+    #: what it reads of the extra passes where they run, and does without elsewhere.
+    uses: frozenset[str] = frozenset()
 
     def after_step(self, context: StepContext) -> None:
         """Take an optimiser step: where a queue or a moving average changes, never in `forward`."""
@@ -445,75 +457,3 @@ class Parts:
         for stage, parts in stages:
             for part in parts:
                 yield stage, part
-
-
-def check_path(parts: Parts, sides: Sequence[str] = ()) -> None:
-    """Refuse parts that do not fit, with the reason.
-
-    Args:
-        parts: the parts of a model.
-        sides: names of the side streams that batches will carry; a part asks for one as
-            `side.<name>`. Pseudo-events (`events`) are taken for granted here: a model is built
-            without knowing of them, and who makes its batches looks at `RetrievalModel.reads`.
-
-    Raises:
-        UsageError: a part requires what no part before it provides.
-    """
-    given = {f"side.{name}": "the batch" for name in sides} | {"events": "the batch"}
-    for stage, part in parts.in_order():
-        name = type(part).__name__
-        for need in sorted(part.requires - given.keys()):
-            have = ", ".join(f"{key} ({by})" for key, by in sorted(given.items())) or "nothing"
-            raise UsageError(
-                f"{stage} {name} needs '{need}', and no part before it provides that; "
-                f"provided so far: {have}. Choose an earlier part that provides '{need}', "
-                f"or a {stage} that does without"
-            )
-        given.update(dict.fromkeys(part.provides, name))
-    missing = {"logits", "spans", "saliency"} - given.keys()
-    if missing:
-        raise UsageError(
-            f"the heads must give logits, spans and saliency; nothing here gives "
-            f"{', '.join(sorted(missing))}. Add a head that does"
-        )
-
-
-State = TypeVar("State", Tokens, Memory)
-
-
-def cat_samples(states: Sequence[State]) -> State:
-    """Several states of equal lengths as one with the samples of all."""
-    joint: State = _cat(states)
-    return joint
-
-
-def split_samples(state: State, count: int) -> list[State]:
-    """The inverse of `cat_samples` for `count` states of equal batch size."""
-    return list(_split(state, count))
-
-
-def _cat(values: Sequence[Any]) -> Any:
-    if isinstance(values[0], Tensor):
-        return torch.cat(list(values))
-    if values[0] is None:
-        return None
-    if is_dataclass(values[0]):
-        names = [f.name for f in fields(values[0])]
-        found = {name: _cat([getattr(each, name) for each in values]) for name in names}
-        return replace(values[0], **found)  # type: ignore[type-var]
-    return {key: torch.cat([each[key] for each in values]) for key in values[0]}
-
-
-def _split(value: Any, count: int) -> Sequence[Any]:
-    if isinstance(value, Tensor):
-        return value.chunk(count)
-    if value is None:
-        return [None] * count
-    if is_dataclass(value):
-        pieces = {f.name: _split(getattr(value, f.name), count) for f in fields(value)}
-        return [
-            replace(value, **{name: piece[i] for name, piece in pieces.items()})  # type: ignore[type-var]
-            for i in range(count)
-        ]
-    chunks = {key: each.chunk(count) for key, each in value.items()}
-    return [{key: chunk[i] for key, chunk in chunks.items()} for i in range(count)]

@@ -52,6 +52,7 @@ from models.retrieval.criterion import (
     SpanL1Term,
 )
 from models.retrieval.lineage import (
+    MOMENT_WEIGHTS,
     PUBLIC_OPTIONS,
     LineageOptions,
     blueprint_of,
@@ -281,6 +282,8 @@ def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     options = public_options(
         public, weights, names=_PUBLIC, allowed={"contrastive_align_loss": (False,)}
     )
+    if public.get("dset_name") == "tvsum":  # highlights alone: nothing is matched
+        options |= dict.fromkeys(MOMENT_WEIGHTS, 0.0)
     t2v = {key.split(".")[3] for key in weights if key.startswith("transformer.t2v_encoder.layers")}
     return options | {"t2v_layers": max(1, len(t2v))}
 

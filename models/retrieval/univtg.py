@@ -191,6 +191,8 @@ def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     options = public_options(
         public, weights, names=_PUBLIC, allowed={"eval_mode": (None, "add", "add_mr")}
     )
+    if public.get("dset_type") in ("hl", "vs"):  # highlights and summaries: no edges are learned
+        options |= {"span_weight": 0.0, "giou_weight": 0.0}
     overlap, mode = public.get("nms_thd", -1), public.get("eval_mode")
     return options | {
         "nms_iou": overlap if overlap > 0 else None,

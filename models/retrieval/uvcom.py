@@ -27,6 +27,7 @@ negatives: `roll_other_video` takes wrong texts of other videos alone. `roll` ta
 chosen: from `choose_epoch` on, the text that is the `least` or the `most` like the video. The
     code takes the least, the easiest choice; the most may describe the video as well.
     paper: most.
+negative_places: as in `qd_detr`. release: right.
 t2v_mask: `words` lets clips read all real words and words all real clips. `released` swaps heads
     and samples in a mask (`parts.attention.keys_allowed`). release: released.
 negative_log: `softplus` is exact. `log` computes −log(1 − σ(s)) as written, infinite from s of
@@ -56,6 +57,7 @@ from torch.nn import functional
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm, NegativePairTerm, RankTerm
 from models.retrieval.lineage import (
+    MOMENT_WEIGHTS,
     PUBLIC_OPTIONS,
     LineageOptions,
     blueprint_of,
@@ -86,8 +88,8 @@ from models.retrieval.parts.dab import DABDecoder
 from models.retrieval.parts.heads import AnchorMomentHead, GlobalDotSaliency
 from models.retrieval.parts.likeness import (
     ChosenText,
-    ClipTextTerm,
-    VideoTextTerm,
+    LikeClipsTerm,
+    LikeVideoTerm,
     rows_that_count,
 )
 from models.retrieval.parts.projection import MLP
@@ -116,6 +118,7 @@ class UVCOMOptions(LineageOptions):
         windows: see the module.
         negatives: see the module.
         chosen: see the module.
+        negative_places: see the module.
         t2v_mask: see the module.
         negative_log: see the module.
         width_floor: see the module.
@@ -138,6 +141,7 @@ class UVCOMOptions(LineageOptions):
     windows: Literal["all", "first"] = "all"
     negatives: Literal["roll", "roll_other_video"] = "roll_other_video"
     chosen: Literal["least", "most"] = "least"
+    negative_places: Literal["own", "right"] = "own"
     t2v_mask: Literal["words", "released"] = "words"
     negative_log: Literal["softplus", "log"] = "softplus"
     width_floor: float = Field(1e-3, ge=0)
@@ -294,7 +298,13 @@ def build(dims: Dims, options: UVCOMOptions) -> Blueprint:
         refine_zero=o.refine_zero,
         refine_last=True,
     )
-    wrong = ChosenText(o.negatives, chosen=o.chosen, from_epoch=o.choose_epoch, padding=o.padding)
+    wrong = ChosenText(
+        o.negatives,
+        chosen=o.chosen,
+        from_epoch=o.choose_epoch,
+        padding=o.padding,
+        places=o.negative_places,
+    )
     parts = Parts(
         encoders=encoders_of(dims, o),
         fuser=fuser,
@@ -312,8 +322,8 @@ def _terms(o: UVCOMOptions) -> tuple[LossTerm, ...]:
         MarginTerm(o.saliency_weight, margin=o.margin),
         RankTerm(o.saliency_weight, against_negative=True),
         NegativePairTerm(o.saliency_weight, log=o.negative_log),
-        VideoTextTerm(o.similarity_weight / 2),
-        ClipTextTerm(o.similarity_weight / 2, windows=o.windows, padding=o.padding),
+        LikeVideoTerm(o.similarity_weight / 2),
+        LikeClipsTerm(o.similarity_weight / 2, windows=o.windows, padding=o.padding),
     )
 
 
@@ -353,7 +363,10 @@ def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
         # The public code always projects video twice, with a ReLU wherever the text has one.
         "n_input_proj": (2,),
     }
-    return public_options(public, weights, names=_PUBLIC_OPTIONS, allowed=allowed)
+    options = public_options(public, weights, names=_PUBLIC_OPTIONS, allowed=allowed)
+    if public.get("dset_name") == "tvsum":  # highlights alone: nothing is matched
+        options |= dict.fromkeys(MOMENT_WEIGHTS, 0.0)
+    return options
 
 
 def _unused(recipe: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -376,6 +389,7 @@ MODELS.register("uvcom")(
                 "slot_start": "equal",
                 "windows": "first",
                 "negatives": "roll",
+                "negative_places": "right",
                 "t2v_mask": "released",
                 "negative_log": "log",
                 "width_floor": 0.0,

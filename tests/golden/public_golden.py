@@ -6,7 +6,7 @@ import importlib.util
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -147,6 +147,21 @@ def check_gradients(model: RetrievalModel, step: Mapping[str, Any]) -> None:
     assert math.hypot(*norms.values()) == pytest.approx(step["grad_norm"], rel=1e-3)
     public = {name: norm for name, norm in step["grad_norm_per_parameter"].items() if norm}
     assert norms == pytest.approx(norms | public, rel=1e-3, abs=1e-4)
+
+
+def check_input_gradients(batch: Batch, golden: Golden, step: str = "train") -> None:
+    """Gradients of the features, after `backward` through a batch of `with_gradients`."""
+    for x, name in ((batch.video, "grad_src_vid"), (batch.text, "grad_src_txt")):
+        assert x.grad is not None
+        public = golden.tensors.get(f"{step}.{name}")
+        if public is not None:  # not kept for `q`
+            assert (x.grad - public).abs().max() <= 1e-3 * public.abs().max(), name
+
+
+def with_gradients(batch: Batch) -> Batch:
+    """The batch with features that take a gradient."""
+    video, text = (x.clone().requires_grad_() for x in (batch.video, batch.text))
+    return replace(batch, video=video, text=text)
 
 
 def check_matches(model: RetrievalModel, golden: Golden, variant: str = "train") -> None:

@@ -19,7 +19,14 @@ from models.retrieval.parts.frame_probability import (
 )
 from models.retrieval.parts.projection import AnchorSine
 from models.retrieval.types import Batch, Predictions, StepContext
-from tests.golden.public_golden import Golden, check_gradients, close, read
+from tests.golden.public_golden import (
+    Golden,
+    check_gradients,
+    check_input_gradients,
+    close,
+    read,
+    with_gradients,
+)
 
 PUBLIC_NAMES = {
     "span": "span",
@@ -80,7 +87,7 @@ def test_outputs_equal_the_public_code(golden: Golden) -> None:
 @pytest.mark.parametrize("case", ["b", "q"])
 def test_a_training_step_equals_the_public_code(case: str, request: pytest.FixtureRequest) -> None:
     golden = read("bm_detr", case, request)
-    step, batch = golden.meta["train"]["train"], with_sampled_text(golden)
+    step, batch = golden.meta["train"]["train"], with_gradients(with_sampled_text(golden))
     model = in_training(golden)
     check_predictions(model(batch), golden.tensors, "train", batch)
     losses = model.losses(batch, StepContext())
@@ -92,13 +99,14 @@ def test_a_training_step_equals_the_public_code(case: str, request: pytest.Fixtu
     assert total.item() == pytest.approx(step["total"], rel=1e-4)
     total.backward()
     check_gradients(model, step)
+    check_input_gradients(batch, golden)
 
 
 def test_a_step_with_a_second_order_of_the_clips_equals_the_public_code(
     request: pytest.FixtureRequest,
 ) -> None:
     golden = read("bm_detr", "b", request)
-    step, batch = golden.meta["train"]["train_shift"], with_sampled_text(golden)
+    step, batch = golden.meta["train"]["train_shift"], with_gradients(with_sampled_text(golden))
     model = in_training(golden, shift="reverse")
     view = model.views[0].change(batch)
     check_predictions(model(batch), golden.tensors, "train_shift", batch)
@@ -112,6 +120,7 @@ def test_a_step_with_a_second_order_of_the_clips_equals_the_public_code(
     assert total.item() == pytest.approx(step["total"], rel=1e-4)
     total.backward()
     check_gradients(model, step)
+    check_input_gradients(batch, golden, "train_shift")
 
 
 @pytest.mark.parametrize(

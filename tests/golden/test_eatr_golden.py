@@ -14,7 +14,15 @@ from models.retrieval.parts import losses
 from models.retrieval.parts.projection import AnchorSine
 from models.retrieval.parts.pseudo_events import EventMatcher, find_events
 from models.retrieval.types import StepContext
-from tests.golden.public_golden import Golden, check_gradients, check_layers, close, read
+from tests.golden.public_golden import (
+    Golden,
+    check_gradients,
+    check_input_gradients,
+    check_layers,
+    close,
+    read,
+    with_gradients,
+)
 
 
 @pytest.fixture(params=["a", "b", "c", "q"])
@@ -49,7 +57,7 @@ def test_a_training_step_of_eatr_equals_the_public_code(
     case: str, request: pytest.FixtureRequest
 ) -> None:
     golden = read("eatr", case, request)
-    step, batch = golden.meta["train"]["train"], golden.batch
+    step, batch = golden.meta["train"]["train"], with_gradients(golden.batch)
     model = golden.load(dropout=0.0, input_dropout=0.0).train()
     found = model(batch)
     close(found.logits, golden.tensors["train.pred_logits"])
@@ -67,6 +75,7 @@ def test_a_training_step_of_eatr_equals_the_public_code(
     assert total.item() == pytest.approx(step["total"], rel=1e-4)
     total.backward()
     check_gradients(model, step)
+    check_input_gradients(batch, golden)
 
 
 @pytest.mark.parametrize("case", ["b", "q"])

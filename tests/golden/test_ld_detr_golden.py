@@ -209,6 +209,6 @@ def test_saliency_loss_equals_the_public_code(pure: dict[str, Tensor]) -> None:
     scores, mask = given["scores"].requires_grad_(), given["mask"].bool()
     pairs = torch.ones_like(given["pos"], dtype=torch.bool)
     margin = losses.margin_loss(scores, given["pos"], given["neg"], pairs, margin=0.2)
-    loss = margin + losses.rank_loss(scores, given["labels"], mask)
+    loss = margin + losses.rank_losses(scores, given["labels"], mask).mean()
     close(loss, given["loss"])
     close(torch.autograd.grad(loss, scores)[0], given["grad"])

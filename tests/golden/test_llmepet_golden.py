@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from models.retrieval.plugins.event_regulation import EventHead
+from models.retrieval.plugins.event_regulation import RegulatedEventHead
 from models.retrieval.plugins.llm_refiner import LLMRefiner, rows_of
 from tests.golden.public_golden import Golden, check_matches, close, read
 from tests.golden.test_cg_detr_golden import (
@@ -57,7 +57,7 @@ def test_the_refiner_equals_the_public_code_in_front_of_it_and_inside(golden: Go
 @torch.no_grad()
 def test_the_event_head_equals_the_public_one(golden: Golden) -> None:
     trace = golden.load().trace(golden.batch, passes=False)
-    head = EventHead(trace.memory.clip.shape[-1])
+    head = RegulatedEventHead(trace.memory.clip.shape[-1])
     names = head.state_dict().keys()
     stored = {key: golden.weights[key.replace("span", "event_span_embed", 1)] for key in names}
     head.load_state_dict(stored)

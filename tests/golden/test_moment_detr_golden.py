@@ -15,10 +15,12 @@ from models.retrieval.types import StepContext
 from tests.golden.public_golden import (
     Golden,
     check_gradients,
+    check_input_gradients,
     check_layers,
     check_matches,
     close,
     read,
+    with_gradients,
 )
 
 
@@ -43,7 +45,7 @@ def test_a_training_step_of_moment_detr_equals_the_public_code(
     case: str, request: pytest.FixtureRequest
 ) -> None:
     golden = read("moment_detr", case, request)
-    step, batch = golden.meta["train"]["train"], golden.batch
+    step, batch = golden.meta["train"]["train"], with_gradients(golden.batch)
     model = golden.load(dropout=0.0, input_dropout=0.0).train()
     found = model(batch)
     close(found.logits, golden.tensors["train.pred_logits"])
@@ -58,6 +60,7 @@ def test_a_training_step_of_moment_detr_equals_the_public_code(
     assert total.item() == pytest.approx(step["total"], rel=1e-4)
     total.backward()
     check_gradients(model, step)
+    check_input_gradients(batch, golden)
 
 
 @pytest.mark.parametrize("case", ["b", "q"])

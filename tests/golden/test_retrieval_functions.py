@@ -88,12 +88,14 @@ def test_saliency_losses_and_their_gradients_are_the_same(
     pairs = torch.ones_like(given["pos"], dtype=torch.bool)
     loss = (
         losses.margin_loss(scores, given["pos"], given["neg"], pairs, margin=0.2)
-        + losses.rank_loss(
+        + losses.rank_losses(
             torch.cat([scores, wrong], 1),
             torch.cat([labels, torch.zeros_like(labels)], 1),
             torch.cat([mask, mask], 1),
-        )
-        + losses.negative_pair_loss(wrong, mask, log="softplus" if log == "softplus" else "log")
+        ).mean()
+        + losses.negative_pair_losses(
+            wrong, mask, log="softplus" if log == "softplus" else "log"
+        ).mean()
     )
     loss.backward()
     torch.testing.assert_close(loss.detach(), given["loss"], rtol=1e-4, atol=0)

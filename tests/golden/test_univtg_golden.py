@@ -10,7 +10,14 @@ from models.retrieval import MODELS
 from models.retrieval.official import official_state_dict
 from models.retrieval.parts.spans import start_end
 from models.retrieval.types import Batch, Predictions, StepContext
-from tests.golden.public_golden import Golden, check_gradients, close, read
+from tests.golden.public_golden import (
+    Golden,
+    check_gradients,
+    check_input_gradients,
+    close,
+    read,
+    with_gradients,
+)
 
 
 @pytest.fixture(params=["a", "b", "c", "q"])
@@ -45,7 +52,7 @@ def test_outputs_equal_the_public_code(golden: Golden) -> None:
 @pytest.mark.parametrize("case", ["b", "q"])
 def test_a_training_step_equals_the_public_code(case: str, request: pytest.FixtureRequest) -> None:
     golden = read("univtg", case, request)
-    step, batch = golden.meta["train"]["train"], golden.batch
+    step, batch = golden.meta["train"]["train"], with_gradients(golden.batch)
     model = golden.load(droppath=0.0, input_dropout=0.0).train()
     places = golden.inputs["timestamp"][..., 0]
     check_predictions(model(batch), golden.tensors, "train", batch, places)
@@ -60,6 +67,7 @@ def test_a_training_step_equals_the_public_code(case: str, request: pytest.Fixtu
     assert total.item() == pytest.approx(step["total"], rel=1e-4)
     total.backward()
     check_gradients(model, step)
+    check_input_gradients(batch, golden)
 
 
 def test_public_weights_survive_the_way_there_and_back(golden: Golden) -> None:

@@ -206,7 +206,7 @@ def test_concepts_of_a_small_study_get_their_matrices(folder: Path) -> None:
         (["--control", "magic"], "no control 'magic'; allowed: identity"),
         (["--ci-level", "2"], "--ci-level is a share"),
         (["--embeddings", "absent.npz"], "no embeddings at absent.npz"),
-        (["--triplets", "absent.jsonl"], "no triplets at absent.jsonl"),
+        (["--triplets", "absent.jsonl"], "cannot read the triplets 'absent.jsonl'"),
     ],
 )
 def test_the_command_refuses_what_it_cannot_use(
@@ -219,10 +219,10 @@ def test_the_command_refuses_what_it_cannot_use(
     ("text", "problem"),
     [
         ("", "holds no triplets"),
-        ("{", "line 1: not JSON"),
+        ("{", "line 1 is not JSON"),
         ('{"a": "x", "b": "y"}', "line 1: a triplet is"),
         ('{"a": "x", "b": "x", "c": "z"}', "line 1: the concepts of a triplet must differ"),
-        ("[1, 2]", "line 1: a triplet is"),
+        ("[1, 2]", "line 1: expected a JSON object"),
     ],
 )
 def test_a_row_that_is_no_triplet_is_named(tmp_path: Path, text: str, problem: str) -> None:

@@ -112,6 +112,28 @@ def test_a_stopped_and_resumed_run_equals_one_that_was_not_stopped(
     assert metrics[0] == metrics[1]
 
 
+@pytest.mark.parametrize("stops", [[6], [2, 3]], ids=["at-the-end-of-an-epoch", "often"])
+def test_a_run_with_a_queue_and_slow_encoders_goes_on_where_it_stopped(
+    tmp_path: Path, values: dict[str, Any], stops: list[int]
+) -> None:
+    """Seven keys are no multiple of a batch: the ring is cut in the middle of one."""
+    values["loop"]["epochs"] = 2
+    values["model"]["plugins"] = {"distill_align": {"queue_length": 7, "momentum": 0.9}}
+    train(values, tmp_path / "straight")
+    for part, batches in enumerate(stops):
+        with pytest.raises(StoppedError):
+            train(values, tmp_path / "parts", resume=part > 0, stop_at=batches)
+    train(values, tmp_path / "parts", resume=True)
+    one, other = (Run.open(tmp_path / name).checkpoint("last") for name in ("straight", "parts"))
+    for key in ("model", "optimizer", "random"):
+        assert_equal_states(one[key], other[key])
+    queue = {key: x for key, x in one["model"].items() if ".queue." in key}
+    assert len(queue) == 4  # keys of both modalities, their samples, the place of the next one
+    fast = one["model"]["encoders.video.linears.0.weight"]
+    slow = one["model"]["criterion.terms.distill_align.momentum.video.linears.0.weight"]
+    assert not torch.equal(fast, slow)
+
+
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(
     tmp_path: Path, values: dict[str, Any]
 ) -> None:

@@ -1,13 +1,21 @@
-"""How the spans of a model become windows, from the preset, the dataset and the configuration."""
+"""How the spans of a model become windows, and what several processes share."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from data.annotations import DATASETS
 from models.retrieval import Preset, create_model
+from models.retrieval.decode import Decoding
 from training.config import EvalGroup
-from training.retrieval_task import decoding_of
+from training.distributed import World
+from training.retrieval_task import RetrievalTask, decoding_of
 
 
 @pytest.mark.parametrize(
@@ -33,3 +41,41 @@ def test_the_configuration_wins_over_the_dataset() -> None:
     asked = EvalGroup(round_to_clip=False, nms_iou=0.5)
     decoding = decoding_of(model, asked, DATASETS.get("qvhighlights").post)
     assert (decoding.round_to_clip, decoding.nms_iou) == (False, 0.5)
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[None]:
+    """A process group of this process alone."""
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meeting", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("group")
+def test_processes_send_each_other_queues_and_statistics_and_no_frozen_language_model() -> None:
+    llm = {
+        "weights": "random",
+        "llm_width": 32,
+        "llm_heads": 4,
+        "layers": (0,),
+        "numbers": "float32",
+    }
+    model = create_model(
+        "qd_detr",
+        video_dim=6,
+        text_dim=4,
+        hidden=8,
+        heads=2,
+        plugins={
+            "llm_refiner": llm,
+            "distill_align": {"queue_length": 8},
+            "conv_fuser": {"heads": 2},
+        },
+    )
+    assert {name.rsplit(".", 1)[1] for name in model.constants} >= {"q", "gate", "ffn_norm"}
+    task = RetrievalTask(model, Decoding(), device=torch.device("cpu"), world=World(0, 2))
+    ddp = next(each for each in vars(task).values() if isinstance(each, DistributedDataParallel))
+    sent = {id(buffer) for buffer in ddp.modules_buffers}
+    named = dict(model.named_buffers())
+    assert {name for name, x in named.items() if id(x) not in sent} == model.constants
+    assert any(".queue." in name for name in named.keys() - model.constants)

@@ -40,8 +40,16 @@ def torch_rates(make: Any, epochs: int) -> list[float]:
             {"name": "constant"},
             lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0),
         ),
+        (
+            {"name": "multistep", "at": [2, 7], "gamma": 0.5},
+            lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 7], 0.5),
+        ),
+        (
+            {"name": "linear"},
+            lambda optimizer: torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 10),
+        ),
     ],
-    ids=["step", "cosine", "cosine-not-to-zero", "constant"],
+    ids=["step", "cosine", "cosine-not-to-zero", "constant", "multistep", "linear"],
 )
 def test_factors_equal_torch(options: dict[str, Any], make: Any) -> None:
     schedule = make_schedule(options)
@@ -52,10 +60,12 @@ def test_factors_equal_torch(options: dict[str, Any], make: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"optim\.schedule needs a 'name'; allowed: constant, cosine, step"),
+        ({}, r"optim\.schedule needs a 'name'; allowed: constant, cosine, linear, multistep, step"),
         ({"name": "cosin"}, "unknown schedule 'cosin'; did you mean 'cosine'"),
         ({"name": "step", "evry": 3}, "unknown key 'evry'; did you mean 'every'"),
         ({"name": "step"}, "'every' is needed and was not given"),
+        ({"name": "multistep", "at": [7, 2]}, "'at': .*epochs must rise, each once"),
+        ({"name": "multistep", "at": []}, "'at': .*at least 1 item"),
     ],
 )
 def test_a_wrong_schedule_is_answered_with_a_sentence(

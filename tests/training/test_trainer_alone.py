@@ -12,6 +12,7 @@ from public_checkpoints import trained, write
 from small_store import Annotations
 
 from data.annotations import save_jsonl
+from tests.models.tiny_llama import hugging_face_folder
 
 PIPELINE = "ray av decord open_clip transformers torchvision timm spacy safetensors jinja2 PIL vllm"
 OTHERS = "markupsafe s3fs gcsfs sklearn scipy psutil hypothesis pytest moto flask pandas matplotlib"
@@ -52,11 +53,15 @@ def test_every_command_works_without_the_packages_of_the_other_extras(
     sentences = tmp_path / "captions.json"
     sentences.write_text('{"v_a": {"duration": 9, "timestamps": [[1, 3]], "sentences": ["a"]}}')
     checkpoint = write(tmp_path / "best.ckpt", trained("qd_detr"))
+    llama, layers = hugging_face_folder(tmp_path / "llama"), tmp_path / "layers.safetensors"
+    refiner = {"layers_file": str(layers), "layers": [1, 2]}
+    config = config_file(loop__epochs=1, model__plugins={"llm_refiner": refiner})
     on = ["--dataset", "qvhighlights", "--annotations", rows]
     commands = [
         ["lint", rows],
         ["join", sentences, "--out", tmp_path / "joined.json"],
-        ["fit", "--config", config_file(loop__epochs=1), "--out", run],
+        ["llm-layers", llama, "--layers", "1-2", "--out", layers],
+        ["fit", "--config", config, "--out", run],
         ["predict", "--run", run, "--split", "val", "--out", found],
         ["evaluate", "--run", run, "--split", "val"],
         ["evaluate", *on, "--predictions", found, "--ci", "--ci-samples", 100],

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from data.errors import UsageError, nearest
+from data.foreign import json_object, text_lines
 
 __all__ = ["Lift", "Triplets", "lifted", "read_embeddings", "read_triplets"]
 
@@ -45,7 +45,8 @@ def read_triplets(path: Path) -> Triplets:
     Raises:
         UsageError: no such file, no triplets, or a row that is none, with its line.
     """
-    rows = [_names(row, f"{path}, line {number}") for number, row in _rows(path)]
+    lines = text_lines(path, "the triplets")
+    rows = [_names(text, f"{path}, line {number}") for number, text in lines]
     if not rows:
         raise UsageError(f"{path} holds no triplets; each line is {_EXAMPLE}")
     return Triplets.of(rows)
@@ -54,19 +55,9 @@ def read_triplets(path: Path) -> Triplets:
 _EXAMPLE = '{"a": "sock", "b": "shoe", "c": "galaxy"}'
 
 
-def _rows(path: Path) -> Iterator[tuple[int, Any]]:
-    if not path.is_file():
-        raise UsageError(f"no triplets at {path}; a JSONL whose lines are {_EXAMPLE}")
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if line.strip():
-            try:
-                yield number, json.loads(line)
-            except ValueError as error:  # of the encoding, too
-                raise UsageError(f"{path}, line {number}: not JSON: {error}") from error
-
-
-def _names(row: Any, where: str) -> tuple[str, str, str]:
-    given = [row.get(key) for key in "abc"] if isinstance(row, Mapping) else []
+def _names(text: bytes, where: str) -> tuple[str, str, str]:
+    row = json_object(text, where)
+    given = [row.get(key) for key in "abc"]
     names = [each for each in given if isinstance(each, str) and each]
     if len(names) < 3:
         raise UsageError(f"{where}: a triplet is {_EXAMPLE}, got {str(row)[:200]}")

@@ -106,7 +106,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.heads = heads
-        self.dropout = dropout
+        self.dropout = nn.Dropout(dropout)
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
@@ -118,28 +118,25 @@ class Attention(nn.Module):
         weights = self.in_proj_weight.chunk(3)
         biases = self.in_proj_bias.chunk(3)
         q, k, v = map(functional.linear, (query, key, value), weights, biases)
-        dropout = self.dropout if self.training else 0.0
+        dropout = self.dropout.p if self.training else 0.0
         out = attend(q, k, v, heads=self.heads, allowed=allowed, dropout=dropout)
         return self.out_proj(out)  # type: ignore[no-any-return]
 
 
-class DropPath(nn.Module):
-    """Stochastic depth: in training a sample loses the whole branch (Huang et al., 2016).
+class DropPath(nn.Dropout):
+    """Stochastic depth: in training a sample loses the whole branch (Huang et al., 2016) with
+    probability `p`; what stays is scaled up.
 
-    Args:
-        chance: of a sample to lose it; what stays is scaled up.
+    Like all that is random in the family it is an `nn.Dropout`, so that one loop over the modules
+    finds every probability.
     """
-
-    def __init__(self, chance: float) -> None:
-        super().__init__()
-        self.chance = chance
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, …) with whole samples set to zero."""
-        if not self.training or self.chance == 0:
+        if not self.training or self.p == 0:
             return x
-        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.chance
-        return x * kept / (1 - self.chance)
+        kept = torch.rand(len(x), *[1] * (x.dim() - 1), device=x.device) >= self.p
+        return x * kept / (1 - self.p)
 
 
 Activation = Literal["prelu", "relu", "gelu"]

@@ -53,7 +53,7 @@ class DABLayer(nn.Module):
         self.cross_query_pos = nn.Linear(width, width) if first else None
         self.feedforward = FeedForward(width, hidden, dropout, activation)
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for _ in range(3))
-        self.attention_dropout = dropout
+        self.attention_dropout = nn.Dropout(dropout)
         self.dropout = nn.Dropout(dropout) if drop_path is None else DropPath(drop_path)
 
     def project_memory(self, kv: Tensor, kv_pos: Tensor) -> tuple[Tensor, Tensor]:
@@ -109,7 +109,7 @@ class DABLayer(nn.Module):
         return self.self_out(out)  # type: ignore[no-any-return]
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor, allowed: Tensor) -> Tensor:
-        dropout = self.attention_dropout if self.training else 0.0
+        dropout = self.attention_dropout.p if self.training else 0.0
         return attend(query, key, value, heads=self.heads, allowed=allowed, dropout=dropout)
 
     def _side_by_side(self, content: Tensor, place: Tensor) -> Tensor:
@@ -170,6 +170,7 @@ class DABDecoder(Decoder):
         refine: whether anchors are refined at all; without, all layers see those of the start.
         width_first: as `AnchorSine`.
         width_outputs: outputs of the network of the wanted width, of which the first is read.
+        activation: of the feed-forwards.
     """
 
     provides = frozenset({"states", "references"})
@@ -190,11 +191,20 @@ class DABDecoder(Decoder):
         refine: bool = True,
         width_first: bool = False,
         width_outputs: int = 1,
+        activation: Activation = "prelu",
     ) -> None:
         super().__init__()
         self.requires = self.requires | init.requires
         self.layers = nn.ModuleList(
-            DABLayer(width, heads, hidden, dropout, first=i == 0, drop_path=drop_path)
+            DABLayer(
+                width,
+                heads,
+                hidden,
+                dropout,
+                first=i == 0,
+                activation=activation,
+                drop_path=drop_path,
+            )
             for i in range(layers)
         )
         self.norm = nn.LayerNorm(width)

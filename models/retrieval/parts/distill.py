@@ -18,6 +18,7 @@ from torch.nn import functional
 from models.retrieval.parts.alignment import Pooling, globals_of
 from models.retrieval.parts.attention import xavier
 from models.retrieval.parts.encoders import ProjectionEncoders
+from models.retrieval.parts.losses import mean_known
 from models.retrieval.stages import Encoders, LossTerm, Outcome
 from models.retrieval.types import Batch, StepContext
 
@@ -210,7 +211,7 @@ class DistillAlignTerm(LossTerm):
             loss = self._loss((video, text), (slow_video, slow_text), ids, alpha)
         if self.training and context.view == 0:
             self._remember(slow_video, slow_text, ids)
-        return _counted_mean(loss, outcome)
+        return mean_known(loss, outcome.targets.has_moments)
 
     def _loss(
         self, fast: Sequence[Tensor], slow: Sequence[Tensor], ids: Tensor, alpha: float
@@ -304,7 +305,7 @@ class SimilarityTerm(LossTerm):
         video, text = globals_of(outcome.trace.encoded, self.pooling)
         with torch.autocast(video.device.type, enabled=False):
             found = pair_similarity(self.predictor, video, text, stop=self.stop_gradient)
-        return _counted_mean(-found, outcome)
+        return mean_known(-found, outcome.targets.has_moments)
 
 
 def _slow_copy(encoders: Encoders, *, dropout: bool) -> Encoders:
@@ -316,11 +317,3 @@ def _slow_copy(encoders: Encoders, *, dropout: bool) -> Encoders:
         if isinstance(part, nn.Dropout) and not dropout:
             part.p = 0.0
     return slow
-
-
-def _counted_mean(loss: Tensor, outcome: Outcome) -> Tensor:
-    """Mean over the samples whose moments are known."""
-    known = outcome.targets.has_moments
-    if known is None:
-        return loss.mean()
-    return torch.where(known, loss, 0).sum() / known.sum().clamp(min=1)

@@ -225,7 +225,8 @@ class AdaptiveFuser(Fuser):
         `prompts` (B, P, d), and `word_attention` (B, L, n + T), the mean over layers and heads,
         dummies first.
         """
-        dummies, _ = self.dummies(tokens.text, tokens.text_pos, tokens.text_mask)
+        places = tokens.extras.get("own_places", tokens.text_pos)
+        dummies, _ = self.dummies(tokens.text, places, tokens.text_mask)
         clips, attention = self._read_words(tokens, dummies)
         token = self._saliency_token(tokens, attention[..., dummies.shape[1] :])
         token_pos = self.token_pos.expand(len(clips), 1, -1)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.retrieval.parts.losses import mean_where
 from models.retrieval.parts.spans import overlap, start_end
 from models.retrieval.stages import LossTerm, Outcome
 from models.retrieval.types import StepContext, Targets
@@ -195,7 +196,7 @@ class LocationTerm(LossTerm):
         loss = _missed(start, between(found.start, found.other_start, size))
         loss = loss + _missed(end, between(found.end, found.other_end, size))
         _, known = learned_moment(outcome.targets)
-        return torch.where(known, loss, 0).sum() / known.sum().clamp(min=1)
+        return mean_where(loss, known)
 
 
 def _missed(logits: Tensor, inside: Tensor) -> Tensor:

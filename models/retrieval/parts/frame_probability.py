@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from models.retrieval.parts.context_query import masked_softmax
 from models.retrieval.parts.heads import LinearSaliency
+from models.retrieval.parts.losses import mean_where
 from models.retrieval.parts.negatives import other_samples
 from models.retrieval.stages import Decoded, Head, LossTerm, Memory, Outcome, Trace
 
@@ -64,6 +65,7 @@ class WeightedSaliency(LinearSaliency):
 
     requires = frozenset({"clip", "frame_probability"})
     provides = frozenset({"saliency", "relevance", "weighted_clips"})
+    uses = frozenset({"frame_probability_negative"})
 
     def __init__(self, width: int, *, over: Literal["clips", "released"]) -> None:
         super().__init__(width)
@@ -209,8 +211,7 @@ def probability_guidance(
     known = inside.any(1)
     within = (relevance * inside).sum(1) / inside.sum(1).clamp(min=1)
     beyond = (relevance * outside).sum(1) / outside.sum(1).clamp(min=1)
-    loss = torch.where(known, goal - within + beyond, 0)
-    return loss.sum() / known.sum().clamp(min=1)
+    return mean_where(goal - within + beyond, known)
 
 
 class LabelErrorTerm(LossTerm):

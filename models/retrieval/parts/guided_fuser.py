@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from models.retrieval.parts.clip_pooling import grid_mask, to_clips, to_grid
@@ -32,6 +33,7 @@ class GuidedFuser(Fuser):
         order: see `emb`.
         similarity: as `ContextQuery`.
         tail: as `block_max`.
+        longest: most blocks of a proposal; None for any number.
         padding_guides: whether padded places guide proposals, as released; a sample then depends
             on its batch.
     """
@@ -50,6 +52,7 @@ class GuidedFuser(Fuser):
         order: Literal["self_cross_self", "self_cross"],
         similarity: Literal["trilinear", "scaled_dot"],
         tail: float | None,
+        longest: int | None,
         padding_guides: bool,
     ) -> None:
         super().__init__()
@@ -65,7 +68,7 @@ class GuidedFuser(Fuser):
         self.read_clips = ContextQuery(width, dropout, similarity)
         self.read_proposals = ContextQuery(width, dropout, similarity)
         self.order, self.size, self.block = order, size, block
-        self.tail, self.padding_guides = tail, padding_guides
+        self.tail, self.longest, self.padding_guides = tail, longest, padding_guides
         self.mixes_samples = padding_guides or tail is not None
 
     def forward(self, tokens: Tokens) -> Memory:
@@ -74,9 +77,12 @@ class GuidedFuser(Fuser):
         int64, first and last place."""
         keep = tokens.video_mask
         mask = grid_mask(keep, self.size)
-        clips = to_grid(tokens.video + tokens.video_pos, keep, self.size)
+        rows = tokens.video + tokens.video_pos
+        clips = to_grid(rows, keep, self.size)
+        if self.padding_guides:  # a padded place holds what a padded clip does
+            clips = torch.where(mask.unsqueeze(-1), clips, rows[:, : mask.shape[1]])
         words = tokens.text + tokens.text_pos
-        found = propose(clips, mask, self.block, tail=self.tail)
+        found = propose(clips, mask, self.block, tail=self.tail, longest=self.longest)
         run = self._released if self.order == "self_cross_self" else self._paper
         clips, by_clips, cells, by_cells = run(
             clips, mask, words, tokens.text_mask, found.features, found.mask

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from models.retrieval.parts.attention import masked_mean
-from models.retrieval.parts.negatives import WrongText, other_samples, with_text_of
+from models.retrieval.parts.losses import mean_known
+from models.retrieval.parts.negatives import WrongText, other_samples
 from models.retrieval.parts.slots import SlotPadding
 from models.retrieval.parts.spans import start_end
 from models.retrieval.stages import Encoders, LossTerm, Memory, Outcome, Tokens
@@ -20,8 +21,8 @@ from models.retrieval.types import Batch, StepContext, Targets
 
 __all__ = [
     "ChosenText",
-    "ClipTextTerm",
-    "VideoTextTerm",
+    "LikeClipsTerm",
+    "LikeVideoTerm",
     "likeness",
     "rows_that_count",
 ]
@@ -47,6 +48,7 @@ class ChosenText(WrongText):
         chosen: `least` or `most` like the video.
         from_epoch: first epoch of the choice.
         padding: whether padded clips count for the likeness.
+        places: as `WrongText`.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class ChosenText(WrongText):
         chosen: Literal["least", "most"],
         from_epoch: float,
         padding: SlotPadding,
+        places: Literal["own", "right"] = "own",
     ) -> None:
-        super().__init__(choice)
+        super().__init__(choice, places=places)
         self.chosen, self.from_epoch, self.padding = chosen, from_epoch, padding
         self.requires = self.requires | {"similar"}
 
@@ -91,10 +94,10 @@ class ChosenText(WrongText):
             allowed = other_samples(batch)
         like = -like if self.chosen == "least" else like
         partner = like.masked_fill(~allowed, -torch.inf).argmax(1)
-        return with_text_of(tokens, partner), {"negative_mask": allowed.any(1)}
+        return self.exchanged(tokens, partner), {"negative_mask": allowed.any(1)}
 
 
-class VideoTextTerm(LossTerm):
+class LikeVideoTerm(LossTerm):
     """Every video is most like its own text, and every text like its own video."""
 
     name = "video_text"
@@ -107,7 +110,7 @@ class VideoTextTerm(LossTerm):
         return -right.mean() / 2
 
 
-class ClipTextTerm(LossTerm):
+class LikeClipsTerm(LossTerm):
     """Of all its clips, a video's clips inside the moments are the most like the text.
 
     Args:
@@ -133,10 +136,7 @@ class ClipTextTerm(LossTerm):
         log_p = clips.masked_fill(~counted, -1e4).log_softmax(-1)
         inside = targets.in_moment if self.windows == "all" else _first_window(targets, mask)
         sample = -torch.where(inside & mask, log_p, 0).sum(1) / counted.sum(1).clamp(min=1)
-        known = targets.has_moments
-        if known is None:
-            return sample.mean()
-        return torch.where(known, sample, 0).sum() / known.sum().clamp(min=1)
+        return mean_known(sample, targets.has_moments)
 
 
 def _first_window(targets: Targets, mask: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from models.llama_files import LlamaSpec, tensor_shapes
 from models.retrieval.parts.attention import attend
+from models.retrieval.stages import Constant
 
 __all__ = ["FrozenLlama", "FrozenLlamaLayer", "random_layers", "rms_norm", "rotated"]
 
@@ -51,7 +52,7 @@ def rotated(x: Tensor, place: Tensor, heads: int, theta: float) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
-class FrozenLlamaLayer(nn.Module):
+class FrozenLlamaLayer(Constant):
     """One block.
 
     Args:
@@ -109,7 +110,7 @@ def _shared(x: Tensor, spec: LlamaSpec) -> Tensor:
     return per_head.repeat_interleave(spec.heads // spec.kv_heads, dim=2).flatten(-2)
 
 
-class FrozenLlama(nn.Module):
+class FrozenLlama(Constant):
     """Some layers in a row.
 
     Args:

@@ -16,10 +16,9 @@ __all__ = [
     "label_cross_entropy",
     "label_focal",
     "margin_loss",
+    "mean_known",
     "mean_where",
-    "negative_pair_loss",
     "negative_pair_losses",
-    "rank_loss",
     "rank_losses",
     "rank_weights",
     "span_giou",
@@ -33,6 +32,11 @@ MAX_LABEL = 12
 def mean_where(values: Tensor, mask: Tensor) -> Tensor:
     """Mean over all axes where `mask`, of the same shape; 0 where nothing is."""
     return torch.where(mask, values, 0).sum() / mask.sum().clamp(min=1)
+
+
+def mean_known(losses: Tensor, known: Tensor | None) -> Tensor:
+    """Mean of the losses (B,) over the samples that are `known` (B,) bool; None: over all."""
+    return losses.mean() if known is None else mean_where(losses, known)
 
 
 def _mean(values: Tensor, mask: Tensor) -> Tensor:
@@ -184,11 +188,6 @@ def rank_losses(
     return -(rank_weights(labels, mask) * log_p).sum(-1) / MAX_LABEL
 
 
-def rank_loss(scores: Tensor, labels: Tensor, mask: Tensor, *, temperature: float = 0.5) -> Tensor:
-    """Mean of `rank_losses` over samples."""
-    return rank_losses(scores, labels, mask, temperature=temperature).mean()
-
-
 def negative_pair_losses(
     scores: Tensor, mask: Tensor, *, log: Literal["softplus", "log"] = "softplus"
 ) -> Tensor:
@@ -203,10 +202,3 @@ def negative_pair_losses(
     scores = scores.float()
     loss = functional.softplus(scores) if log == "softplus" else -torch.log(1 - scores.sigmoid())
     return torch.where(mask, loss, 0).sum(1)
-
-
-def negative_pair_loss(
-    scores: Tensor, mask: Tensor, *, log: Literal["softplus", "log"] = "softplus"
-) -> Tensor:
-    """Mean of `negative_pair_losses` over samples."""
-    return negative_pair_losses(scores, mask, log=log).mean()

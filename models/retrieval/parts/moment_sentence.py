@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 Log = Literal["softplus", "log"]
-"""As `losses.negative_pair_loss`: `log` is the released form, infinite where it saturates."""
+"""As `losses.negative_pair_losses`: `log` is the released form, infinite where it saturates."""
 
 _EPS = 1e-6
 _ALMOST_0 = 1e-38

@@ -25,6 +25,9 @@ class WrongText(Pass):
             `next_if_other_video` takes the next sample and leaves out those whose next is on
             the same video (CG-DETR's code).
         outputs: what heads give under the wrong text too, each as `<name>_negative`.
+        places: `own` are learned places that belong to the wrong text. `right` leaves those of the
+            right text where clips read the words (QD-DETR's and CG-DETR's code); a part that reads
+            the text before finds its own in `Tokens.extras["own_places"]`.
     """
 
     suffix = "negative"
@@ -33,9 +36,11 @@ class WrongText(Pass):
         self,
         choice: Literal["roll", "roll_other_video", "next_if_other_video"],
         outputs: Iterable[str] = ("saliency",),
+        *,
+        places: Literal["own", "right"] = "own",
     ) -> None:
         super().__init__()
-        self.choice = choice
+        self.choice, self.places = choice, places
         self.outputs = frozenset(outputs)
         self.requires = self.outputs | {"text"}
         self.provides = frozenset({f"{name}_negative" for name in outputs} | {"negative_mask"})
@@ -64,7 +69,15 @@ class WrongText(Pass):
             tokens = replace(tokens, extras={**tokens.extras, "negative_mask": found})
         else:
             partner, found = other_video(place if batch.video_ids is None else batch.video_ids)
-        return with_text_of(tokens, partner), {"negative_mask": found}
+        return self.exchanged(tokens, partner), {"negative_mask": found}
+
+    def exchanged(self, tokens: Tokens, partner: Tensor) -> Tokens:
+        """The tokens with the texts of the samples `partner` (B,) int64, at their places."""
+        changed = with_text_of(tokens, partner)
+        if self.places == "own":
+            return changed
+        extras = {**changed.extras, "own_places": changed.text_pos}
+        return replace(changed, text_pos=tokens.text_pos, extras=extras)
 
 
 def with_text_of(tokens: Tokens, partner: Tensor) -> Tokens:

@@ -28,7 +28,14 @@ class ProposalMap:
     bounds: Tensor
 
 
-def propose(x: Tensor, mask: Tensor, size: int, *, tail: float | None = None) -> ProposalMap:
+def propose(
+    x: Tensor,
+    mask: Tensor,
+    size: int,
+    *,
+    tail: float | None = None,
+    longest: int | None = None,
+) -> ProposalMap:
     """Maxima of the clips over every run of blocks.
 
     Args:
@@ -36,13 +43,15 @@ def propose(x: Tensor, mask: Tensor, size: int, *, tail: float | None = None) ->
         mask: (B, N) bool, real clips first.
         size: clips of a block.
         tail: as `block_max`.
+        longest: most blocks of a proposal; None for any number.
     """
     blocks = block_max(x, mask, size, tail=tail)
     count = blocks.shape[1]
     first = torch.arange(count, device=x.device)
     filled = functional.pad(mask, (0, -mask.shape[1] % size))
     exists = filled.reshape(len(x), count, size).any(2)
-    inside = (first[:, None] <= first) & exists.unsqueeze(1)
+    further = first - first[:, None]
+    inside = (further >= 0) & (further < (longest or count)) & exists.unsqueeze(1)
     running = torch.full_like(blocks, torch.finfo(x.dtype).min)
     columns = []
     for last in range(count):

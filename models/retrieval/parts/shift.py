@@ -23,7 +23,8 @@ _TEF = 2
 class ReorderedVideo(View):
     """The clips of every sample in another order, with everything that belongs to a clip.
 
-    Pseudo-events do not survive another order: there the samples have none.
+    Pseudo-events do not survive another order: there the samples have none. The features are a
+    copy, as another video's are: no gradient goes through them to those of the batch.
 
     Args:
         places_stay: whether the TEF columns stay where they are, so that they tell the new place
@@ -52,9 +53,10 @@ class ReorderedVideo(View):
         if batch.targets is None:
             return batch
         order, targets = self.reorder(batch.targets, batch.video_mask)
-        video = _taken(batch.video, order)
+        before = batch.video.detach()
+        video = _taken(before, order)
         if self.places_stay:
-            video = torch.cat([video[..., :-_TEF], batch.video[..., -_TEF:]], dim=-1)
+            video = torch.cat([video[..., :-_TEF], before[..., -_TEF:]], dim=-1)
         return replace(
             batch,
             video=video,

@@ -112,7 +112,8 @@ PLUGINS.register("conv_fuser")(
         off={"blocks": 0},
         conflicts={
             "ld_detr": "its fuser has these convolutions; set the model's own option conv_blocks",
-            "emb": "its moments come from rows of proposals, which are no time axis to convolve",
+            "emb": "its moments come from rows of proposals, which are no time axis to convolve; "
+            "choose another base, or leave the plug-in out",
         },
     )
 )

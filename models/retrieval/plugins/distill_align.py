@@ -6,7 +6,7 @@ Zhao et al., 2025, https://arxiv.org/abs/2501.10787, Eq. 1–8 and Table 4; how 
 It takes the place of TR-DETR's own alignment, with which it loses (Table 4: 43.6 mAP with both,
 44.9 with it alone, 44.3 without it); the alignments of other bases stay, as in the paper. Samples
 without moments take no part. Slow encoders and queue move with optimiser steps, so extra passes and
-views of a batch do not count. Several processes each keep their own queue.
+views of a batch do not count. Of several processes the queue of the first is everyone's.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ from models.retrieval.types import Batch
 
 __all__ = [
     "BoundaryTerm",
-    "EventHead",
     "EventOptions",
-    "EventTerm",
+    "RegulatedEventHead",
+    "RegulatedEventTerm",
     "apply",
     "beyond",
     "events_of",
@@ -65,7 +65,7 @@ class EventOptions(Options):
     event_layers: Literal["last", "all"] = "last"
 
 
-class EventHead(Head):
+class RegulatedEventHead(Head):
     """A span in the video's events for every query, from the first decoder layer.
 
     Args:
@@ -91,7 +91,7 @@ class EventHead(Head):
         return {"regulated_events": self.span(decoded.states[0]).float().sigmoid()}
 
 
-class EventTerm(LossTerm):
+class RegulatedEventTerm(LossTerm):
     """L1 and gIoU of the spans that answer for events.
 
     Args:
@@ -103,6 +103,7 @@ class EventTerm(LossTerm):
     def __init__(self, options: EventOptions) -> None:
         super().__init__(options.event_coef)
         self.options = options
+        self.matcher = EventMatcher(span=options.event_l1, giou=options.event_giou)
         head = options.event_target == "event_head"
         self.requires = frozenset({"events", "regulated_events" if head else "spans"})
 
@@ -124,9 +125,8 @@ class EventTerm(LossTerm):
 
     def _matched(self, spans: Tensor, events: Tensor, mask: Tensor) -> Tensor:
         """(…, B, Q) int64, the event of every span, −1 without one."""
-        matcher = EventMatcher(span=self.options.event_l1, giou=self.options.event_giou)
         exists = mask.expand(*spans.shape[:-3], *mask.shape).flatten(0, -2)
-        found = matcher(spans.flatten(0, -3), events.flatten(0, -3), exists)
+        found = self.matcher(spans.flatten(0, -3), events.flatten(0, -3), exists)
         return found.view(spans.shape[:-1])
 
     def _spans(self, outcome: Outcome) -> Tensor:
@@ -215,13 +215,16 @@ def apply(blueprint: Blueprint, dims: Dims, options: EventOptions) -> Blueprint:
         return blueprint
     parts = blueprint.parts
     if options.event_target == "event_head":
-        parts = replace(parts, heads=(*parts.heads, EventHead(blueprint.width)))
+        parts = replace(parts, heads=(*parts.heads, RegulatedEventHead(blueprint.width)))
     boundary = options.event_target == "boundary_penalty"
-    term = BoundaryTerm(options) if boundary else EventTerm(options)
+    term = BoundaryTerm(options) if boundary else RegulatedEventTerm(options)
     return replace(blueprint, parts=replace(parts, terms=(*parts.terms, term)))
 
 
-_NO_QUERIES = "it has no queries that could answer for events: it predicts one moment per clip"
+_NO_QUERIES = (
+    "it has no queries that could answer for events; choose a base with queries, or leave the "
+    "plug-in out"
+)
 
 PLUGINS.register("event_regulation")(
     Plugin(

@@ -212,12 +212,13 @@ def rows_of(memory: Memory) -> Rows:
 
 
 def memory_of(memory: Memory, x: Tensor) -> Memory:
-    """The memory with other rows; the inverse of `rows_of`. The first rows are the clips."""
+    """The memory with other rows; the inverse of `rows_of`. The first rows are the clips, except
+    on a grid of fewer places than clips (EMB), of which no part reads `clip`."""
     token = None
     if memory.global_token is not None:
         token, x = x[:, 0], x[:, 1:]
     count = memory.clip.shape[1]
-    clip = x if x.shape[1] == count else x[:, :count]
+    clip = x if x.shape[1] == count else x[:, :count] if x.shape[1] > count else memory.clip
     return replace(memory, clip=clip, kv=x, global_token=token)
 
 

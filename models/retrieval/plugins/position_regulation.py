@@ -70,13 +70,15 @@ class LearnedPlaces(Merge):
         width: features, even.
     """
 
+    provides = frozenset({"places"})
+
     def __init__(self, clips: int, width: int) -> None:
         super().__init__()
         sines = clip_position(torch.ones(1, clips, dtype=torch.bool), width)
         self.table = nn.Parameter(sines[0])
 
     def forward(self, tokens: Tokens, batch: Batch, encoders: Encoders) -> Tokens:
-        """Tokens with codes of the table.
+        """Tokens with codes of the table, which are also the extra `places` (B, L, d).
 
         Raises:
             UsageError: a video of more clips than the table has rows.
@@ -87,7 +89,7 @@ class LearnedPlaces(Merge):
                 f"a video has {clips} clips and the table of places {rows}; set max_clips to at "
                 "least as many, or places to sine_mlp"
             )
-        return replace(tokens, video_pos=self.table[:clips].expand(count, -1, -1))
+        return _placed(tokens, self.table[:clips].expand(count, -1, -1))
 
 
 class SinePlaces(Merge):
@@ -97,6 +99,8 @@ class SinePlaces(Merge):
         width: features.
     """
 
+    provides = frozenset({"places"})
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.linear = nn.Linear(width, width)
@@ -104,8 +108,13 @@ class SinePlaces(Merge):
         nn.init.zeros_(self.linear.bias)
 
     def forward(self, tokens: Tokens, batch: Batch, encoders: Encoders) -> Tokens:
-        """Tokens with the codes made of theirs."""
-        return replace(tokens, video_pos=self.linear(tokens.video_pos))
+        """Tokens with the codes made of theirs, which are also the extra `places` (B, L, d)."""
+        return _placed(tokens, self.linear(tokens.video_pos))
+
+
+def _placed(tokens: Tokens, places: Tensor) -> Tokens:
+    # apart from `video_pos`, which a later merge may move into the clips
+    return replace(tokens, video_pos=places, extras={**tokens.extras, "places": places})
 
 
 class PositionTerm(LossTerm):
@@ -116,7 +125,7 @@ class PositionTerm(LossTerm):
     """
 
     name = "position"
-    requires = frozenset({"video", "events"})
+    requires = frozenset({"places", "events"})
 
     def __init__(self, options: PositionOptions) -> None:
         super().__init__(options.position_coef)
@@ -127,7 +136,8 @@ class PositionTerm(LossTerm):
         tokens = outcome.trace.tokens
         events, mask = events_of(outcome.batch, "position regulation")
         inside = members(events, mask, tokens.video_mask)
-        exponent = _spread(tokens.video_pos.float(), inside, self.options.position_reduction)
+        places = tokens.extras["places"].float()
+        exponent = _spread(places, inside, self.options.position_reduction)
         several = inside.sum(-1) > 1
         value = exponent.clamp(max=self.options.max_exponent).expm1()
         return torch.where(several, value, 0).sum(-1).mean()
@@ -175,7 +185,8 @@ def apply(blueprint: Blueprint, dims: Dims, options: PositionOptions) -> Bluepri
     width, parts = blueprint.width, blueprint.parts
     learned = options.places == "learned"
     merge = LearnedPlaces(options.max_clips, width) if learned else SinePlaces(width)
-    parts = replace(parts, merges=(*parts.merges, merge))
+    # before merges that read the places, whichever plug-in is named first
+    parts = replace(parts, merges=(merge, *parts.merges))
     return replace(blueprint, parts=replace(parts, terms=(*parts.terms, PositionTerm(options))))
 
 

@@ -36,7 +36,7 @@ from models.retrieval.parts.context_query import ContextQuery
 from models.retrieval.parts.elastic import LocationTerm
 from models.retrieval.parts.guided import AttentionStack
 from models.retrieval.parts.span_predictor import SpanPredictor, masked_logits
-from models.retrieval.plugins.tea import check_heads, narrative_of, own_projection
+from models.retrieval.plugins.tea import NarrativeMerge, check_heads, narrative_of, own_projection
 from models.retrieval.stages import Decoded, Encoders, Head, LossTerm, Memory, Merge, Parts, Tokens
 from models.retrieval.types import Batch
 
@@ -156,10 +156,13 @@ def apply(blueprint: Blueprint, dims: Dims, options: ParagraphOptions) -> Bluepr
     branch = ParagraphHead(width, options)
     # before what reads the distributions, so that the heads with parameters keep their places
     reader = next(i for i, head in enumerate(parts.heads) if "start_logits" in head.requires)
+    # before a merge that moves the places of the clips into the clips
+    narrated = (i for i, each in enumerate(parts.merges) if isinstance(each, NarrativeMerge))
+    place = next(narrated, len(parts.merges))
+    merge = ParagraphMerge(options.side, own)
     changed = replace(
         parts,
-        # before a merge that moves the places of the clips into the clips
-        merges=(ParagraphMerge(options.side, own), *parts.merges),
+        merges=(*parts.merges[:place], merge, *parts.merges[place:]),
         heads=(*parts.heads[:reader], branch, *parts.heads[reader:]),
         terms=_terms(parts, options),
     )

@@ -253,6 +253,18 @@ def test_another_order_of_the_clips_has_no_pseudo_events() -> None:
     assert not moved.event_mask.any()
 
 
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_a_public_checkpoint_brings_its_activation(activation: str) -> None:
+    model = small(preset="release", activation=activation)
+    assert not any("activation" in name for name, _ in model.named_parameters())
+    state = official_state_dict(model, MODELS.get("bm_detr").official)
+    public = {"hidden_dim": 16, "nheads": 4, "dim_feedforward": 24, "contrastive_hdim": 8}
+    public |= {"enc_layers": 3, "dec_layers": 3, "transformer_activation": activation}
+    loaded, batch = load_official("bm_detr", {"model": state, "opt": public}), ragged()
+    assert loaded.recipe["activation"] == activation
+    assert torch.equal(loaded(batch).spans, model.eval()(batch).spans)
+
+
 def test_a_public_checkpoint_brings_its_shift(tmp_path: Path) -> None:
     model = small(preset="release")
     state = official_state_dict(model, MODELS.get("bm_detr").official)
@@ -264,12 +276,14 @@ def test_a_public_checkpoint_brings_its_shift(tmp_path: Path) -> None:
         "dec_layers": 3,
         "contrastive_hdim": 8,
         "use_temporal_shifting": True,
+        "aux_loss": True,  # its code does not read it
     }
     file = tmp_path / "best.ckpt"
     torch.save({"model": state, "opt": Namespace(**public)}, file)
     for given in (file, {"model": state, "opt": public}):
         loaded = load_official("bm_detr", given)
         assert loaded.recipe["shift"] == "released"
+        assert not loaded.recipe["aux_loss"]
         for key, value in loaded.state_dict().items():
             assert torch.equal(value, model.state_dict()[key]), key
     without = load_official(

@@ -181,6 +181,23 @@ def test_every_tensor_that_does_not_fit_is_named() -> None:
     assert "global_rep_token is (3,) and should be (16,)" in said
 
 
+@pytest.mark.parametrize("tensor", ["LayerNorm.weight", "LayerNorm.bias", "net.1.weight"])
+@pytest.mark.parametrize("shape", [(5, 5), None])
+def test_the_tensor_that_does_not_fit_is_named_where_the_width_is_read(
+    tensor: str, shape: tuple[int, ...] | None
+) -> None:
+    weights, key = public_weights(), f"input_vid_proj.0.{tensor}"
+    whole = weights.pop(key)
+    if shape is not None:
+        weights[key] = torch.zeros(shape)
+    with pytest.raises(UsageError) as error:
+        load_official("qd_detr", {"model": weights, "opt": PUBLIC})
+    said = f"1 missing: {key}"
+    if shape is not None:
+        said = f"1 of another shape: {key} is (5, 5) and should be {tuple(whole.shape)}"
+    assert str(error.value).endswith(said)
+
+
 @pytest.mark.parametrize(
     ("option", "value"),
     [("pre_norm", True), ("position_embedding", "learned"), ("span_loss_type", "ce")],

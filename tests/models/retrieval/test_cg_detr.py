@@ -234,7 +234,7 @@ def test_the_cross_entropies_are_pytorchs() -> None:
 
 
 def test_branches_are_dropped_for_whole_samples() -> None:
-    dropped = [m.chance for m in small(dropout=0.25).modules() if isinstance(m, DropPath)]
+    dropped = [m.p for m in small(dropout=0.25).modules() if isinstance(m, DropPath)]
     # 2 over clips and words, 1 over clips, 2 of dummies, 1 each of moment, sentence; 2 decoder
     assert dropped == [0.25] * 9
 
@@ -295,9 +295,20 @@ def test_sizes_that_do_not_fit_are_refused(options: dict[str, Any], reason: str)
         small(**options)
 
 
-def test_public_word_places_are_refused() -> None:
-    with pytest.raises(UsageError, match="use_txt_pos=True, which is not supported"):
-        load_official("cg_detr", {"model": {}, "opt": {"use_txt_pos": True}})
+@torch.no_grad()
+def test_a_wrong_text_keeps_its_own_places_unless_released() -> None:
+    batch = random_batch([6, 4], [3, 3])
+    swapped = replace(batch, text=batch.text.flip(0), text_mask=batch.text_mask.flip(0))
+    for places, equal in (("own", True), ("right", False)):
+        model = small(text_position="learned", negative_places=places).eval()
+        found = model.trace(batch, passes=True)
+        right = model.trace(swapped, passes=False)
+        for name in ("saliency", "attention"):
+            here = found.predictions.extras[f"{name}_negative"]
+            there = (
+                right.predictions.saliency if name == "saliency" else right.predictions.extras[name]
+            )
+            assert torch.allclose(here, there, atol=1e-5) == equal
 
 
 def test_the_training_step_is_one_graph() -> None:

@@ -129,6 +129,38 @@ def test_padded_words_join_the_text_only_as_released() -> None:
     assert not fixed.summary(padded, nothing).any()
 
 
+def test_a_public_checkpoint_of_eatr_brings_the_contrast_of_its_last_queries() -> None:
+    align = {"align": True, "align_weight": 0.02, "align_width": 8}
+    model, batch = small(preset="release", **align), random_batch([6, 4], [3, 2])
+    weights = official_state_dict(model, MODELS.get("eatr").official)
+    public = {
+        "hidden_dim": 16,
+        "nheads": 4,
+        "dim_feedforward": 24,
+        "dec_layers": model.recipe["decoder_layers"],
+        "enc_layers": model.recipe["encoder_layers"],
+        "num_queries": model.recipe["queries"],
+        "contrastive_align_loss": True,
+        "contrastive_align_loss_coef": 0.02,
+        "contrastive_hdim": 8,
+    }
+    loaded = load_official("eatr", {"model": weights, "opt": public})
+    losses = loaded.losses(batch)
+    assert {name for name in losses if name.startswith("align")} == {"align"}
+    assert losses["align"] == model.eval().losses(batch)["align"]
+    public["contrastive_align_loss_coef"] = 0.0
+    silent = load_official("eatr", {"model": weights, "opt": public})
+    assert "align" not in silent.losses(batch)
+
+
+def test_one_of_equal_words_has_the_gradient_of_the_greatest_value_as_released() -> None:
+    words = torch.ones(1, 4, 16, requires_grad=True)
+    gate_of(small(preset="release")).summary(words, torch.ones(1, 4).bool()).sum().backward()
+    assert words.grad is not None
+    assert torch.equal(words.grad.unique(), torch.tensor([0.0, 1.0]))
+    assert torch.equal(words.grad.sum(1), torch.ones(1, 16))
+
+
 @torch.no_grad()
 def test_padded_clips_join_the_slots_only_as_released() -> None:
     batch = random_batch([9, 4], [3, 3])
@@ -173,8 +205,8 @@ def test_a_public_checkpoint_of_eatr_is_read_from_a_file(tmp_path: Path) -> None
     loaded = load_official("eatr", file)
     with torch.no_grad():
         assert torch.equal(loaded(batch).spans, model.eval()(batch).spans)
-    options["contrastive_align_loss"] = True
-    with pytest.raises(UsageError, match="contrastive_align_loss=True"):
+    options["query_dim"] = 4
+    with pytest.raises(UsageError, match="query_dim=4"):
         load_official("eatr", {"model": public_state(model), "opt": options})
 
 

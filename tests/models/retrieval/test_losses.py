@@ -27,7 +27,7 @@ def test_rank_loss_in_weight_form_equals_the_eleven_contrasts(top: int) -> None:
         mask = torch.arange(20) < torch.randint(1, 21, (6, 1), generator=rng)
         labels = labels * mask
         torch.testing.assert_close(
-            losses.rank_loss(scores, labels, mask),
+            losses.rank_losses(scores, labels, mask).mean(),
             rank_loss_by_loop(scores, labels, mask),
             rtol=1e-5,
             atol=1e-5,
@@ -38,10 +38,9 @@ def test_rank_loss_in_weight_form_equals_the_eleven_contrasts(top: int) -> None:
 def test_saliency_losses_and_gradients_stay_finite_at_extreme_scores(scale: float) -> None:
     scores = torch.tensor([[scale, 0.0, -scale, scale]], requires_grad=True)
     mask = torch.tensor([[True, True, True, False]])
-    loss = losses.negative_pair_loss(scores, mask) + losses.rank_loss(
-        scores, torch.tensor([[0.0, 12.0, 1.0, 0.0]]), mask
-    )
-    loss.backward()
+    labels = torch.tensor([[0.0, 12.0, 1.0, 0.0]])
+    loss = losses.negative_pair_losses(scores, mask) + losses.rank_losses(scores, labels, mask)
+    loss.sum().backward()
     assert loss.isfinite()
     assert scores.grad is not None
     assert scores.grad.isfinite().all()
@@ -50,8 +49,8 @@ def test_saliency_losses_and_gradients_stay_finite_at_extreme_scores(scale: floa
 
 def test_the_released_logarithm_overflows_where_softplus_does_not() -> None:
     scores, mask = torch.tensor([[20.0]]), torch.tensor([[True]])
-    assert losses.negative_pair_loss(scores, mask, log="log").isinf()
-    assert losses.negative_pair_loss(scores, mask).item() == pytest.approx(20.0)
+    assert losses.negative_pair_losses(scores, mask, log="log").isinf()
+    assert losses.negative_pair_losses(scores, mask).item() == pytest.approx(20.0)
 
 
 def test_margin_loss_is_twice_the_mean_hinge_of_the_pairs_that_exist() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from data.errors import UsageError
-from models.retrieval import MODELS, RetrievalModel, create_model
+from models.retrieval import MODELS, RetrievalModel, create_model, load_official
 from models.retrieval.decode import Decoding
 from models.retrieval.official import official_state_dict
 from models.retrieval.parts.attention import attend
@@ -93,6 +93,23 @@ def test_one_larger_batch_gives_the_negative_pass_what_a_pass_of_its_own_does() 
     )
     mask = batch.video_mask
     torch.testing.assert_close(together[mask], rolled.saliency[mask])
+
+
+@torch.no_grad()
+def test_a_wrong_text_keeps_its_own_places_unless_released() -> None:
+    batch = random_batch([6, 4], [3, 3])
+    swapped = replace(batch, text=batch.text.flip(0), text_mask=batch.text_mask.flip(0))
+    for places, equal in (("own", True), ("right", False)):
+        model = small(text_position="learned", negative_places=places).eval()
+        found = model.trace(batch, passes=True).predictions.extras["saliency_negative"]
+        assert torch.allclose(found, model(swapped).saliency, atol=1e-5) == equal
+
+
+def test_a_public_checkpoint_of_a_highlight_set_trains_by_saliency_alone() -> None:
+    weights = official_state_dict(small(preset="release"), MODELS.get("qd_detr").official)
+    public = {"hidden_dim": 16, "nheads": 4, "dim_feedforward": 24, "dset_name": "tvsum"}
+    model = load_official("qd_detr", {"model": weights, "opt": public})
+    assert set(model.criterion.terms) == {"margin", "rank", "negative_pair"}
 
 
 def test_passes_run_in_training_and_not_in_prediction() -> None:

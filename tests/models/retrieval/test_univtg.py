@@ -211,6 +211,14 @@ def test_a_loop_over_a_decoder_that_is_not_there_is_refused() -> None:
         small(plugins={"loop_decoder": {}})
 
 
+@pytest.mark.parametrize("kind", ["hl", "vs"])
+def test_a_public_checkpoint_of_highlights_alone_learns_no_edges(kind: str) -> None:
+    state = official_state_dict(small(preset="release"), MODELS.get("univtg").official)
+    public = {"hidden_dim": 16, "nheads": 4, "dim_feedforward": 24, "enc_layers": 2}
+    model = load_official("univtg", {"model": state, "opt": public | {"dset_type": kind}})
+    assert set(model.criterion.terms) == {"label", "inter", "intra"}
+
+
 def test_a_public_checkpoint_brings_its_ranking(tmp_path: Path) -> None:
     model = small(preset="release")
     state = official_state_dict(model, MODELS.get("univtg").official)
