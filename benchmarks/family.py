@@ -1,12 +1,12 @@
 """Does every model of the family learn, and what do the parts of the papers add?
 
-Every base in the presets `fixed` and `paper`, and every paper with and without its parts, is
-trained narrow and for the same budget on the synthetic corpus: batch, schedule and seed of
-`trainer fit --config qd_detr/demo`, its rate halved and its epochs doubled (decoders without
-anchors, Moment-DETR's and LMR's, learn little at that rate, and little in so few epochs). One table: scores on the validation split, parameters,
-seconds of a step; the blind baseline beside them. All features, and the layers of LLMEPET's
-language model, are random networks: the table says that the parts train, not what they are worth
-on films.
+Every base in `fixed`, every paper with and without its parts, and every base in `paper` is trained
+narrow and for the same budget on the synthetic corpus: batch, schedule and seed of `trainer fit
+--config qd_detr/demo`, its rate halved and its epochs doubled (decoders without anchors, those of
+Moment-DETR and LMR, learn little at that rate, and little in so few epochs). One table: scores on
+the validation split, parameters, seconds of a step; the blind baseline beside them. All features,
+and the layers of LLMEPET's language model, are random networks: the table says that the parts
+train, not what they are worth on films.
 
     python benchmarks/family.py --store demo/store --out runs/family   # of `pipeline demo`
     python benchmarks/family.py --models lmr,tea --epochs 4            # makes a corpus first

@@ -10,78 +10,21 @@ import inspect
 import logging
 import re
 import sys
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import contextmanager
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.retrieval import MODELS, PLUGINS, PRESETS, Preset, RetrievalModel, create_model
 from models.retrieval.build import Blueprint, Dims, Options, read_options
 from models.retrieval.lineage import LineageOptions
 from models.retrieval.stages import Part
-from models.retrieval.testing import random_batch
 
-__all__ = ["BLOCKS", "PUBLIC", "Size", "blocks", "measure", "with_blocks"]
+__all__ = ["BLOCKS", "blocks", "has_language_model", "published", "table", "with_blocks"]
 
-VIDEO, TEXT, CLIPS, WORDS = 2818, 512, 75, 25
-
-PUBLIC: Mapping[str, tuple[float, float]] = {
-    "moment_detr": (4.82, 0.56),
-    "qd_detr": (7.59, 1.33),
-    "tr_detr": (8.31, 1.11),
-    "eatr": (8.97, 0.94),
-    "bm_detr": (8.41, 1.75),
-    "ld_detr": (12.92, 1.66),
-    "uvcom": (18.19, 4.31),
-    "cg_detr": (12.62, 2.26),
-    "univtg": (43.4, 7.75),
-}
-"""Parameters in millions and GFLOP of a training sample's forward pass of the public code, as
-measured there (specs/retrieval_models.md §8.1)."""
-
-
-# ------------------------------------------------------------------------------------- sizes
-
-
-@dataclass(frozen=True)
-class Size:
-    """What a model costs with the features of QVHighlights, one sample of 75 clips and 25 words.
-
-    Args:
-        parameters: all of them.
-        trained: those that training changes.
-        held: further numbers that it keeps: slow copies, queues, frozen layers, statistics.
-        predict: FLOPs of a prediction.
-        train: FLOPs of a training step's forward pass, with the extra passes, without losses.
-    """
-
-    parameters: int
-    trained: int
-    held: int
-    predict: int
-    train: int
-
-
-def measure(name: str, preset: Preset) -> Size:
-    """Count a model. Matrix products and convolutions count, two FLOPs a multiply and add."""
-    # the layers of a language model are too large to be filled with numbers for this; a model with
-    # recurrent layers cannot be counted without numbers
-    large = "llm_width" in MODELS.get(name).options.model_fields
-    with FakeTensorMode(allow_non_fake_inputs=True) if large else nullcontext():
-        model = published(name, preset)
-        parameters = sum(x.numel() for x in model.parameters())
-        trained = sum(x.numel() for x in model.parameters() if x.requires_grad)
-        held = parameters - trained
-        held += sum(x.numel() for x in model.buffers() if x.is_floating_point())
-        predict, train = (_flops(model, training=training) for training in (False, True))
-        return Size(parameters, trained, held, predict, train)
+VIDEO, TEXT = 2818, 512
 
 
 def published(name: str, preset: Preset) -> RetrievalModel:
@@ -108,6 +51,11 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
+def has_language_model(name: str) -> bool:
+    """Whether layers of a language model are part of it, too large to be filled for a count."""
+    return "llm_width" in MODELS.get(name).options.model_fields
+
+
 def _layers(options: type[Options], preset: Preset = "fixed") -> dict[str, Any]:
     """What a model or plug-in with a language model needs to be built without a file."""
     asks = "layers_file" in options.model_fields and preset != "release"
@@ -117,54 +65,6 @@ def _layers(options: type[Options], preset: Preset = "fixed") -> dict[str, Any]:
 def _sides(name: str) -> dict[str, int]:
     needs = [need for need in MODELS.get(name).requires if need.startswith("side.")]
     return {need.removeprefix("side."): TEXT for need in needs}
-
-
-def _flops(model: RetrievalModel, *, training: bool) -> int:
-    sides = dict.fromkeys(model.recipe["side_dims"], TEXT)
-    batch = random_batch([CLIPS], [WORDS], video_dim=VIDEO, text_dim=TEXT, side_dims=sides)
-    model.train(training).requires_grad_(False)
-    # ways to run attention and recurrent layers that the counter sees into
-    with (
-        warnings.catch_warnings(action="ignore", category=UserWarning),  # TF32 on Intel's GPUs
-        sdpa_kernel(SDPBackend.MATH),
-        torch.backends.mkldnn.flags(enabled=False),  # type: ignore[no-untyped-call]
-        torch.no_grad(),
-        FlopCounterMode(display=False) as counter,
-    ):
-        model.trace(batch, passes=training)
-    return counter.get_total_flops()
-
-
-def sizes_table(sizes: Mapping[str, tuple[Size, Size]]) -> str:
-    """Of each model the sizes under `fixed` and under `release`."""
-    rows = []
-    for name, (fixed, release) in sizes.items():
-        public = PUBLIC.get(name)
-        theirs = [f"{public[0]:.2f}", f"{public[1]:.2f}"] if public else ["–", "–"]
-        rows.append(
-            [
-                f"`{name}`",
-                _million(fixed.trained),
-                _million(fixed.held),
-                f"{fixed.predict / 1e9:.2f}",
-                f"{fixed.train / 1e9:.2f}",
-                _million(release.parameters),
-                f"{release.train / 1e9:.2f}",
-                *theirs,
-            ]
-        )
-    return _table(
-        "model | trained M | held M | predict GFLOP | train GFLOP | `release` M"
-        " | `release` train GFLOP | public M | public train GFLOP",
-        rows,
-    )
-
-
-def _million(count: int) -> str:
-    return f"{count / 1e6:.2f}" if count else "0"
-
-
-# ------------------------------------------------------------------------------------- parts
 
 
 def parts_table() -> str:
@@ -189,7 +89,7 @@ def parts_table() -> str:
         ]
         for stage, part in keys
     ]
-    return _table(
+    return table(
         " | ".join(["stage", "part", *(f"`{name}`" for name in MODELS), "plug-in", "what"]), rows
     )
 
@@ -251,9 +151,6 @@ def _sentences(text: str) -> list[str]:
     return re.split(r"(?<=\.)(?<!Eq\.)(?<!Sec\.)\s", " ".join(text.split()))
 
 
-# ----------------------------------------------------------------------------------- options
-
-
 def switches_table(name: str) -> str:
     """The switches of a model: options that a preset changes, and choices of its own."""
     family = MODELS.get(name)
@@ -274,7 +171,7 @@ def switches_table(name: str) -> str:
                 what if same == key else f"see `{same}`",
             ]
         )
-    return _table("switch | values | " + " | ".join(PRESETS) + " | what", rows)
+    return table("switch | values | " + " | ".join(PRESETS) + " | what", rows)
 
 
 def switches(name: str) -> list[str]:
@@ -310,7 +207,7 @@ def shared_table() -> str:
         [f"`{key}`", _values(field.annotation), _value(field.default), told(LineageOptions, key)]
         for key, field in fields.items()
     ]
-    return _table("option | values | default | what", rows)
+    return table("option | values | default | what", rows)
 
 
 def models_text() -> str:
@@ -348,7 +245,7 @@ def plugins_text() -> str:
             f"### `{name}`",
             f"{_title(plugin.apply)} Acts on: {plugin.stage}. Needs "
             f"{', '.join(f'`{each}`' for each in sorted(plugin.requires))}.",
-            _table("option | values | default | off | what", rows),
+            table("option | values | default | off | what", rows),
             _refusals(plugin.conflicts),
         ]
     return "\n\n".join(filter(None, pieces))
@@ -442,14 +339,12 @@ def _title(function: Callable[..., Any]) -> str:
     return " ".join(text.split("\n\n")[0].split())
 
 
-# -------------------------------------------------------------------------------------- page
-
-
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", r"\|")
 
 
-def _table(header: str, rows: Iterable[Sequence[str]]) -> str:
+def table(header: str, rows: Iterable[Sequence[str]]) -> str:
+    """A table of Markdown; headings are separated by ` | `."""
     columns = header.count(" | ") + 1
     lines = [f"| {header} |", "|" + "---|" * columns]
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

@@ -14,10 +14,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from family_tables import BLOCKS, PUBLIC, measure, sizes_table, with_blocks
+from family_sizes import HEADER, PUBLIC, Size, cells, measure
+from family_tables import BLOCKS, has_language_model, published, table, with_blocks
 from harness import Benchmark
 
-from models.retrieval import list_models
+from models.retrieval import Preset, list_models
 
 PAGE = Path(__file__).parents[1] / "docs" / "models.md"
 
@@ -28,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=question)
     parser.add_argument("--write", action="store_true", help="put all tables into docs/models.md")
     bench = Benchmark(question, parser)
-    sizes = {name: (measure(name, "fixed"), measure(name, "release")) for name in list_models()}
+    sizes = {name: (size(name, "fixed"), size(name, "release")) for name in list_models()}
     for name, (fixed, release) in sizes.items():
         bench.figure(f"{name}: trained", fixed.trained / 1e6, "M")
         bench.figure(f"{name}: predict", fixed.predict / 1e9, "GFLOP")
@@ -40,9 +41,15 @@ def main() -> None:
             factor = release.train / 1e9 / flops
             bench.figure(f"{name}: train, forward, of {flops} GFLOP", factor, "x")
     if bench.args.write:
-        texts = {"sizes": sizes_table(sizes)} | {name: text() for name, text in BLOCKS.items()}
+        rows = [cells(name, *both) for name, both in sizes.items()]
+        texts = {"sizes": table(HEADER, rows)} | {name: text() for name, text in BLOCKS.items()}
         PAGE.write_text(with_blocks(PAGE.read_text(), texts))
     bench.finish()
+
+
+def size(name: str, preset: Preset) -> Size:
+    """Of a model at its published size."""
+    return measure(lambda: published(name, preset), without_numbers=has_language_model(name))
 
 
 if __name__ == "__main__":

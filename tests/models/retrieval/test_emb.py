@@ -11,6 +11,7 @@ import torch
 from data.errors import UsageError
 from models.retrieval import RetrievalModel, create_model, load_official
 from models.retrieval.decode import Decoding
+from models.retrieval.parts.clip_pooling import grid_mask, to_grid
 from models.retrieval.testing import alone, random_batch, take
 from models.retrieval.types import Batch, StepContext
 
@@ -182,6 +183,27 @@ def test_ids_for_a_model_of_vectors_are_refused_with_the_remedy() -> None:
         model()(ids)
     with pytest.raises(UsageError, match="vocabulary of at least 2"):
         model(words="ids")
+
+
+@torch.no_grad()
+def test_the_longest_proposal_has_any_number_of_blocks_or_as_released_sixteen() -> None:
+    given = random_batch([150, 40], [4, 2])
+    for longest, clips in (("all", 150), ("released", 128)):
+        found = model(longest=longest, max_clips=150).eval()(given).extras
+        first, last = found["proposals"].unbind(-1)
+        assert int((last - first + 1)[found["proposal_mask"]].max()) == clips
+    assert model(preset="release").recipe["longest"] == "released"
+
+
+@torch.no_grad()
+def test_a_short_video_guides_alike_whether_its_neighbour_was_pooled_here_or_before() -> None:
+    """As released, where padded places guide proposals too."""
+    long = random_batch([60, 13], [4, 2])
+    built = model(preset="release", max_clips=20).eval()
+    grid = to_grid(long.video, long.video_mask, 20, "released")
+    before = replace(long, video=grid, video_mask=grid_mask(long.video_mask, 20), targets=None)
+    here, there = (built(each).extras["proposal_logits"] for each in (long, before))
+    torch.testing.assert_close(here, there, atol=1e-5, rtol=1e-5)
 
 
 def test_spans_are_read_in_units_of_the_grid_or_as_released() -> None:

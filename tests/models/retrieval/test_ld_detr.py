@@ -312,6 +312,26 @@ def test_losses_of_weight_zero_are_absent_and_their_public_tensors_are_left_alon
     assert {k: x.shape for k, x in bare.items()} == {k: x.shape for k, x in full.items()}
 
 
+def test_a_public_checkpoint_of_tvsum_was_trained_on_highlights_alone() -> None:
+    model = small(preset="release", heads=8, feedforward=1024)
+    public = official_state_dict(model, MODELS.get("ld_detr").official)
+    options = {"hidden_dim": 16, "num_convolutional_blocks": 2, "queue_length": 8}
+    again = load_official("ld_detr", {"model": public, "opt": options | {"dset_name": "tvsum"}})
+    assert again.losses(random_batch([6, 4], [3, 2])).keys() == {"margin", "rank"}
+
+
+@pytest.mark.parametrize("part", ["t2v_layers", "encoder_layers", "second_layers", "conv_blocks"])
+def test_every_part_of_the_fuser_after_the_extractor_can_be_left_out(part: str) -> None:
+    whole, without = small(), small(**{part: 0})
+    layers = {"t2v_layers": "t2v", "encoder_layers": "first", "second_layers": "second"}
+    left_out = f"fuser.{layers.get(part, 'blocks')}."
+    assert whole.state_dict().keys() - without.state_dict().keys() == {
+        key for key in whole.state_dict() if key.startswith(left_out)
+    }
+    batch = random_batch([6, 4], [3, 2])
+    assert not torch.equal(whole.eval()(batch).spans, without.eval()(batch).spans)
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("loops", [1, 3])
 def test_a_public_file_with_its_options_comes_back(layers: int, loops: int, tmp_path: Path) -> None:

@@ -139,6 +139,15 @@ def test_alignment_losses_of_weight_zero_are_absent() -> None:
     assert not {"video_text", "clip_text"} & model.losses(random_batch([6], [3])).keys()
 
 
+def test_a_public_checkpoint_of_tvsum_was_not_trained_on_moments() -> None:
+    model = small(preset="release")
+    public = official_state_dict(model, MODELS.get("tr_detr").official)
+    options = {"hidden_dim": 16, "nheads": 2, "dim_feedforward": 24, "dset_name": "tvsum"}
+    again = load_official("tr_detr", {"model": public, "opt": options})
+    losses = again.losses(random_batch([6, 4], [3, 2]))
+    assert losses.keys() == {"margin", "rank", "video_text", "clip_text"}
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_public_file_with_its_options_comes_back(layers: int, tmp_path: Path) -> None:
     model = small(preset="release", decoder_layers=layers, dropout=0.1, input_dropout=0.5)

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from data.errors import UsageError
-from models.retrieval import RetrievalModel, create_model, load_official
+from models.retrieval import MODELS, RetrievalModel, create_model, load_official
 from models.retrieval.decode import Decoding
+from models.retrieval.official import official_state_dict
 from models.retrieval.parts.clustering import expectation_means, most_alike, random_walk
 from models.retrieval.parts.likeness import ChosenText, likeness
 from models.retrieval.parts.slots import SlotAttention
@@ -180,6 +181,39 @@ def test_a_chosen_text_is_never_of_the_same_video_unless_released() -> None:
     wrong = ChosenText("roll_other_video", chosen="most", from_epoch=0, padding="masked")
     _, facts = wrong.change_after(memory, memory.tokens, lonely, model.encoders, LATE)
     assert not facts["negative_mask"].any()
+
+
+@pytest.mark.parametrize("epoch", [0, 80])
+@torch.no_grad()
+def test_a_wrong_text_stands_at_its_own_places_or_as_released_at_those_of_the_right(
+    epoch: int,
+) -> None:
+    batch, context = ragged(), StepContext(epoch=epoch)
+    found = [
+        small(text_position="learned", negative_places=each, text_means=2)
+        .trace(batch, passes=True, context=context)
+        .predictions
+        for each in ("own", "right")
+    ]
+    assert torch.equal(found[0].saliency, found[1].saliency)
+    own, right = (each.extras["saliency_negative"] for each in found)
+    assert not torch.allclose(own, right, atol=1e-4)
+    assert small(preset="release").recipe["negative_places"] == "right"
+
+
+def test_a_public_checkpoint_of_tvsum_was_not_trained_on_moments() -> None:
+    model = small(preset="release", queries=30, slot_hidden=1024, similarity_hidden=1024)
+    public = official_state_dict(model, MODELS.get("uvcom").official)
+    options = {
+        "hidden_dim": 16,
+        "nheads": 4,
+        "dim_feedforward": 24,
+        "enc_layers": 1,
+        "dec_layers": 2,
+        "dset_name": "tvsum",
+    }
+    losses = load_official("uvcom", {"model": public, "opt": options}).losses(ragged())
+    assert losses.keys() == {"margin", "rank", "negative_pair", "video_text", "clip_text"}
 
 
 @pytest.mark.parametrize("preset", ["fixed", "release", "paper"])
