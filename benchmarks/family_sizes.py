@@ -83,12 +83,12 @@ def _flops(model: RetrievalModel, *, training: bool) -> int:
     with (
         warnings.catch_warnings(action="ignore", category=UserWarning),  # TF32 on Intel's GPUs
         sdpa_kernel(SDPBackend.MATH),
-        torch.backends.mkldnn.flags(enabled=False),  # type: ignore[no-untyped-call]
+        torch.backends.mkldnn.flags(enabled=False),
         torch.no_grad(),
         FlopCounterMode(display=False) as counter,
     ):
         model.trace(batch, passes=training)
-    return counter.get_total_flops()
+    return int(counter.get_total_flops())
 
 
 def cells(name: str, fixed: Size, release: Size) -> list[str]:

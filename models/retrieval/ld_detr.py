@@ -46,10 +46,10 @@ from torch import Tensor, nn
 
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.lineage import (
-    MOMENT_WEIGHTS,
     PUBLIC_OPTIONS,
     blueprint_of,
     encoders_of,
+    highlights_alone,
     unused_text_position,
 )
 from models.retrieval.official import (
@@ -287,8 +287,8 @@ def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     options = {ours: public[theirs] for theirs, ours in _PUBLIC.items() if theirs in public}
     if public.get("use_txt_pos"):
         options["text_position"] = "learned"
-    if public.get("dset_name") == "tvsum":  # highlights alone: nothing is matched or aligned
-        options |= dict.fromkeys((*MOMENT_WEIGHTS, "align_weight", "sim_weight"), 0.0)
+    if without := highlights_alone(public):
+        options |= without | {"align_weight": 0.0, "sim_weight": 0.0}
     return options | {
         "video_dim": width_of(weights, "video_encoder.norm1.weight"),
         "text_dim": width_of(weights, "text_encoder.norm1.weight"),

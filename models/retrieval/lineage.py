@@ -27,6 +27,7 @@ __all__ = [
     "LineageOptions",
     "blueprint_of",
     "encoders_of",
+    "highlights_alone",
     "matcher_of",
     "moment_terms",
     "public_options",
@@ -217,6 +218,12 @@ def public_options(
         "video_dim": projected_width(weights, "input_vid_proj"),
         "text_dim": projected_width(weights, "input_txt_proj"),
     }
+
+
+def highlights_alone(public: Mapping[str, Any]) -> dict[str, float]:
+    """What to change of options read from a checkpoint of TVSum, where the public codes match
+    nothing."""
+    return dict.fromkeys(MOMENT_WEIGHTS, 0.0) if public.get("dset_name") == "tvsum" else {}
 
 
 def unused_text_position(recipe: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -42,10 +42,10 @@ from torch import nn
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm, NegativePairTerm, RankTerm
 from models.retrieval.lineage import (
-    MOMENT_WEIGHTS,
     LineageOptions,
     blueprint_of,
     encoders_of,
+    highlights_alone,
     moment_terms,
     public_options,
     unused_text_position,
@@ -208,8 +208,7 @@ _NAMES = (
 
 def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     options = public_options(public, weights, allowed={"contrastive_align_loss": (False,)})
-    if public.get("dset_name") == "tvsum":  # highlights alone: nothing is matched
-        options |= dict.fromkeys(MOMENT_WEIGHTS, 0.0)
+    options |= highlights_alone(public)
     t2v = {key.split(".")[3] for key in weights if key.startswith("transformer.t2v_encoder.layers")}
     return options | {"t2v_layers": max(1, len(t2v))}
 

@@ -52,11 +52,11 @@ from models.retrieval.criterion import (
     SpanL1Term,
 )
 from models.retrieval.lineage import (
-    MOMENT_WEIGHTS,
     PUBLIC_OPTIONS,
     LineageOptions,
     blueprint_of,
     encoders_of,
+    highlights_alone,
     public_options,
     unused_text_position,
 )
@@ -282,10 +282,8 @@ def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     options = public_options(
         public, weights, names=_PUBLIC, allowed={"contrastive_align_loss": (False,)}
     )
-    if public.get("dset_name") == "tvsum":  # highlights alone: nothing is matched
-        options |= dict.fromkeys(MOMENT_WEIGHTS, 0.0)
     t2v = {key.split(".")[3] for key in weights if key.startswith("transformer.t2v_encoder.layers")}
-    return options | {"t2v_layers": max(1, len(t2v))}
+    return options | highlights_alone(public) | {"t2v_layers": max(1, len(t2v))}
 
 
 def unused_refinement(recipe: Mapping[str, Any], decoder: str) -> dict[str, tuple[int, ...]]:

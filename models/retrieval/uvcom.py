@@ -36,12 +36,11 @@ width_floor: smallest anchor width that the decoder divides by; 0 divides by a c
     release: 0.
 refine_zero: anchor refinement starts as the identity. The public code asks for that and then
     overwrites it with the initialisation of all weights. release: off.
-decoding: `grid` reads spans in the unit in which they are trained. `released` reads them in units
-    of the duration and rounds to whole clips (`Decoding.released`). release: released.
+decoding: as in `qd_detr`. release: released.
 
-Not here: `cross_fusion` (an ablation of the public code) and its audio projection. The public
-checkpoints hold `global_rep_token`, which their code overwrites before it is read, and
-`txt_position_embed.*`, which it reads with `use_txt_pos` (here `text_position: learned`) alone.
+Not here: `cross_fusion`, an ablation, and the audio projection. Public checkpoints also hold
+`global_rep_token`, which is never read, and `txt_position_embed.*`, which is only with
+`use_txt_pos` (here `text_position: learned`).
 """
 
 from __future__ import annotations
@@ -57,11 +56,11 @@ from torch.nn import functional
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm, NegativePairTerm, RankTerm
 from models.retrieval.lineage import (
-    MOMENT_WEIGHTS,
     PUBLIC_OPTIONS,
     LineageOptions,
     blueprint_of,
     encoders_of,
+    highlights_alone,
     moment_terms,
     public_options,
     unused_text_position,
@@ -97,6 +96,8 @@ from models.retrieval.parts.slots import SentenceSlots, SlotPadding
 from models.retrieval.stages import Fuser, LossTerm, Memory, Parts, Tokens
 
 __all__ = ["IntegrationFuser", "UVCOMOptions"]
+
+Rows = tuple[Tensor, Tensor, Tensor]  # features, their places, which are real
 
 
 class UVCOMOptions(LineageOptions):
@@ -236,14 +237,8 @@ class IntegrationFuser(Fuser):
         words = (tokens.text, tokens.text_pos, tokens.text_mask)
         return self._read(self.t2v, clips, words), self._read(self.v2t, words, clips)
 
-    def _read(
-        self,
-        layers: nn.ModuleList,
-        reader: tuple[Tensor, Tensor, Tensor],
-        read: tuple[Tensor, Tensor, Tensor],
-    ) -> Tensor:
-        x, pos, mask = reader
-        other, other_pos, other_mask = read
+    def _read(self, layers: nn.ModuleList, reader: Rows, read: Rows) -> Tensor:
+        (x, pos, mask), (other, other_pos, other_mask) = reader, read
         allowed = keys_allowed(mask, other_mask, heads=self.heads, mask=self.mask)
         for layer in layers:
             x = layer(x, pos, other, other_pos, allowed)
@@ -357,16 +352,10 @@ _PUBLIC_OPTIONS = {
 
 
 def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    allowed = {
-        "cross_fusion": (False,),
-        "a_feat_dir": (None,),
-        # The public code always projects video twice, with a ReLU wherever the text has one.
-        "n_input_proj": (2,),
-    }
+    # The public code always projects video twice, with a ReLU wherever the text has one.
+    allowed = {"cross_fusion": (False,), "a_feat_dir": (None,), "n_input_proj": (2,)}
     options = public_options(public, weights, names=_PUBLIC_OPTIONS, allowed=allowed)
-    if public.get("dset_name") == "tvsum":  # highlights alone: nothing is matched
-        options |= dict.fromkeys(MOMENT_WEIGHTS, 0.0)
-    return options
+    return options | highlights_alone(public)
 
 
 def _unused(recipe: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -30,6 +30,9 @@ __all__ = [
     "WordAttention",
 ]
 
+_NO_DIRECTION = 1e-4
+"""Length below which what tells a clip from the mean is rounding."""
+
 
 class LeadingTokens(nn.Module):
     """Learned tokens that read a sequence, and are read by it.
@@ -273,9 +276,11 @@ class AdaptiveFuser(Fuser):
         real = tokens.video_mask.unsqueeze(-1)
         video = torch.where(real, tokens.video, 0)
         context = (video.sum(1, keepdim=True) / real.sum(1, keepdim=True).clamp(min=1)).detach()
+        apart = tokens.video - context
+        # The only clip of a video is its own mean: no direction, and a gradient of 1e12.
+        apart = apart.masked_fill(apart.detach().norm(dim=-1, keepdim=True) < _NO_DIRECTION, 0)
         likeness = (
-            functional.normalize(tokens.video - context, dim=-1)
-            @ functional.normalize(self.prompts, dim=-1).T
+            functional.normalize(apart, dim=-1) @ functional.normalize(self.prompts, dim=-1).T
         ).softmax(-1)
         importance = (attention.detach().sum(-1) * tokens.video_mask).unsqueeze(1)
         share = importance / importance.sum(-1, keepdim=True).clamp(min=1e-12)

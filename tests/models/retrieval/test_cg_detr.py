@@ -317,3 +317,15 @@ def test_the_training_step_is_one_graph() -> None:
     plain, traced = model.losses(batch), compiled(batch)
     assert plain.keys() == traced.keys()
     assert all(torch.equal(plain[key], traced[key]) for key in plain)
+
+
+@pytest.mark.parametrize("preset", ["fixed", "release", "paper"])
+def test_a_video_of_one_clip_does_not_drown_the_gradient_of_the_others(preset: str) -> None:
+    norms = []
+    for lengths in ([9, 2, 6], [9, 1, 6]):
+        model = small(preset=preset)
+        losses = model.losses(random_batch(lengths, [4, 1, 3]))
+        torch.stack(list(losses.values())).sum().backward()
+        found = [x.grad.norm() for x in model.parameters() if x.grad is not None]
+        norms.append(float(torch.stack(found).norm()))
+    assert norms[1] < 20 * norms[0]
