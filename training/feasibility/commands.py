@@ -26,6 +26,7 @@ from training.options import (
 )
 
 if TYPE_CHECKING:
+    from training.feasibility.refining import Control
     from training.feasibility.study import Outcome, Setting
 
 __all__ = ["feasibility_commands", "points"]
@@ -121,7 +122,7 @@ def feasibility_command(
         resamples=resamples,
         level=level,
     )
-    chosen = [each for each in CONTROLS if control is None or each in control]
+    chosen: list[Control] = [each for each in CONTROLS if control is None or each in control]
     cells = _settings(subsets, ["none", *chosen], points("--alpha", alpha), points("--p", p), seeds)
     outcomes = list(study.run(cells))
     tell(
@@ -197,7 +198,7 @@ def points(option: str, text: str) -> list[float]:
 
 def _settings(
     subsets: Sequence[tuple[int, ...]],
-    controls: Sequence[str],
+    controls: Sequence[Control],
     alphas: Sequence[float],
     ps: Sequence[float],
     seeds: int,
@@ -207,7 +208,7 @@ def _settings(
     from training.feasibility.study import Setting
 
     cells = [
-        Setting(layers, control, alpha, p if alpha else min(ps), seed)  # type: ignore[arg-type]
+        Setting(layers, control, alpha, p if alpha else min(ps), seed)
         for layers, control, alpha, p, seed in itertools.product(
             subsets, controls, alphas, ps, range(seeds)
         )

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -90,15 +91,15 @@ def test_the_tree_has_the_cut_that_saves_most_at_its_root() -> None:
 
 def test_settled_events_partition_the_video_and_do_not_depend_on_the_scale_of_features() -> None:
     features = film([20, 14, 30, 9, 27], 0.8, seed=3)
-    how = {"delta_rel": 0.1, "min_len_s": 2.0, "settle": 1.0}
-    found = parse(features, 1.0, 100.2, **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {"delta_rel": 0.1, "min_len_s": 2.0, "settle": 1.0}
+    found = parse(features, 1.0, 100.2, **how)
     assert found.boundaries_s.tolist() == [20.0, 34.0, 64.0, 73.0]
     assert (found.spans_s[0, 0], found.spans_s[-1, 1]) == (0, 100.2)
     assert (found.spans_s[1:, 0] == found.spans_s[:-1, 1]).all()
     assert (found.boundary_parent == -1).sum() == 1
-    scaled = parse(1024 * features, 1.0, 100.2, **how)  # type: ignore[arg-type]
+    scaled = parse(1024 * features, 1.0, 100.2, **how)
     assert scaled.boundaries_s.tolist() == found.boundaries_s.tolist()
-    two = parse(features, 1.0, 100.2, max_events=2, **how)  # type: ignore[arg-type]
+    two = parse(features, 1.0, 100.2, max_events=2, **how)
     assert len(two.spans_s) == 2
 
 
