@@ -13,7 +13,7 @@ from rich.table import Table
 
 from data.errors import UsageError
 from data.store.files import atomic_write
-from data.terminal import new_table
+from data.terminal import new_table, plain_console
 from training.llm_layers_command import numbers_of
 from training.options import (
     JsonOption,
@@ -124,7 +124,11 @@ def feasibility_command(
     )
     chosen: list[Control] = [each for each in CONTROLS if control is None or each in control]
     cells = _settings(subsets, ["none", *chosen], points("--alpha", alpha), points("--p", p), seeds)
-    outcomes = list(study.run(cells))
+    outcomes = []
+    for number, outcome in enumerate(study.run(cells), start=1):
+        outcomes.append(outcome)
+        if number in {1, len(cells)} or number % 50 == 0:
+            plain_console(stderr=True).print(f"{number:,} of {len(cells):,} settings done")
     tell(
         console,
         f"{len(found.rows):,} triplets of {len(found.concepts):,} concepts, layers of "
@@ -144,17 +148,7 @@ def feasibility_command(
                 "layers_sha256": held.sha256,
                 "concepts": list(found.concepts) if shown else len(found.concepts),
                 "triplets": len(found.rows),
-                "options": {
-                    "context": context,
-                    "lift": lift,
-                    "similarity": similarity,
-                    "before": before,
-                    "final_norm": final_norm,
-                    "rope": rope,
-                    "causal": causal,
-                    "ci_samples": resamples,
-                    "ci_level": level,
-                },
+                "options": study.options(),
                 "outcomes": [each.json() for each in outcomes],
                 "cosines": pair and {"before": pair[0].tolist(), "after": pair[1].tolist()},
             },
@@ -209,8 +203,8 @@ def _settings(
 
     cells = [
         Setting(layers, control, alpha, p if alpha else min(ps), seed)
-        for layers, control, alpha, p, seed in itertools.product(
-            subsets, controls, alphas, ps, range(seeds)
+        for layers, control, seed, alpha, p in itertools.product(
+            subsets, controls, range(seeds), alphas, ps
         )
     ]
     return list(dict.fromkeys(cells))
