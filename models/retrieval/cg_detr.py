@@ -62,6 +62,7 @@ from models.retrieval.lineage import (
     unused_text_position,
 )
 from models.retrieval.official import (
+    GLOBAL_DOT_NAMES,
     LINEAGE_NAMES,
     Name,
     OfficialLayout,
@@ -275,8 +276,7 @@ CG_NAMES: tuple[Name, ...] = (
     *encoder_names("aligners.0.sentence.layers", "scls_encoder.layers"),
     *dab_names("decoder", "transformer.decoder"),
     *LINEAGE_NAMES,
-    (r"heads\.1\.clip\.(.*)", r"saliency_proj1.\1"),
-    (r"heads\.1\.whole\.(.*)", r"saliency_proj2.\1"),
+    *GLOBAL_DOT_NAMES,
 )
 """Our names and the public ones."""
 

@@ -22,6 +22,7 @@ from models.retrieval.model import RetrievalModel
 from models.safe_load import load_plain
 
 __all__ = [
+    "GLOBAL_DOT_NAMES",
     "LINEAGE_NAMES",
     "OfficialLayout",
     "Weights",
@@ -214,6 +215,13 @@ LINEAGE_NAMES: tuple[Name, ...] = (
     (r"heads\.0\.span\.(.*)", r"span_embed.\1"),
 )
 """What the Moment-DETR lineage has in common: projections, queries, moment head."""
+
+
+GLOBAL_DOT_NAMES: tuple[Name, ...] = (
+    (r"heads\.1\.clip\.(.*)", r"saliency_proj1.\1"),
+    (r"heads\.1\.whole\.(.*)", r"saliency_proj2.\1"),
+)
+"""Saliency as the dot product with a global token, the second head of a base."""
 
 
 def encoder_names(ours: str, theirs: str) -> tuple[Name, ...]:

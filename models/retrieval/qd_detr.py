@@ -51,6 +51,7 @@ from models.retrieval.lineage import (
     unused_text_position,
 )
 from models.retrieval.official import (
+    GLOBAL_DOT_NAMES,
     LINEAGE_NAMES,
     OfficialLayout,
     Weights,
@@ -201,8 +202,7 @@ _NAMES = (
     *encoder_names("fuser.layers", "transformer.encoder.layers"),
     *dab_names("decoder", "transformer.decoder"),
     *LINEAGE_NAMES,
-    (r"heads\.1\.clip\.(.*)", r"saliency_proj1.\1"),
-    (r"heads\.1\.whole\.(.*)", r"saliency_proj2.\1"),
+    *GLOBAL_DOT_NAMES,
 )
 
 

@@ -66,6 +66,7 @@ from models.retrieval.lineage import (
     unused_text_position,
 )
 from models.retrieval.official import (
+    GLOBAL_DOT_NAMES,
     LINEAGE_NAMES,
     OfficialLayout,
     Weights,
@@ -337,8 +338,7 @@ _NAMES = (
     (r"decoder\.init\.place\.weight", "CIM.decoder.span_embed.weight"),
     *dab_names("decoder", "CIM.decoder"),
     *LINEAGE_NAMES,
-    (r"heads\.1\.clip\.(.*)", r"saliency_proj1.\1"),
-    (r"heads\.1\.whole\.(.*)", r"saliency_proj2.\1"),
+    *GLOBAL_DOT_NAMES,
 )
 
 _PUBLIC_OPTIONS = {
