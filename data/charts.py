@@ -93,9 +93,9 @@ def line_chart(
 
 
 def timeline(duration_s: float, tracks: Sequence[Track], width: int = 900) -> str:
-    """Rows of spans, marks and scores over `[0, duration_s]`."""
+    """Rows of spans, marks and scores over `[0, duration_s]`, which is not empty."""
     height = len(tracks) * (TRACK_HEIGHT + TRACK_GAP) + 18
-    scale = (width - LABEL_WIDTH - 10) / max(duration_s, 1e-9)
+    scale = (width - LABEL_WIDTH - 10) / duration_s
 
     def across(time_s: float) -> float:
         return LABEL_WIDTH + min(max(time_s, 0.0), duration_s) * scale

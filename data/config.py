@@ -24,7 +24,7 @@ from pydantic_core import ErrorDetails
 from data.errors import UsageError, nearest
 from data.foreign import brief, read_limited
 
-__all__ = ["Group", "dump_config", "load_config", "parse_config", "parse_yaml"]
+__all__ = ["Group", "dump_config", "load_config", "overridden", "parse_config", "parse_yaml"]
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -62,15 +62,29 @@ def parse_config(
         overrides: as in `load_config`.
         source: where the values came from, for error messages.
     """
-    merged: dict[str, Any] = dict(values)
-    for override in overrides:
-        merged = _with_override(merged, override)
+    merged = overridden(values, overrides)
     try:
         return model.model_validate(merged)
     except ValidationError as error:
         lines = [_explain(model, each) for each in error.errors(include_url=False)]
         where = source + (f" with {_flags(overrides)}" if overrides else "")
         raise UsageError(f"{where}: " + "; ".join(dict.fromkeys(lines))) from None
+
+
+def overridden(values: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Values with `--set` overrides, not validated yet.
+
+    Args:
+        values: nested mappings; not changed.
+        overrides: as in `load_config`.
+
+    Raises:
+        UsageError: an override that is not of the form a.b=value, or whose value is no YAML.
+    """
+    merged: dict[str, Any] = dict(values)
+    for override in overrides:
+        merged = _with_override(merged, override)
+    return merged
 
 
 def parse_yaml(text: str, source: str) -> dict[str, Any]:

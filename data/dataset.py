@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from data.buffers import Buffers
 from data.coarser import coarser
 from data.errors import StoreError, UsageError
 from data.grid import Grid
-from data.identity import query_id
+from data.identity import query_id, tokens_in
 from data.store import StageReader, Store
 
 __all__ = ["MomentDataset", "Report", "Sample", "Together", "missing_sentences", "normalise"]
@@ -50,6 +50,14 @@ def normalise(rows: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDA
     return out
 
 
+def _as_stored(rows: NDArray[Any], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
+    """Rows as float32, where `normalise` would put them."""
+    if out is None:
+        return rows.astype(np.float32)
+    out[...] = rows
+    return out
+
+
 @dataclass(frozen=True)
 class Sample:
     """One query on one video. L clips, T tokens, E pseudo-events.
@@ -59,6 +67,7 @@ class Sample:
         grid: the clips, after a cut to `max_clips`.
         video: (L, ΣD + 2), normalised streams in the order asked for, then `[i/L, (i+1)/L]`.
         text: (T, Dt), normalised token states.
+        texts: (T', Dt') of further encoders, by the names asked for; T' is of each its own.
         narrative: (L, Ds), normalised; None if not asked for.
         narrative_mask: (L,), False where the narrative has nothing to say.
         events: (E, 3) as (start, end, depth), start and end in [0, 1] of the grid; None if not
@@ -69,6 +78,7 @@ class Sample:
     grid: Grid
     video: NDArray[np.float32]
     text: NDArray[np.float32]
+    texts: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
     narrative: NDArray[np.float32] | None = None
     narrative_mask: NDArray[np.bool_] | None = None
     events: NDArray[np.float32] | None = None
@@ -97,7 +107,7 @@ class Report:
         queries: queries of the split.
         dropped_queries: of these, without a stream (`require="any"`).
         cut_videos: videos with more clips than `max_clips`.
-        cut_queries: queries with more tokens than `max_tokens`.
+        cut_queries: queries with more tokens than `max_tokens`, of whichever encoder.
         clipped_windows: moments that ended after the grid.
         dropped_windows: moments that began after the grid.
         dropped_clip_ids: scored clips outside the grid.
@@ -149,6 +159,8 @@ class MomentDataset:
         rows: which queries of the split are wanted; None takes all. Moments as files have them
             may be reversed or empty: `data.annotations.mend` makes those of training usable.
         streams: stages whose per-clip array (of the same name) is part of `video`, in order.
+        other_texts: further encoders of the queries whose token states samples carry, by the names
+            that the stage `queries` gave them.
         narratives: whether samples carry the narrative.
         events: whether samples carry pseudo-events.
         event_depth: only the cuts of so many levels of their tree: 0 is the whole video as one
@@ -157,9 +169,10 @@ class MomentDataset:
         require: "all": a missing row is an error; "any": its queries are left out.
         max_clips: longer videos are cut; None takes all.
         max_tokens: longer queries are cut; None takes all.
+        normalised: whether features are divided by their length (`normalise`), or as stored.
 
     Raises:
-        UsageError: no such split, or no stream named.
+        UsageError: no such split, no stream named, or no such encoder of the queries.
         StoreError: a stage was not run, rows are missing, or streams of a video do not fit.
     """
 
@@ -170,23 +183,27 @@ class MomentDataset:
         *,
         rows: Sequence[Annotation] | None = None,
         streams: Sequence[str] = ("slowfast", "clip"),
+        other_texts: Sequence[str] = (),
         narratives: bool = False,
         events: bool = False,
         event_depth: int | None = None,
         require: Literal["all", "any"] = "all",
         max_clips: int | None = None,
         max_tokens: int | None = 32,
+        normalised: bool = True,
     ) -> None:
         if not streams or len(set(streams)) < len(streams):
             raise UsageError(f"streams must name one or more different stages, got {streams}")
         self.streams = tuple(streams)
         self._max_clips, self._max_tokens = max_clips, max_tokens
         self._event_depth = event_depth
+        self._prepared = normalise if normalised else _as_stored
         sides = [NARRATIVES] * narratives + [EVENTS] * events
         self._video_readers = {name: store.reader(name) for name in [*streams, *sides]}
         self._queries = store.reader(QUERIES)
         for name in self.streams:
             _check_stream(self._video_readers[name])
+        self._others = {name: _tokens_of(self._queries, name) for name in other_texts}
         self._widths = [_width(self._video_readers[name], name) for name in self.streams]
         self._buffers = Buffers()
         rows = store.annotations(split) if rows is None else rows
@@ -209,6 +226,12 @@ class MomentDataset:
     def text_dim(self) -> int:
         """Columns of `Sample.text`."""
         return _width(self._queries, "tokens")
+
+    @property
+    def word_encoder(self) -> str | None:
+        """The text encoder of the queries; None where their recipe does not say."""
+        said = self._queries.recipe.params.get("encoder")
+        return said.get("name") if isinstance(said, Mapping) else None
 
     @property
     def narrative_dim(self) -> int | None:
@@ -236,7 +259,7 @@ class MomentDataset:
         row = self.annotations[index]
         video = np.empty((self._grids[row.video_id].n, self.video_dim), np.float32)
         self._fill(row.video_id, video)
-        return self._sample(row, video, normalise(self._tokens(row)))
+        return self._sample(row, video, self._prepared(self._tokens(row)))
 
     def together(self, rows: Sequence[int]) -> Together:
         """Samples of a batch, read straight into the place where the batch wants them.
@@ -254,7 +277,7 @@ class MomentDataset:
         text = np.zeros((len(some), max(map(len, tokens)), self.text_dim), tokens[0].dtype)
         for place, each in zip(text, tokens, strict=True):
             place[: len(each)] = each
-        text = normalise(text)
+        text = self._prepared(text)
         samples = [
             self._sample(row, video[i, : clips[i]], text[i, : len(tokens[i])])
             for i, row in enumerate(some)
@@ -271,20 +294,26 @@ class MomentDataset:
             grid=grid,
             video=video,
             text=text,
+            texts={name: self._prepared(self._tokens(row, a)) for name, a in self._others.items()},
             narrative=narrative,
             narrative_mask=narrative_mask,
             events=self._events(row.video_id, grid),
         )
 
-    def _tokens(self, row: Annotation) -> NDArray[Any]:
-        return self._queries.array(query_id(row.query), "tokens")[: self._max_tokens]
+    def _tokens(self, row: Annotation, array: str = "tokens") -> NDArray[Any]:
+        return self._queries.array(query_id(row.query), array)[: self._max_tokens]
+
+    def _longest(self, row: Annotation) -> int:
+        """Tokens of a query under the encoder that gives it most."""
+        arrays = ("tokens", *self._others.values())
+        return max(self._queries.length(query_id(row.query), each) for each in arrays)
 
     def _fill(self, video_id: str, video: NDArray[np.float32]) -> None:
         """Streams and clip edges of a video, as many clips as `video` has rows."""
         start, clips = 0, len(video)
         for name, width in zip(self.streams, self._widths, strict=True):
             rows = self._video_readers[name].array(video_id, name)[:clips]
-            normalise(rows.reshape(clips, width), video[:, start : start + width])
+            self._prepared(rows.reshape(clips, width), video[:, start : start + width])
             start += width
         video[:, start:] = _edges(clips)
 
@@ -297,7 +326,7 @@ class MomentDataset:
         row = reader.row(video_id)
         narrative = row["narrative"][: grid.n]
         # A clip without a caption of its own still has something to say if it was filled.
-        return normalise(narrative), (row["coverage"][: grid.n] > 0) | narrative.any(axis=1)
+        return self._prepared(narrative), (row["coverage"][: grid.n] > 0) | narrative.any(axis=1)
 
     def _events(self, video_id: str, grid: Grid) -> NDArray[np.float32] | None:
         reader = self._video_readers.get(EVENTS)
@@ -343,7 +372,7 @@ class MomentDataset:
     def _on_grid(self, rows: Sequence[Annotation], asked: int) -> tuple[list[Annotation], Report]:
         fitted = [_fit(row, self._grids[row.video_id]) for row in rows]
         long = self._max_tokens
-        lengths = [self._queries.length(query_id(row.query), "tokens") for row in rows]
+        lengths = [self._longest(row) for row in rows]
         first = self._video_readers[self.streams[0]]
         report = Report(
             queries=asked,
@@ -405,6 +434,21 @@ def _check_stream(reader: StageReader) -> None:
             f"stage '{reader.stage}' cannot be a stream: it writes no array of its name per clip, "
             f"only {', '.join(sorted(arrays)) or 'none'}"
         )
+
+
+def _tokens_of(queries: StageReader, encoder: str) -> str:
+    """The array with the token states of a further encoder of the queries."""
+    array = tokens_in(encoder)
+    arrays, prefix = queries.recipe.schema.arrays, tokens_in("")
+    if array not in arrays:
+        known = [each.removeprefix(prefix) for each in arrays if each.startswith(prefix)]
+        raise UsageError(
+            f"the queries of this store were not encoded as '{encoder}', too; there are: "
+            f"{', '.join(sorted(known)) or 'none but the main encoder'}; name it in pipeline.yaml, "
+            f"stages.queries.others: {{{encoder}: {{encoder: NAME}}}}, and run `pipeline run "
+            "--stage queries`"
+        )
+    return array
 
 
 def _width(reader: StageReader, array: str) -> int:

@@ -22,6 +22,7 @@ __all__ = [
     "query_id",
     "short_digest",
     "state_sha256",
+    "tokens_in",
 ]
 
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -84,6 +85,11 @@ def imported_content(id: str) -> str:
 def query_id(text: str) -> str:
     """Store id of a query: the same sentence is encoded once, whatever its qid or dataset."""
     return "q-" + hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def tokens_in(encoder: str) -> str:
+    """Array of the stage `queries` with the token states of a further encoder, by its name."""
+    return f"tokens_{encoder}"
 
 
 def state_sha256(arrays: Mapping[str, Any]) -> str:

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from inspect import isclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, create_model, field_validator
 
@@ -310,15 +311,7 @@ def _anchor_options(name: str, section: Any, folder: Path) -> Any:
     """Options that the stage declares as paths are relative to the file, too."""
     if name not in STAGES or not isinstance(section, Mapping):
         return section
-    fields = STAGES.get(name).Options.model_fields
-    paths = {key for key, field in fields.items() if "Path" in str(field.annotation)}
-    named = {key for key, field in fields.items() if field.json_schema_extra == NAME_OR_FILE}
-    made = {
-        key: _anchor_path(value, folder)
-        if isinstance(value, str) and (key in paths or (key in named and is_prompt_file(value)))
-        else value
-        for key, value in section.items()
-    }
+    made = _anchor_fields(STAGES.get(name).Options, section, folder)
     if isinstance(inner := made.get("options"), Mapping):
         made["options"] = {
             key: _anchor_path(value, folder)
@@ -327,6 +320,35 @@ def _anchor_options(name: str, section: Any, folder: Path) -> Any:
             for key, value in inner.items()
         }
     return made
+
+
+def _anchor_fields(
+    options: type[BaseModel], section: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """A section, and the groups of options that it holds by names of the user's."""
+    fields = options.model_fields
+    paths = {key for key, field in fields.items() if "Path" in str(field.annotation)}
+    named = {key for key, field in fields.items() if field.json_schema_extra == NAME_OR_FILE}
+    groups = {key: group for key, field in fields.items() if (group := _group_in(field.annotation))}
+    made = {
+        key: _anchor_path(value, folder)
+        if isinstance(value, str) and (key in paths or (key in named and is_prompt_file(value)))
+        else value
+        for key, value in section.items()
+    }
+    for key, group in groups.items():
+        if isinstance(held := made.get(key), Mapping):
+            made[key] = {
+                name: _anchor_fields(group, each, folder) if isinstance(each, Mapping) else each
+                for name, each in held.items()
+            }
+    return made
+
+
+def _group_in(annotation: Any) -> type[BaseModel] | None:
+    """The group of options that a mapping holds; None for any other annotation."""
+    inner = get_args(annotation)[-1:] if get_origin(annotation) is dict else ()
+    return next((each for each in inner if isclass(each) and issubclass(each, BaseModel)), None)
 
 
 def _anchor_path(value: str, folder: Path) -> str:

@@ -225,7 +225,11 @@ def _official_weights() -> Iterator[Check]:
 
 def _weights_of_stages(config: PipelineConfig | None) -> Iterator[Check]:
     options = {} if config is None else config.stage_options
+    sections = list(options.items())
     for name, section in options.items():
+        others = getattr(section, "others", {})
+        sections += [(f"{name}.others.{key}", each) for key, each in others.items()]
+    for name, section in sections:
         seed = getattr(section, "seed", 0)
         told = _text_encoder(name, section)
         if told is not None:

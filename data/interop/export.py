@@ -203,8 +203,9 @@ class _Job:
 
     def _texts(self, reader: StageReader) -> Iterator[Shaped]:
         missing = self.missing.setdefault(QUERIES, [])
-        pooled = "pooled" in reader.recipe.schema.arrays
-        self._note_texts(pooled)
+        arrays = reader.recipe.schema.arrays
+        pooled = "pooled" in arrays
+        self._note_texts(pooled, sorted(arrays.keys() - {"tokens", "pooled"}))
         sentences: dict[str, str] = {}
         for row in self._queries:
             qid, id = str(row.qid), query_id(row.query)
@@ -220,13 +221,18 @@ class _Job:
             vector = self._typed(reader.array(id, "pooled")) if pooled else None
             yield self._layout.text_file(qid, self._typed(reader.array(id, "tokens")), vector)
 
-    def _note_texts(self, pooled: bool) -> None:
+    def _note_texts(self, pooled: bool, others: Sequence[str]) -> None:
         if not self._queries:
             self.notes.append(
                 "queries were not written: the store has no annotations that say their qids"
             )
         if not pooled:
             self.notes.append("the store has no pooled vectors: text files hold token states only")
+        if others:
+            self.notes.append(
+                f"text files hold the main encoder's states alone; {', '.join(others)} stay in the "
+                "store"
+            )
 
     def _typed(self, array: NDArray[Any]) -> NDArray[Any]:
         if self._dtype == "keep":

@@ -35,6 +35,8 @@ SCHEMAS = {
     "queries": {
         "tokens": StreamSpec((5,), "float16", "item"),
         "pooled": StreamSpec((5,), "float16", "item"),
+        "tokens_llama": StreamSpec((3,), "float16", "item"),
+        "tokens_words": StreamSpec((2,), "float16", "item"),
     },
 }
 CONTENT = "a" * 64
@@ -58,6 +60,8 @@ def put_query(store: Store, text: str, tokens: int) -> None:
     arrays = {
         "tokens": rng.standard_normal((tokens, 5)).astype(np.float16),
         "pooled": rng.standard_normal((1, 5)).astype(np.float16),
+        "tokens_llama": rng.standard_normal((2 * tokens, 3)).astype(np.float16),
+        "tokens_words": rng.standard_normal((1, 2)).astype(np.float16),
     }
     put(store, "queries", query_id(text), None, arrays, hashlib.sha256(text.encode()).hexdigest())
 
@@ -110,6 +114,61 @@ def test_text_is_found_by_the_sentence_and_normalised(filled: Store) -> None:
     np.testing.assert_array_equal(dataset[1].text, normalise(tokens))
     np.testing.assert_allclose(np.linalg.norm(dataset[1].text, axis=1), 1.0, atol=1e-4)
     assert dataset.text_dim == 5
+
+
+def test_features_can_be_had_as_they_are_stored(filled: Store) -> None:
+    chosen: dict[str, Any] = {"streams": ("slowfast", "clip"), "other_texts": ["llama"]}
+    dataset = MomentDataset(filled, "val", **chosen, normalised=False)
+    clips = [filled.reader(name).array("v1", name) for name in ("slowfast", "clip")]
+    query = query_id(dataset[0].annotation.query)
+    words = [filled.reader("queries").array(query, name) for name in ("tokens", "tokens_llama")]
+    for sample in (dataset[0], dataset.together([0]).samples[0]):
+        np.testing.assert_array_equal(sample.video[:, :-2], np.concatenate(clips, axis=1))
+        np.testing.assert_array_equal(sample.text, words[0])
+        np.testing.assert_array_equal(sample.texts["llama"], words[1])
+        assert {sample.video.dtype, sample.text.dtype} == {np.dtype(np.float32)}
+    edges = MomentDataset(filled, "val", **chosen)[0].video[:, -2:]
+    np.testing.assert_array_equal(dataset[0].video[:, -2:], edges)
+
+
+def test_further_encoders_give_their_own_tokens_normalised_and_only_if_asked(
+    filled: Store,
+) -> None:
+    dataset = MomentDataset(filled, "val", other_texts=["llama", "words"])
+    shapes = [{name: x.shape for name, x in sample.texts.items()} for sample in dataset]
+    assert shapes[0] == {"llama": (8, 3), "words": (1, 2)}
+    assert shapes[1] == {"llama": (14, 3), "words": (1, 2)}
+    stored = filled.reader("queries").array(query_id("a blue box"), "tokens_llama")
+    np.testing.assert_array_equal(dataset[1].texts["llama"], normalise(stored))
+    for one, other in zip(dataset, dataset.together([0, 1, 2]).samples, strict=True):
+        assert one.texts.keys() == other.texts.keys() == {"llama", "words"}
+        for name, tokens in one.texts.items():
+            np.testing.assert_array_equal(tokens, other.texts[name])
+    assert MomentDataset(filled, "val")[0].texts == {}
+
+
+def test_queries_are_cut_under_each_encoder_and_counted_once(filled: Store) -> None:
+    dataset = MomentDataset(filled, "val", other_texts=["llama"], max_tokens=7)
+    assert [sample.texts["llama"].shape[0] for sample in dataset] == [7, 7, 7]
+    assert [len(sample.text) for sample in dataset] == [4, 7, 4]
+    assert dataset.report.cut_queries == 3
+    assert MomentDataset(filled, "val", max_tokens=7).report.cut_queries == 0
+
+
+def test_a_query_without_rows_is_left_out_with_all_its_encoders(filled: Store) -> None:
+    rows = [Annotation(1, "a red ball", "v1"), Annotation(2, "never encoded", "v1")]
+    filled.save_annotations("train", rows)
+    with pytest.raises(StoreError, match="stage 'queries' lacks 1"):
+        MomentDataset(filled, "train", other_texts=["llama"])
+    (sample,) = MomentDataset(filled, "train", other_texts=["llama"], require="any")
+    assert sample.texts["llama"].shape == (8, 3)
+
+
+def test_an_encoder_that_the_queries_do_not_have_is_answered_with_the_remedy(
+    filled: Store,
+) -> None:
+    with pytest.raises(UsageError, match=r"as 'lama', too; there are: llama, words; name it in"):
+        MomentDataset(filled, "val", other_texts=["lama"])
 
 
 def test_normalising_gives_zero_for_zero_and_does_not_overflow_in_half_precision() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -207,3 +208,20 @@ def test_doctor_looks_for_the_table_of_a_text_encoder(tmp_path: Path, text: Path
     assert found(f"stages.narratives.checkpoint={out}").found == (
         f"glove: 5 vectors of 3 numbers, {out}"
     )
+
+
+def test_a_table_of_a_further_encoder_lies_beside_the_config_and_doctor_looks_for_it(
+    tmp_path: Path, text: Path
+) -> None:
+    others = {"words": {"encoder": "glove", "checkpoint": "glove.safetensors"}}
+    config = {"extends": "tiny", "stages": {"queries": {"others": others}}}
+    (tmp_path / "pipeline.yaml").write_text(yaml.safe_dump(config))
+    out = tmp_path / "glove.safetensors"
+
+    def found() -> Check:
+        checks = examine(load_pipeline_config(tmp_path / "pipeline.yaml"))
+        return next(each for each in checks if "queries.others.words" in each.name)
+
+    assert found().state == "fail"
+    told("glove", text, out, "--dim", 3)
+    assert found().found == f"glove: 5 vectors of 3 numbers, {out}"

@@ -24,7 +24,7 @@ from data.interop import (
     open_source,
 )
 from data.interop.export import MANIFEST
-from data.store import Store
+from data.store import Store, StreamSpec
 from data.store.place import place_of
 
 MOMENT_DETR = LAYOUTS.get("moment-detr")
@@ -293,3 +293,26 @@ def test_what_annotations_lack_is_told_without_a_choice_of_splits_too(
     assert all(
         "not_imported" in report.missing[name] for name in report.recipes if name != "queries"
     )
+
+
+def test_states_of_further_encoders_stay_in_the_store_and_that_is_told(
+    tmp_path: Path, store: Store
+) -> None:
+    alone = export(store, tmp_path / "alone", MOMENT_DETR)
+    assert not any("stay in the store" in note for note in alone.notes)
+    reader, recipe = store.reader("queries"), store.recipe("queries")
+    spec = StreamSpec((2,), "float16", "item")
+    schema = replace(recipe.schema, arrays={**recipe.schema.arrays, "tokens_llama": spec})
+    further = replace(recipe, schema=schema)
+    with store.writer(further) as writer:
+        for row in map(reader.row, reader.ids()):
+            arrays = {**row.arrays, "tokens_llama": np.ones((7, 2), np.float16)}
+            writer.add(replace(row, arrays=arrays))
+    store.set_current({"queries": further.id})
+    told = export(store, tmp_path / "both", MOMENT_DETR)
+    assert told.files == alone.files
+    (note,) = told.notes
+    assert "main encoder's states alone; tokens_llama stay in the store" in note
+    one, other = (tmp_path / each / "clip_text_features" for each in ("alone", "both"))
+    for file in sorted(one.iterdir()):
+        assert (other / file.name).read_bytes() == file.read_bytes()

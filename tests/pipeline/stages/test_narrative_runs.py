@@ -153,6 +153,37 @@ def test_glove_from_the_texts_of_a_store_to_narratives_and_queries(tmp_path: Pat
     assert remarks["queries"][0] == "25 % words unknown"
 
 
+def test_a_further_encoder_of_the_queries_is_another_recipe_and_the_old_rows_stay(
+    tmp_path: Path, go: Go, word_tables: dict[str, Path]
+) -> None:
+    llama = {"encoder": "llama_embedding", "checkpoint": str(word_tables["llama_embedding"])}
+    both = {"encoder": "hash", "others": {"llama": llama}}
+
+    def shards() -> dict[str, list[str]]:
+        recipes = (tmp_path / "store" / "queries").iterdir()
+        return {each.name: sorted(file.name for file in each.glob("*.h5")) for each in recipes}
+
+    assert go(encoder="hash").exit_code == 0
+    alone = Store.open(tmp_path / "store").current["queries"]
+    before = shards()
+    assert go(queries=both, encoder="hash").exit_code == 0
+    store = Store.open(tmp_path / "store")
+    assert store.current["queries"] != alone
+    (query,) = store.reader("queries").ids()
+    row = store.reader("queries").row(query)
+    assert row["tokens_llama"].shape == (5, 8)  # the level is zzyx .
+    np.testing.assert_array_equal(
+        row["tokens"], store.reader("queries", alone).row(query)["tokens"]
+    )
+
+    after = shards()
+    assert after[alone] == before[alone]
+    assert go(queries=both, encoder="hash").exit_code == 0  # nothing is left to do
+    assert go(encoder="hash").exit_code == 0
+    assert shards() == after
+    assert Store.open(tmp_path / "store").current["queries"] == alone
+
+
 def test_captions_with_words_that_the_table_was_not_asked_for_wait_in_quarantine(
     tmp_path: Path, go: Go
 ) -> None:
