@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -14,13 +14,15 @@ from data.registry import Registry
 from models.retrieval.criterion import Criterion
 from models.retrieval.decode import Decoding
 from models.retrieval.model import RetrievalModel
-from models.retrieval.official import OfficialLayout, fill, read_checkpoint
+from models.retrieval.official import OfficialLayout, fill, translated
+from models.retrieval.public_file import read_checkpoint
 from models.retrieval.stages import Parts
 
 __all__ = [
     "MODELS",
     "PLUGINS",
     "PRESETS",
+    "BasesWithout",
     "Blueprint",
     "Dims",
     "ModelFamily",
@@ -54,11 +56,18 @@ class Dims:
         video: features of a clip, with the two TEF columns.
         text: features of a word.
         sides: features of each side stream.
+        texts: features of a word in each further embedding of the query.
     """
 
     video: int
     text: int
     sides: Mapping[str, int] = field(default_factory=dict)
+    texts: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def carried(self) -> tuple[str, ...]:
+        """What comes in beside video and text, as parts ask for it."""
+        return (*(f"side.{name}" for name in self.sides), *(f"text.{name}" for name in self.texts))
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,9 @@ class ModelFamily(Generic[OptionsT]):
             influence the output.
         inert_in: further ones of a preset.
         requires: what batches must carry beside video and text: `side.<name>`, `events`. Options
-            may make that less; `RetrievalModel.reads` is what a built model reads.
+            may make that less, or add `text.<name>`, a further embedding of the query;
+            `RetrievalModel.reads` is what a built model reads.
+        gives: outputs beyond those of every model that a plug-in may ask for (`BasesWithout`).
     """
 
     options: type[OptionsT]
@@ -101,6 +112,7 @@ class ModelFamily(Generic[OptionsT]):
     inert: tuple[str, ...] = ()
     inert_in: Mapping[Preset, tuple[str, ...]] = field(default_factory=dict)
     requires: frozenset[str] = frozenset()
+    gives: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -133,6 +145,30 @@ MODELS: Registry[ModelFamily[Any]] = Registry("model")
 PLUGINS: Registry[Plugin[Any]] = Registry("plug-in")
 
 
+class BasesWithout(Mapping[str, str]):
+    """`Plugin.conflicts` with every model whose family does not give something, whenever it was
+    registered.
+
+    Args:
+        output: what a family must name in its `gives`.
+        reason: for the others.
+    """
+
+    def __init__(self, output: str, reason: str) -> None:
+        self._output, self._reason = output, reason
+
+    def __getitem__(self, name: str) -> str:
+        if name in MODELS and self._output not in MODELS.get(name).gives:
+            return self._reason
+        raise KeyError(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name in MODELS if self._output not in MODELS.get(name).gives)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
 def list_models() -> list[str]:
     """Names that `create_model` takes."""
     return MODELS.names()
@@ -146,6 +182,7 @@ def create_model(
     preset: Preset = "fixed",
     plugins: Mapping[str, Mapping[str, Any]] | None = None,
     side_dims: Mapping[str, int] | None = None,
+    text_dims: Mapping[str, int] | None = None,
     **options: Any,
 ) -> RetrievalModel:
     """Build a retrieval model.
@@ -161,6 +198,7 @@ def create_model(
             public code does, `paper` what the paper says.
         plugins: options of each plug-in by its name, in the order in which they act.
         side_dims: features of each side stream that the batches carry.
+        text_dims: features of a word in each further embedding of the query that they carry.
         options: options of the model; they win over the preset's.
 
     Raises:
@@ -170,7 +208,7 @@ def create_model(
     family = MODELS.get(name)
     if preset not in PRESETS:
         raise UsageError(f"unknown preset '{preset}'; {nearest(preset, PRESETS)}")
-    dims = Dims(video_dim, text_dim, dict(side_dims or {}))
+    dims = Dims(video_dim, text_dim, dict(side_dims or {}), dict(text_dims or {}))
     merged = {**family.presets.get(preset, {}), **options}
     chosen = read_options(f"model '{name}'", family.options, merged)
     blueprint = family.build(dims, chosen)
@@ -187,6 +225,7 @@ def create_model(
         "preset": preset,
         "plugins": {key: each.model_dump() for key, each in settings.items()},
         "side_dims": dict(dims.sides),
+        "text_dims": dict(dims.texts),
         **chosen.model_dump(),
     }
     return RetrievalModel(
@@ -194,7 +233,7 @@ def create_model(
         blueprint.criterion(blueprint.parts),
         decoding=blueprint.decoding,
         recipe=recipe,
-        sides=tuple(dims.sides),
+        carried=dims.carried,
     )
 
 
@@ -216,22 +255,30 @@ def load_official(
     Args:
         name: one of `list_models()`.
         checkpoint: a file of the public code, or a mapping with `model` (state dict in the public
-            layout) and `opt` (options under their public names).
+            layout) and `opt` (options under their public names). A size that is not said keeps our
+            default, which the shapes of the tensors check; heads, which no shape shows, must be.
         options: options of the model under our names; they win over the checkpoint's.
 
     Returns:
         The model in eval mode.
 
     Raises:
-        UsageError: the file cannot be read safely, an option is not supported, or a tensor is
-            missing, unexpected or of another shape; all of them are named.
+        UsageError: the file cannot be read safely, an option is not supported or must be said
+            and is not, or tensors are missing, unexpected or of another shape; all are named.
     """
     layout = MODELS.get(name).official
     weights, public = read_checkpoint(checkpoint)
-    model = create_model(
-        name, **({"preset": "release"} | layout.options(public, weights) | options)
-    )
-    fill(model, layout, weights)
+    found, lacking = translated(layout, public, weights)
+    chosen = {"preset": "release"} | found | options
+    for theirs, ours in layout.unseen.items():
+        if ours not in chosen:
+            raise UsageError(
+                f"the options of the checkpoint ('opt') do not say '{theirs}', which no tensor "
+                f"shows; of those that are read they lack {', '.join(lacking)}. Give all that its "
+                f"public code saved, or say {ours}=… (`trainer import-checkpoint --set {ours}=…`)"
+            )
+    model = create_model(name, **chosen)
+    fill(model, layout, weights, lacking)
     return model.eval()
 
 

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from data.errors import UsageError
+from models.retrieval.flow import Outcome, Trace
 from models.retrieval.parts import losses
 from models.retrieval.parts.matcher import Matcher
-from models.retrieval.stages import LossTerm, Outcome, Trace
+from models.retrieval.stages import LossTerm
 from models.retrieval.types import Batch, StepContext, Targets
 
 __all__ = [

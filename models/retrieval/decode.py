@@ -29,7 +29,8 @@ class Decoding:
             duration. The public code trains with the first and predicts with the second, which
             moves a window by up to a clip where the two differ (not on QVHighlights).
         clip: whether windows are cut.
-        clip_s: range in seconds that they are cut to; None cuts to [0, duration].
+        clip_s: range in seconds that they are cut to; None cuts to [0, duration], again after
+            rounding, so that no window leaves the video.
         round_to_clip: whether edges go to whole clips, halves to the even one.
         decimals: digits that are kept before cutting and rounding; None keeps all.
         nms_iou: a window is dropped if a better one overlaps it more than this; None drops none.
@@ -54,7 +55,9 @@ class Decoding:
     def released(cls) -> Decoding:
         """What the public QVHighlights code does: `clip_ts`, then `round_multiple`.
 
-        `clip_ts` cuts to a range of the dataset, which is to be given as `clip_s`.
+        `clip_ts` cuts to a range of the dataset (0 to 150 s), whatever a video lasts: the window
+        12 to 26 of a video of 24 s stays. That range is to be given as `clip_s`; without it windows
+        are cut to the video.
         """
         return cls(unit="duration", round_to_clip=True, decimals=4)
 
@@ -145,14 +148,16 @@ def windows(
     edges = (rows[..., :2] * (grid if how.unit == "grid" else duration).float()).double()
     if how.decimals is not None:
         edges = edges.round(decimals=how.decimals)
+    low, high = how.clip_s or (0.0, duration)
     if how.clip:
-        low, high = how.clip_s or (0.0, duration)
         edges = torch.minimum(torch.maximum(edges, _column(low)), _column(high))
     if how.round_to_clip:
         if clip_len_s is None:
             raise ValueError("rounding to whole clips needs clip_len_s")
         step = _column(clip_len_s)
         edges = (edges / step).round() * step
+        if how.clip and how.clip_s is None:
+            edges = torch.minimum(edges, _column(duration))
     triples = torch.cat([edges, rows[..., 2:].double()], dim=-1)
     return [
         tuple((start, end, score) for start, end, score in sample[keep].tolist())

@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm
+from models.retrieval.flow import Decoded, Memory, Queries
 from models.retrieval.lineage import (
     PUBLIC_OPTIONS,
     blueprint_of,
@@ -71,7 +72,7 @@ from models.retrieval.query_words import (
     unread_align_weight,
     unused_align,
 )
-from models.retrieval.stages import Decoded, Decoder, Head, Memory, Parts, Queries
+from models.retrieval.stages import Decoder, Head, Parts
 
 __all__ = ["EaTROptions", "EventHead", "SlotDecoder", "TextGate"]
 

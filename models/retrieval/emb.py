@@ -26,9 +26,9 @@ order: `self_cross_self` (the code): clips, words and proposals read themselves,
     the words read themselves, then that video. paper: self_cross.
 similarity: of clips and words in the fusion, `trilinear` or `scaled_dot`. paper: scaled_dot.
 threshold: IoU that the widening proposal must have with the annotation: `annealed` from 1 to
-    `elastic_low` over `epochs`, or `none` (TEA: the best one, whatever it overlaps; the edges may
-    then widen to anywhere and are learned less exactly, which TEA, built on this code, hardly
-    means: `threshold: annealed` mends the preset). paper: none.
+    `elastic_low` over `epochs`. `none` takes the best one, whatever it overlaps: TEA's equations by
+    the word, whose text follows EMB here; edges that may widen to anywhere are not learned
+    (docs/models.md), so no preset has it.
 proposal_target: `scaled` makes 0 … 1 of the IoU between `target_low` and `target_high`; `iou` is
     the IoU itself. paper: iou.
 highlight_end: `max` is the later of annotated and proposed end, `min` (the code) the earlier.
@@ -48,7 +48,15 @@ end_guides: `clips` guides a proposal by the real clips of its first and last bl
 decoding: `grid` reads spans in the unit in which they are trained, `released` in units of the
     duration. release: released.
 words: `vectors` reads word vectors. `ids` reads (B, T) int64 of a table in the state dict, as the
-    public checkpoints do; `load_official` chooses it, and `vocabulary` counts its rows.
+    public checkpoints do; `load_official` chooses it, and `vocabulary` counts its rows. With
+    `load_official(…, words="vectors")` the table is dropped: its vectors are GloVe's as they are,
+    which then come with the batch, and the one learned vector, of unknown words, is lost.
+clip_place: the last two columns of a clip's features, its place in the video, are `read`, or
+    `ignored`: the public code is given none. `load_official` keeps `read` and takes the width from
+    the tensors, for batches without those columns.
+
+A public checkpoint reads a store by `words: vectors` and `clip_place: ignored`, on features that
+are not normalised (`data.normalise: false`), as the public loader gives them.
 
 Beside the model, the public training differs from TEA's text in the optimiser (AdamW with weight
 decay 0.01, also of the norms; TEA: Adam), takes no seed, and chooses its checkpoint on the test
@@ -57,21 +65,19 @@ split. The public character embedding (`characters`, `character_dim`) is compute
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import nn
 
-from data.errors import UsageError
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily, Options
 from models.retrieval.criterion import Criterion
 from models.retrieval.decode import Decoding
-from models.retrieval.official import OfficialLayout, Weights
+from models.retrieval.emb_layout import EMB_LAYOUT, PLACE
 from models.retrieval.parts.elastic import Elastic, HighlightTerm, LocationTerm, ProposalTerm
 from models.retrieval.parts.guided_fuser import GuidedFuser
 from models.retrieval.parts.span_heads import ProposalHead, SpanHead, TopSpansHead
-from models.retrieval.parts.word_encoders import WordEncoders, WordTable, place_code
+from models.retrieval.parts.word_encoders import WordEncoders, WordTable
 from models.retrieval.stages import LossTerm, Parts
 
 __all__ = ["EMBOptions"]
@@ -113,6 +119,7 @@ class EMBOptions(Options):
         end_guides: see the module.
         decoding: see the module.
         words: see the module.
+        clip_place: see the module.
         vocabulary: rows of the table of words, with padding and the unknown word.
         characters: rows of the public table of characters.
         character_dim: its features.
@@ -147,6 +154,7 @@ class EMBOptions(Options):
     end_guides: Literal["clips", "released"] = "clips"
     decoding: Literal["grid", "released"] = "grid"
     words: Literal["vectors", "ids"] = "vectors"
+    clip_place: Literal["read", "ignored"] = "read"
     vocabulary: int = Field(0, ge=0)
     characters: int = Field(0, ge=0)
     character_dim: int = Field(50, ge=1)
@@ -170,7 +178,7 @@ def build(dims: Dims, options: EMBOptions) -> Blueprint:
     """The parts of EMB."""
     o = options
     encoders = WordEncoders(
-        dims.video,
+        dims.video - (PLACE if o.clip_place == "ignored" else 0),
         dims.text,
         o.hidden,
         dropout=o.dropout,
@@ -228,121 +236,6 @@ def _initialise(part: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-_STACKS = {
-    "clips_self": "f2f",
-    "clips_words": "f2w",
-    "clips_again": "v2v",
-    "words_self": "w2w",
-    "words_clips": "w2f",
-    "words_again": "vq2q",
-    "proposals_self": "p2p",
-    "proposals_words": "p2w",
-    "proposals_again": "s2s",
-    "words_proposals": "w2p",
-    "words_of_proposals": "pq2q",
-}
-_UNIT = {
-    "query": "attention.query.conv1d",
-    "key": "attention.key.conv1d",
-    "value": "attention.value.conv1d",
-    "mix1": "dense.0.conv1d",
-    "mix2": "dense.2.conv1d",
-    "norm1": "norm1",
-    "norm2": "norm2",
-    "depth": "guide.conv_layers.0",
-    "point": "guide.conv_layers.1",
-    "norm": "guide.layer_norm",
-}
-_READS = {
-    "similarity.context": "cq_attention.w4C",
-    "similarity.query": "cq_attention.w4Q",
-    "similarity.both": "cq_attention.w4mlu",
-    "mix.weight": "cq_attention.cqa_linear.conv1d.weight",
-    "mix.bias": "cq_attention.cqa_linear.conv1d.bias",
-    "pool": "cq_concat.weighted_pool.weight",
-    "join.weight": "cq_concat.conv1d.conv1d.weight",
-    "join.bias": "cq_concat.conv1d.conv1d.bias",
-}
-_TABLE = {"pad": "pad_vec", "unknown": "unk_vec", "known": "glove_vec"}
-_PREDICTOR = r"heads\.0\.predictor\.predictor\."
-_NAMES = (
-    (r"encoders\.words\.(\w+)", lambda m: f"embedding_net.word_emb.{_TABLE[m[1]]}"),
-    (r"encoders\.text\.(.*)", r"embedding_net.linear.conv1d.\1"),
-    (r"encoders\.video\.(.*)", r"video_affine.linear.conv1d.\1"),
-    (
-        r"fuser\.(\w+)\.(?:layers|units|guides)\.(\d+)\.(\w+)\.(.*)",
-        lambda m: f"encoder.{_STACKS[m[1]]}.layers.{m[2]}.{_UNIT[m[3]]}.{m[4]}",
-    ),
-    (r"fuser\.read_clips\.(.*)", lambda m: f"fuser1.{_READS.get(m[1], m[1])}"),
-    (r"fuser\.read_proposals\.(.*)", lambda m: f"fuser2.{_READS.get(m[1], m[1])}"),
-    (r"heads\.0\.predictor\.highlight\.(.*)", r"highlight_layer.conv1d.conv1d.\1"),
-    (_PREDICTOR + r"(\w+)_states\.ahead\.(.*)", r"predictor.\1_encoder.rnn.\2"),
-    (_PREDICTOR + r"(\w+)_states\.back\.(.*)", r"predictor.\1_encoder.rnn.\2_reverse"),
-    (_PREDICTOR + r"(\w+)_states\.mix\.(.*)", r"predictor.\1_encoder.dense_output.conv1d.\2"),
-    (_PREDICTOR + r"(\w+)_mix\.(.*)", r"predictor.\1_block.0.conv1d.\2"),
-    (_PREDICTOR + r"(start|end)\.(.*)", r"predictor.\1_block.2.conv1d.\2"),
-    (r"heads\.1\.scorer\.layers\.(.*)", r"ranker.encoders.\1"),
-    (r"heads\.1\.scorer\.score\.(.*)", r"ranker.predictor.\1"),
-)
-_OPTIONS = {
-    "dim": "hidden",
-    "num_heads": "heads",
-    "drop_rate": "dropout",
-    "max_pos_len": "max_clips",
-    "min_iou": "target_low",
-    "max_iou": "target_high",
-    "threshold": "elastic_low",
-    "epochs": "epochs",
-    "extend": "highlight_extend",
-    "highlight_lambda": "highlight_weight",
-    "rank_lambda": "proposal_weight",
-}
-
-
-def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    """Our options; sizes are read from the tensors themselves."""
-    layers = int(public.get("num_layers", 1))
-    words = _shape(weights, "embedding_net.word_emb.glove_vec")
-    characters = _shape(weights, "embedding_net.char_emb.char_emb.weight")
-    return {ours: public[theirs] for theirs, ours in _OPTIONS.items() if theirs in public} | {
-        "attention_layers": layers,
-        "proposal_layers": layers,
-        "video_dim": _shape(weights, "video_affine.linear.conv1d.weight")[1],
-        "text_dim": words[1],
-        "words": "ids",
-        "vocabulary": words[0] + 2,
-        "characters": characters[0],
-        "character_dim": characters[1],
-    }
-
-
-def _shape(weights: Weights, key: str) -> tuple[int, ...]:
-    if key not in weights:
-        raise UsageError(
-            f"the checkpoint has no '{key}', from which the size of the model is read; it is not "
-            "of this model, or 'model' is not its state dict"
-        )
-    return tuple(weights[key].shape)
-
-
-def _unused(recipe: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """The sine table, which is made by formula here, and the character branch, which the public
-    code computes and does not use; a model of word vectors has no tables of words."""
-    shapes: dict[str, tuple[int, ...]] = {"position.pe": (recipe["max_clips"], recipe["hidden"])}
-    if recipe["words"] == "ids":
-        branch, features = "embedding_net.char_emb", recipe["character_dim"]
-        shapes[f"{branch}.char_emb.weight"] = (recipe["characters"], features)
-        for i in range(4):
-            outputs = 10 * (i + 1)
-            shapes[f"{branch}.char_convs.{i}.0.weight"] = (outputs, features, 1, i + 1)
-            shapes[f"{branch}.char_convs.{i}.0.bias"] = (outputs,)
-    return shapes
-
-
-def _tables(recipe: Mapping[str, Any]) -> dict[str, Tensor]:
-    return {"position.pe": place_code(recipe["max_clips"], recipe["hidden"])}
-
-
 MODELS.register("emb")(
     ModelFamily(
         options=EMBOptions,
@@ -360,14 +253,14 @@ MODELS.register("emb")(
                 "pooling": "max",
                 "order": "self_cross",
                 "similarity": "scaled_dot",
-                "threshold": "none",
                 "proposal_target": "iou",
                 "highlight_extend": 0.0,
                 "highlight_foreground": 1.0,
             },
         },
         build=build,
-        official=OfficialLayout(names=_NAMES, options=_from_public, unused=_unused, tables=_tables),
+        official=EMB_LAYOUT,
+        gives=frozenset({"start_logits", "end_logits"}),
         # What is added to all keys alike, or to the logits of all clips alike, cancels.
         inert=(
             r"fuser\.\w+\.(layers|units)\.\d+\.key\.bias",

@@ -19,6 +19,8 @@ updates: `step` moves the slow encoders and the queue after every optimiser step
     no multiple of the batch. release: forward.
 queue_mask: `same_sample` leaves other keys of a sample out of its contrast, `same_video` those of
     its video, `none` no key. release and paper: none.
+queue_from: of several processes the queue takes the keys of `all_processes` in order of rank; of
+    the `first_process` alone under code that was written for one. release: first_process.
 queue_length: 8192 keys. The published 65536 are nine times the training set of QVHighlights.
     release and paper: 65536.
 extract_relu: a ReLU ends the extractor of the fuser; Eq. 20 has none. paper: off.
@@ -45,6 +47,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
+from models.retrieval.flow import Memory, Tokens
 from models.retrieval.lineage import (
     PUBLIC_OPTIONS,
     blueprint_of,
@@ -64,10 +67,15 @@ from models.retrieval.official import (
 from models.retrieval.parts.attention import EncoderLayer, TextToVideoLayer, keys_allowed, xavier
 from models.retrieval.parts.context_query import ContextQuery
 from models.retrieval.parts.conv_blocks import ConvBlock, ConvMask
-from models.retrieval.parts.distill import DistillAlignTerm, QueueMask, SimilarityTerm
+from models.retrieval.parts.distill import (
+    DistillAlignTerm,
+    QueueFrom,
+    QueueMask,
+    SimilarityTerm,
+)
 from models.retrieval.parts.gru_saliency import MomentGRUSaliency, SummedLinear
 from models.retrieval.parts.heads import AnchorMomentHead
-from models.retrieval.stages import Encoders, Fuser, LossTerm, Memory, Parts, Tokens
+from models.retrieval.stages import Encoders, Fuser, LossTerm, Parts
 from models.retrieval.tr_detr import (
     MomentGuidedOptions,
     anchor_decoder,
@@ -99,6 +107,7 @@ class LDDETROptions(MomentGuidedOptions):
         momentum_dropout: whether the slow encoders drop out features in training, as released.
         queue_length: keys of earlier batches; 0 for none.
         queue_mask: see the module.
+        queue_from: see the module.
         updates: see the module.
         sim_stop_grad: whether what the similarity loss compares with gets no gradient.
     """
@@ -119,6 +128,7 @@ class LDDETROptions(MomentGuidedOptions):
     momentum_dropout: bool = True
     queue_length: int = Field(8192, ge=0)
     queue_mask: QueueMask = "same_sample"
+    queue_from: QueueFrom = "all_processes"
     updates: Literal["step", "forward"] = "step"
     sim_stop_grad: bool = False
 
@@ -202,6 +212,7 @@ def _alignment(o: LDDETROptions, encoders: Encoders) -> tuple[LossTerm, ...]:
         momentum_dropout=o.momentum_dropout,
         pooling=o.pooling,
         updates=o.updates,
+        queue_from=o.queue_from,
     )
     sim = SimilarityTerm(o.sim_weight, o.hidden, pooling=o.pooling, stop_gradient=o.sim_stop_grad)
     return align, sim
@@ -326,6 +337,7 @@ MODELS.register("ld_detr")(
                 "conv_mask": "none",
                 "updates": "forward",
                 "queue_mask": "none",
+                "queue_from": "first_process",
                 "queue_length": 65536,
                 "width_floor": 0.0,
                 "refine_zero": False,
@@ -342,7 +354,7 @@ MODELS.register("ld_detr")(
             },
         },
         build=build,
-        official=OfficialLayout(names=_NAMES, options=_from_public, unused=_unused),
+        official=OfficialLayout(names=_NAMES, options=_from_public, unused=_unused, unseen={}),
         # What is added to all keys alike cancels in the softmax, a batch norm takes away what is
         # added to all clips, and saliency is only ever compared with saliency.
         inert=(

@@ -102,8 +102,10 @@ class LineageOptions(EncoderOptions):
     decoding: Literal["grid", "released"] = "grid"
 
 
-def encoders_of(dims: Dims, o: EncoderOptions, *, token_types: bool = False) -> ProjectionEncoders:
-    """The projections of video and text."""
+def encoders_of(
+    dims: Dims, o: EncoderOptions, *, token_types: bool = False, video_depth: int | None = None
+) -> ProjectionEncoders:
+    """The projections of video and text, as `ProjectionEncoders` describes them."""
     words = (
         LearnedTextPosition(o.max_words, o.hidden, o.input_dropout)
         if o.text_position == "learned"
@@ -114,6 +116,7 @@ def encoders_of(dims: Dims, o: EncoderOptions, *, token_types: bool = False) -> 
         dims.text,
         o.hidden,
         depth=o.projection_layers,
+        video_depth=video_depth,
         dropout=o.input_dropout,
         text_position=words,
         token_types=token_types,

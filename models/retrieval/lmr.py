@@ -15,19 +15,25 @@ row is still there and nobody reads it.
 The paper is built on QD-DETR; what it leaves open is as there: dropout, projections, matching,
 the saliency head, the feed-forwards' activation. Its feed-forwards do not widen (256).
 
-description_query: what the descriptions read. `separate` projects the query's words a second time
-    (P_l beside P_c). `shared` has one projection for both branches. The paper has two projections,
-    and on QVHighlights also two embeddings of the query: CLIP for the clips, LLaMA for the
-    descriptions. A batch carries one, so there this is not the paper: both branches read what the
-    stage `queries` holds. On Charades-STA the paper reads LLaMA's in both, as here.
-share_vqf, vqf, vcm, query_content, visual: the ablations of the paper (its Tables V and VI). The
-    defaults are the full model; `query_content: none` is "w/o LMQ". Without the fusion the saliency
-    does not depend on the query, so nothing is asked of it under a wrong one.
+description_query: what the descriptions read. `other` projects (P_l) the query's words in another
+    embedding, `other_text`, and the clips read those of the main one (P_c): the paper on
+    QVHighlights, LLaMA's for the descriptions and CLIP's for the clips. `separate` projects the
+    words of the main embedding a second time: the paper on Charades-STA, where LLaMA's are read in
+    both branches. `shared` has one projection for both branches. What the moment queries start
+    from on QVHighlights is not said; here it is the main embedding.
+share_vqf, query_content, visual, descriptions: ablations of the paper (its Tables V and VI), in
+    order "w/o WS", "w/o LMQ" (`none`), "w/o VFE", "w/o VCE". The defaults are the full model.
+vqf: who reads the query before the context: `both`; the `clips` alone, the paper's "w/o VQF", whose
+    Table VI takes parts out of the branch of the descriptions; or `none`, where the saliency does
+    not depend on the query, so that nothing is asked of it under a wrong one.
+vcm: whether clips and descriptions read each other; not an ablation of the paper.
 types: learned vectors tell clips from descriptions. The paper says nothing about it.
-saliency: `qd-detr` has QD-DETR's three losses, which the paper does not list. `neg-only` is the
-    paper's text: only the wrong query is trained, and no clip is ever told to be salient.
-    paper: neg-only. Its −log(1 − S) is taken of σ(S), as in QD-DETR; Eq. 5 as printed has no
-    logarithm for S above 1.
+saliency: `qd-detr` has QD-DETR's three losses. `neg-only` is the paper's total (Eq. 8–9) taken by
+    the word: only the wrong query is trained, no clip is ever told to be salient, and the loss is
+    0 as soon as all saliency is low. The paper speaks of contrastive learning and builds on
+    QD-DETR, whose losses it does not list; none of these models learns much without them on the
+    synthetic corpus (docs/models.md), so no preset leaves them out. −log(1 − S) is taken of
+    σ(S), as in QD-DETR; Eq. 5 as printed has no logarithm for S above 1.
 negatives: as in `qd_detr`. paper: roll.
 """
 
@@ -41,21 +47,20 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from data.errors import UsageError
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm, NegativePairTerm, RankTerm
+from models.retrieval.flow import Memory, Queries, Tokens
 from models.retrieval.lineage import LineageOptions, blueprint_of, moment_terms
 from models.retrieval.official import unpublished
 from models.retrieval.parts.attention import EncoderLayer, Layer, xavier
-from models.retrieval.parts.encoders import ProjectionEncoders
+from models.retrieval.parts.described import DescribedEncoders, DescriptionQuery
 from models.retrieval.parts.heads import GlobalDotSaliency, MomentHead
 from models.retrieval.parts.negatives import WrongText
-from models.retrieval.parts.projection import FeatureProjection, LearnedTextPosition
+from models.retrieval.parts.projection import LearnedTextPosition
 from models.retrieval.parts.vanilla import VanillaDecoder
-from models.retrieval.stages import Fuser, LossTerm, Memory, Parts, Queries, Tokens
-from models.retrieval.types import Batch, Side
+from models.retrieval.stages import Fuser, LossTerm, Parts
 
-__all__ = ["ContextFuser", "DescribedEncoders", "LMROptions", "SentenceDecoder"]
+__all__ = ["ContextFuser", "LMROptions", "SentenceDecoder"]
 
 Content = Literal["mean", "last", "none"]
 """What a moment query starts from: the mean of the query's words, its last word (the end token of
@@ -70,12 +75,14 @@ class LMROptions(LineageOptions):
         side: name of the side stream of descriptions.
         vqf_layers: layers of the video-query fusion.
         description_query: see the module.
+        other_text: name of the embedding of the query that `description_query: other` reads.
         share_vqf: whether clips and descriptions go through the same fusion.
-        vqf: whether there is a fusion.
-        vcm: whether clips and descriptions read each other.
+        vqf: see the module.
+        vcm: see the module.
         types: see the module.
         query_content: see `Content`.
         visual: whether clips are read at all, or the descriptions alone.
+        descriptions: whether descriptions are read at all, or the clips alone.
         saliency: see the module.
         negatives: see the module.
     """
@@ -83,96 +90,61 @@ class LMROptions(LineageOptions):
     feedforward: int = Field(256, gt=0)
     side: str = "narrative"
     vqf_layers: int = Field(2, ge=1)
-    description_query: Literal["separate", "shared"] = "separate"
+    description_query: DescriptionQuery = "separate"
+    other_text: str = "llama"
     share_vqf: bool = True
-    vqf: bool = True
+    vqf: Literal["both", "clips", "none"] = "both"
     vcm: bool = True
     types: bool = True
     query_content: Content = "mean"
     visual: bool = True
+    descriptions: bool = True
     saliency: Literal["qd-detr", "neg-only"] = "qd-detr"
     negatives: Literal["roll", "roll_other_video"] = "roll_other_video"
 
+    @property
+    def clips_fused(self) -> bool:
+        """Whether clips read the query before the context."""
+        return self.visual and self.vqf != "none"
+
+    @property
+    def descriptions_fused(self) -> bool:
+        """Whether descriptions do."""
+        return self.descriptions and self.vqf == "both"
+
+    @property
+    def fused(self) -> bool:
+        """Whether anything does."""
+        return self.clips_fused or self.descriptions_fused
+
     @model_validator(mode="after")
-    def _query_is_read(self) -> Self:
-        if not self.vqf and self.query_content == "none":
+    def _something_is_read(self) -> Self:
+        if not (self.visual or self.descriptions):
             raise ValueError(
-                "without the fusion (vqf: false) only the moment queries read the sentence, and "
-                "query_content: none takes that away; switch off one of the two"
-            )
-        if not self.vqf and self.saliency == "neg-only":
-            raise ValueError(
-                "without the fusion (vqf: false) saliency does not depend on the query, so "
-                "saliency: neg-only would only teach it to be low; take saliency: qd-detr"
+                "visual: false and descriptions: false leave nothing of the video; switch off one"
             )
         return self
 
-
-class DescribedEncoders(ProjectionEncoders):
-    """Projections of clips, descriptions and words.
-
-    `extras` of the tokens: `description` (B, L, d), and `described` (B, L) float, 1 where a clip
-    has a description. `texts` of the tokens: `description_words` (B, T, d), the words as the
-    descriptions read them, where that is another projection.
-
-    Args:
-        dims: of what comes in.
-        options: of the model.
-    """
-
-    def __init__(self, dims: Dims, options: LMROptions) -> None:
-        o, described = options, dims.sides[options.side]
-        super().__init__(
-            dims.video if o.visual else described,
-            dims.text,
-            o.hidden,
-            depth=o.projection_layers,
-            dropout=o.input_dropout,
-            text_position=LearnedTextPosition(o.max_words, o.hidden, o.input_dropout)
-            if o.text_position == "learned"
-            else None,
-        )
-        self.provides = self.provides | {"description", "described"}
-        self.requires = frozenset({f"side.{o.side}"})
-        self.side, self.visual = o.side, o.visual
-
-        def projection(inputs: int) -> FeatureProjection:
-            return FeatureProjection(
-                inputs, o.hidden, depth=o.projection_layers, dropout=o.input_dropout
+    @model_validator(mode="after")
+    def _query_is_read(self) -> Self:
+        chosen = f"under vqf: {self.vqf}, visual: {str(self.visual).lower()}"
+        if not self.fused and self.query_content == "none":
+            raise ValueError(
+                f"{chosen} only the moment queries read the sentence, and query_content: none "
+                "takes that away; take vqf: both, or query_content: mean"
             )
-
-        two = o.visual and o.vqf and o.description_query == "separate"
-        self.description = projection(described) if o.visual else None
-        self.words = projection(dims.text) if two else None
-
-    def forward(self, batch: Batch) -> Tokens:
-        """Tokens; without `visual` their `video` are the descriptions.
-
-        Raises:
-            UsageError: the batch has no such side stream.
-        """
-        stream = self._stream(batch)
-        if self.description is None:
-            tokens = super().forward(replace(batch, video=stream.x))
-            description = tokens.video
-        else:
-            tokens = super().forward(batch)
-            description = self.description(stream.x)
-        described = (stream.mask & batch.video_mask).to(description.dtype)
-        extras = {"description": description, "described": described}
-        return replace(tokens, extras=extras, texts=self.other_texts(batch.text))
-
-    def other_texts(self, x: Tensor) -> dict[str, Tensor]:
-        """`description_words` (B, T, d) of text features (B, T, text_dim)."""
-        return {} if self.words is None else {"description_words": self.words(x)}
-
-    def _stream(self, batch: Batch) -> Side:
-        if self.side not in batch.side:
-            raise UsageError(
-                f"the model reads the descriptions '{self.side}', and this batch carries "
-                f"{', '.join(sorted(batch.side)) or 'no side stream'}; {_REMEDY}"
+        if not self.fused and self.saliency == "neg-only":
+            raise ValueError(
+                f"{chosen} saliency does not depend on the query, so saliency: neg-only would only "
+                "teach it to be low; take saliency: qd-detr"
             )
-        return batch.side[self.side]
+        if not self.descriptions_fused and self.description_query == "other":
+            raise ValueError(
+                f"{chosen}, descriptions: {str(self.descriptions).lower()} no description reads "
+                "the query, so nothing would read its other embedding; take description_query: "
+                "separate (and no data.other_texts)"
+            )
+        return self
 
 
 class FusionLayer(Layer):
@@ -187,8 +159,8 @@ class FusionLayer(Layer):
 class ContextFuser(Fuser):
     """Video-query fusion, then context modelling over [saliency token; clips; descriptions].
 
-    `clip` are the rows of the clips and `kv` those of clips and descriptions, (B, 2L, d); without
-    `visual` both are the rows of the descriptions. The saliency token is the `global_token`.
+    `clip` are the rows of the clips and `kv` those of clips and descriptions, (B, 2L, d); with
+    one of the two alone both are its rows. The saliency token is the `global_token`.
 
     Args:
         options: of the model.
@@ -199,16 +171,18 @@ class ContextFuser(Fuser):
     def __init__(self, options: LMROptions) -> None:
         super().__init__()
         o = options
-        self.requires = self.requires | {"description", "described"}
+        if o.descriptions:
+            self.requires = self.requires | {"description", "described"}
         shape = (o.hidden, o.heads, o.feedforward, o.dropout)
 
-        def fusion() -> nn.ModuleList:
-            layers = o.vqf_layers if o.vqf else 0
+        def fusion(there: bool) -> nn.ModuleList:
+            layers = o.vqf_layers if there else 0
             return nn.ModuleList(FusionLayer(*shape) for _ in range(layers))
 
-        self.fusion = fusion()
-        alone = o.visual and not o.share_vqf
-        self.description_fusion = fusion() if alone else None
+        shared = o.share_vqf and o.visual
+        self.fusion = fusion(o.clips_fused)
+        self.description_fusion = fusion(o.descriptions_fused and not shared)
+        self.shared = shared and o.descriptions_fused
         self.layers = nn.ModuleList(
             EncoderLayer(*shape) for _ in range(o.encoder_layers if o.vcm else 0)
         )
@@ -216,7 +190,7 @@ class ContextFuser(Fuser):
         self.token = nn.Parameter(torch.randn(o.hidden))
         self.token_pos = nn.Parameter(torch.randn(o.hidden)) if o.vcm else None
         self.types = nn.Parameter(0.02 * torch.randn(2, o.hidden)) if _has_types(o) else None
-        self.visual = o.visual
+        self.visual, self.descriptions = o.visual, o.descriptions
 
     def forward(self, tokens: Tokens) -> Memory:
         """Memory on the clip axis with its `global_token`."""
@@ -233,20 +207,24 @@ class ContextFuser(Fuser):
 
     def _sequence(self, tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         """Fused rows (B, S, d), their mask (B, S) bool and places (B, S, d)."""
-        described = tokens.extras["described"] > 0
-        clips = self._fused(self.fusion, tokens.video, tokens.text, tokens.text_mask)
-        if not self.visual:
-            return clips, described, tokens.video_pos
-        words = tokens.texts.get("description_words", tokens.text)
-        fusion = self.fusion if self.description_fusion is None else self.description_fusion
-        told = self._fused(fusion, tokens.extras["description"], words, tokens.text_mask)
+        rows, masks = [], []
+        if self.visual:
+            rows.append(self._fused(self.fusion, tokens.video, tokens.text, tokens.text_mask))
+            masks.append(tokens.video_mask)
+        if self.descriptions:
+            rows.append(self._told(tokens))
+            masks.append(tokens.extras["described"] > 0)
         if self.types is not None:
-            clips, told = clips + self.types[0], told + self.types[1]
-        return (
-            torch.cat([clips, told], dim=1),
-            torch.cat([tokens.video_mask, described], dim=1),
-            torch.cat([tokens.video_pos, tokens.video_pos], dim=1),
-        )
+            rows = [each + kind for each, kind in zip(rows, self.types, strict=True)]
+        places = torch.cat([tokens.video_pos] * len(rows), dim=1)
+        return torch.cat(rows, dim=1), torch.cat(masks, dim=1), places
+
+    def _told(self, tokens: Tokens) -> Tensor:
+        """(B, L, d) descriptions that have read the query as far as they do."""
+        words = tokens.texts.get("description_words", tokens.text)
+        mask = tokens.texts.get("description_mask", tokens.text_mask)
+        layers = self.fusion if self.shared else self.description_fusion
+        return self._fused(layers, tokens.extras["description"], words, mask)
 
     def _fused(self, layers: nn.ModuleList, x: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         for layer in layers:
@@ -256,7 +234,7 @@ class ContextFuser(Fuser):
 
 def _has_types(options: LMROptions) -> bool:
     """Types tell two kinds of rows apart where rows of both kinds read each other."""
-    return options.types and options.visual and options.vcm
+    return options.types and options.visual and options.descriptions and options.vcm
 
 
 class SentenceDecoder(VanillaDecoder):
@@ -296,30 +274,36 @@ def _last(mask: Tensor) -> Tensor:
     return mask & (mask.flip(1).cumsum(1).flip(1) == 1)
 
 
-_REMEDY = (
-    "load them with the trainer's `data.narratives=true` (`pipeline run --stage narratives` writes "
-    "them), or give `side_dims` to `create_model`"
-)
-
-
 def build(dims: Dims, options: LMROptions) -> Blueprint:
     """The parts of LMR.
 
     Raises:
-        UsageError: the data have no descriptions.
+        UsageError: the data have no descriptions, or not the other embedding of the query.
     """
     o = options
-    if o.side not in dims.sides:
-        raise UsageError(
-            f"the model reads descriptions of the clips from the side stream '{o.side}', and the "
-            f"data give {', '.join(sorted(dims.sides)) or 'none'}; {_REMEDY}"
-        )
+    query: DescriptionQuery = o.description_query if o.descriptions_fused else "shared"
+    encoders = DescribedEncoders(
+        dims.video,
+        dims.text,
+        o.hidden,
+        sides=dims.sides,
+        texts=dims.texts,
+        side=o.side if o.descriptions else None,
+        visual=o.visual,
+        query=query,
+        other_text=o.other_text,
+        depth=o.projection_layers,
+        dropout=o.input_dropout,
+        text_position=LearnedTextPosition(o.max_words, o.hidden, o.input_dropout)
+        if o.text_position == "learned"
+        else None,
+    )
     parts = Parts(
-        encoders=DescribedEncoders(dims, o),
+        encoders=encoders,
         fuser=ContextFuser(o),
         decoder=SentenceDecoder(o),
         heads=(MomentHead(o.hidden), GlobalDotSaliency(o.hidden)),
-        passes=(WrongText(o.negatives),) if o.vqf else (),
+        passes=(WrongText(o.negatives),) if o.fused else (),
         terms=_terms(o),
     )
     return blueprint_of(parts, o)
@@ -330,13 +314,13 @@ def _terms(o: LMROptions) -> tuple[LossTerm, ...]:
     if o.saliency == "qd-detr":
         terms += (
             MarginTerm(o.saliency_weight, margin=o.margin),
-            RankTerm(o.saliency_weight, against_negative=o.vqf),
+            RankTerm(o.saliency_weight, against_negative=o.fused),
         )
     wrong = NegativePairTerm(o.saliency_weight, log="softplus")
-    return (*terms, wrong) if o.vqf else terms
+    return (*terms, wrong) if o.fused else terms
 
 
-_PAPER: Mapping[str, str] = {"saliency": "neg-only", "negatives": "roll"}
+_PAPER: Mapping[str, str] = {"negatives": "roll"}
 
 MODELS.register("lmr")(
     ModelFamily(

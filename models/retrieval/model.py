@@ -11,19 +11,24 @@ from torch import Tensor, nn
 
 from models.retrieval.criterion import Criterion
 from models.retrieval.decode import Decoding
-from models.retrieval.path import cat_samples, check_path, passes_read, split_samples
+from models.retrieval.flow import Memory, Tokens, Trace
+from models.retrieval.path import (
+    cat_samples,
+    check_path,
+    check_widths,
+    in_precision,
+    passes_read,
+    split_samples,
+)
 from models.retrieval.stages import (
     Aligner,
     Constant,
     Head,
     LossTerm,
-    Memory,
     Part,
     Parts,
     Pass,
     Refiner,
-    Tokens,
-    Trace,
     View,
 )
 from models.retrieval.types import Batch, Predictions, StepContext
@@ -41,7 +46,7 @@ class RetrievalModel(nn.Module):
         criterion: the loss.
         decoding: how its spans become windows.
         recipe: keyword arguments of `create_model` that build this model again.
-        sides: names of the side streams that its batches carry.
+        carried: what its batches carry beside video and text: `side.<name>`, `text.<name>`.
 
     Raises:
         UsageError: the parts do not fit.
@@ -54,10 +59,10 @@ class RetrievalModel(nn.Module):
         *,
         decoding: Decoding | None = None,
         recipe: Mapping[str, Any] | None = None,
-        sides: Sequence[str] = (),
+        carried: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        check_path(parts, sides)
+        check_path(parts, carried)
         self.encoders = parts.encoders
         self.merges = nn.ModuleList(parts.merges)
         self.fuser = parts.fuser
@@ -74,10 +79,12 @@ class RetrievalModel(nn.Module):
 
     @property
     def reads(self) -> frozenset[str]:
-        """What batches must carry beside video and text: `side.<name>` and `events`."""
+        """What batches must carry beside video and text: `side.<name>`, `text.<name>`, `events`."""
         parts = [part for part in self.modules() if isinstance(part, Part)]
         needs = {need for part in parts for need in part.requires}
-        return frozenset(need for need in needs if need == "events" or need.startswith("side."))
+        return frozenset(
+            need for need in needs if need == "events" or need.startswith(("side.", "text."))
+        )
 
     @property
     def constants(self) -> frozenset[str]:
@@ -93,8 +100,8 @@ class RetrievalModel(nn.Module):
         """Predictions of a batch; in training also what the losses need beside.
 
         Args:
-            batch: `video` (B, L, Dv), `video_mask`, `text` (B, T, Dt), `text_mask`, and the side
-                streams that its plug-ins read.
+            batch: `video` (B, L, Dv), `video_mask`, `text` (B, T, Dt), `text_mask`, and what of
+                `side`, `texts` and `events` it `reads`.
 
         Returns:
             `logits` (B, Q, 2) with index 0 foreground, `spans` (B, Q, 2) as (centre, width) in
@@ -111,6 +118,7 @@ class RetrievalModel(nn.Module):
             context: where training stands.
         """
         context = context or StepContext()
+        batch = self._in_precision(batch)
         seen = [batch]
         if self.training:
             seen += [view.change(batch) for view in cast("Iterable[View]", self.views)]
@@ -139,7 +147,14 @@ class RetrievalModel(nn.Module):
             batch: as `forward`.
             passes: whether to run the extra passes.
             context: where training stands, for passes that change with it.
+
+        Raises:
+            UsageError: features of another width than the model was built for, or of a type that
+                its weights would cut.
         """
+        batch = self._in_precision(batch)
+        if {"video_dim", "text_dim"} <= self.recipe.keys():
+            check_widths(batch, self.recipe["video_dim"], self.recipe["text_dim"])
         tokens = encoded = self.encoders(batch)
         for merge in self.merges:
             tokens = merge(tokens, batch, self.encoders)
@@ -151,6 +166,10 @@ class RetrievalModel(nn.Module):
         for head in self.heads:
             outputs.update(head(memory, decoded, {**extra, **outputs}))
         return Trace(tokens, memory, decoded, _predictions(outputs, extra), encoded)
+
+    def _in_precision(self, batch: Batch) -> Batch:
+        weight = next(self.encoders.parameters(), None)
+        return batch if weight is None else in_precision(batch, weight.dtype)
 
     def _remember(
         self, tokens: Tokens, batch: Batch, context: StepContext, *, passes: bool
@@ -214,7 +233,15 @@ class RetrievalModel(nn.Module):
 def _of_one_shape(versions: Sequence[Tokens]) -> bool:
     """Whether passes can run as one batch; a given wrong text may have another length, and changed
     tokens may know more."""
-    shapes = {(each.video.shape, each.text.shape, frozenset(each.extras)) for each in versions}
+    shapes = {
+        (
+            each.video.shape,
+            each.text.shape,
+            frozenset((name, x.shape) for name, x in each.texts.items()),
+            frozenset(each.extras),
+        )
+        for each in versions
+    }
     return len(shapes) == 1
 
 

@@ -1,16 +1,11 @@
-"""Checkpoints in the layout of the public code: read strictly, written back.
-
-Nothing is unpickled but tensors, plain containers and `argparse.Namespace`, in which the public
-code keeps its options.
-"""
+"""Checkpoints in the layout of the public code: tensors and options under its names, strictly, and
+written back."""
 
 from __future__ import annotations
 
-import argparse
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import mode
 from typing import Any
 
@@ -19,11 +14,11 @@ from torch import Tensor
 
 from data.errors import UsageError
 from models.retrieval.model import RetrievalModel
-from models.safe_load import load_plain
 
 __all__ = [
     "GLOBAL_DOT_NAMES",
     "LINEAGE_NAMES",
+    "ForStore",
     "OfficialLayout",
     "Weights",
     "dab_names",
@@ -32,15 +27,32 @@ __all__ = [
     "mlp_shapes",
     "official_state_dict",
     "projected_width",
-    "read_checkpoint",
     "slot_names",
     "supported",
+    "translated",
     "unpublished",
 ]
 
 Weights = Mapping[str, Tensor]
 Name = tuple[str, str | Callable[[re.Match[str]], str]]
 """(regular expression of our name, replacement as `re.sub` takes it)."""
+
+
+@dataclass(frozen=True)
+class ForStore:
+    """What a public checkpoint needs to read a store, where its loader gave it something else.
+
+    Args:
+        options: further options of ours, from those that the checkpoint gave.
+        data: values of the group `data` of a trainer's configuration.
+        word_encoder: whose vectors the stage `queries` must hold; None for any of the right width.
+        notes: what is then not as it was, in sentences.
+    """
+
+    options: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda found: {}
+    data: Mapping[str, Any] = field(default_factory=dict)
+    word_encoder: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,12 +67,20 @@ class OfficialLayout:
         unused: shapes of the tensors that the public layout has and its code never reads, by
             public name, from the recipe of a model of ours.
         tables: values of those among `unused` that a formula gives, for what is written back.
+        dropped: regular expressions of public tensors that a model of this recipe does without,
+            though the public code reads them.
+        for_store: how a checkpoint reads a store.
+        unseen: our names of public options that must be said, because no tensor shows them, by
+            their public names.
     """
 
     names: tuple[Name, ...]
     options: Callable[[Mapping[str, Any], Weights], dict[str, Any]]
     unused: Callable[[Mapping[str, Any]], Mapping[str, tuple[int, ...]]]
     tables: Callable[[Mapping[str, Any]], Mapping[str, Tensor]] = lambda recipe: {}
+    dropped: Callable[[Mapping[str, Any]], tuple[str, ...]] = lambda recipe: ()
+    for_store: ForStore = ForStore()
+    unseen: Mapping[str, str] = field(default_factory=lambda: {"nheads": "heads"})
 
     def public_name(self, name: str) -> str | None:
         """The public name of our parameter, None if it has none."""
@@ -90,52 +110,49 @@ def official_state_dict(model: RetrievalModel, layout: OfficialLayout) -> dict[s
     return {str(names[key]): value for key, value in ours.items()} | unused
 
 
-def read_checkpoint(
-    checkpoint: Path | str | Mapping[str, Any],
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Weights (without the `module.` of DDP) and options of a public checkpoint.
+class _Asked(Mapping[str, Any]):
+    """Public options that remember which were looked for and are not there."""
 
-    Args:
-        checkpoint: a file of the public code, or a mapping with `model` (state dict) and `opt`.
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self._given = dict(given)
+        self.lacking: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        if key not in self._given:
+            self.lacking.add(key)
+        return self._given[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._given)
+
+    def __len__(self) -> int:
+        return len(self._given)
+
+
+def translated(
+    layout: OfficialLayout, public: Mapping[str, Any], weights: Weights
+) -> tuple[dict[str, Any], list[str]]:
+    """Our options of a checkpoint, and the public names of those that it does not say, which
+    therefore keep our defaults.
 
     Raises:
-        UsageError: the file is not there, cannot be read safely, or lacks one of the two.
+        UsageError: an option whose value this project has no part for.
     """
-    content = _load(Path(checkpoint)) if isinstance(checkpoint, Path | str) else checkpoint
-    missing = [key for key in ("model", "opt") if key not in content]
-    if missing:
-        raise UsageError(
-            f"a public checkpoint holds 'model' and 'opt'; this has no "
-            f"{' and no '.join(missing)}, only {', '.join(sorted(map(str, content))) or 'nothing'}"
-        )
-    options, weights = content["opt"], content["model"]
-    options = vars(options) if isinstance(options, argparse.Namespace) else options
-    if not isinstance(options, Mapping) or not _is_state(weights):
-        raise UsageError(
-            "a public checkpoint holds tensors by name in 'model' and options in 'opt'; "
-            "this one holds something else there"
-        )
-    return {key.removeprefix("module."): x for key, x in weights.items()}, dict(options)
-
-
-def _is_state(weights: Any) -> bool:
-    return isinstance(weights, Mapping) and all(
-        isinstance(key, str) and isinstance(value, Tensor) for key, value in weights.items()
-    )
-
-
-def _load(path: Path) -> Mapping[str, Any]:
-    if not path.is_file():
-        raise UsageError(f"no checkpoint at {path}; give the path of a file of the public code")
-    content = load_plain(path, also=[argparse.Namespace])
-    if not isinstance(content, Mapping):
-        raise UsageError(f"{path} holds a {type(content).__name__}, not a mapping with 'model'")
-    return content
+    asked = _Asked(public)
+    return layout.options(asked, weights), sorted(asked.lacking)
 
 
 @torch.no_grad()
-def fill(model: RetrievalModel, layout: OfficialLayout, weights: Weights) -> None:
+def fill(
+    model: RetrievalModel, layout: OfficialLayout, weights: Weights, lacking: Sequence[str] = ()
+) -> None:
     """Copy every tensor of a public state dict into a model.
+
+    Args:
+        model: of the options of the checkpoint.
+        layout: of its public code.
+        weights: the state dict.
+        lacking: public options that the checkpoint does not say, for the error message.
 
     Raises:
         UsageError: a tensor is missing, unexpected or of another shape; all of them are named.
@@ -144,7 +161,9 @@ def fill(model: RetrievalModel, layout: OfficialLayout, weights: Weights) -> Non
     shapes = {key: tuple(value.shape) for key, value in homes.items() if key is not None}
     expected = shapes | dict(layout.unused(model.recipe))
     missing = sorted(expected.keys() - weights.keys())
-    unexpected = sorted(weights.keys() - expected.keys())
+    dropped = "|".join(layout.dropped(model.recipe)) or "(?!)"
+    left = sorted(weights.keys() - expected.keys())
+    unexpected = [key for key in left if not re.fullmatch(dropped, key)]
     misshaped = [
         f"{key} is {tuple(weights[key].shape)} and should be {expected[key]}"
         for key in sorted(expected.keys() & weights.keys())
@@ -160,8 +179,9 @@ def fill(model: RetrievalModel, layout: OfficialLayout, weights: Weights) -> Non
         if found
     ]
     if faults:
+        unsaid = f" (they do not say {', '.join(lacking)}: defaults were taken)" if lacking else ""
         raise UsageError(
-            "the checkpoint does not fit the model that its options describe; tensors "
+            f"the checkpoint does not fit the model that its options describe{unsaid}; tensors "
             + "; ".join(faults)
         )
     for key in shapes:
@@ -178,10 +198,11 @@ def supported(options: Mapping[str, Any], allowed: Mapping[str, tuple[Any, ...]]
     Raises:
         UsageError: with the option, its value and what is supported.
     """
+    given = dict(options)  # a look at one that is not there is no question for it
     for key, values in allowed.items():
-        if key in options and options[key] not in values:
+        if key in given and given[key] not in values:
             raise UsageError(
-                f"the checkpoint was trained with {key}={options[key]!r}, which is not "
+                f"the checkpoint was trained with {key}={given[key]!r}, which is not "
                 f"supported; supported: {', '.join(map(repr, values))}"
             )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -10,24 +10,34 @@ import torch
 from torch import Tensor
 
 from data.errors import UsageError
-from models.retrieval.stages import LossTerm, Memory, Parts, Pass, Tokens
+from models.retrieval.flow import Memory, Tokens
+from models.retrieval.stages import LossTerm, Parts, Pass
+from models.retrieval.types import Batch, Side
 
-__all__ = ["cat_samples", "check_path", "passes_read", "split_samples"]
+__all__ = [
+    "cat_samples",
+    "check_path",
+    "check_widths",
+    "in_precision",
+    "passes_read",
+    "split_samples",
+]
 
 
-def check_path(parts: Parts, sides: Sequence[str] = ()) -> None:
+def check_path(parts: Parts, carried: Sequence[str] = ()) -> None:
     """Refuse parts that do not fit, with the reason.
 
     Args:
         parts: the parts of a model.
-        sides: names of the side streams that batches will carry; a part asks for one as
-            `side.<name>`. Pseudo-events (`events`) are taken for granted here: a model is built
-            without knowing of them, and who makes its batches looks at `RetrievalModel.reads`.
+        carried: what batches will carry beside video and text, as parts ask for it: `side.<name>`
+            for a side stream, `text.<name>` for another embedding of the query. Pseudo-events
+            (`events`) are taken for granted here: a model is built without knowing of them, and who
+            makes its batches looks at `RetrievalModel.reads`.
 
     Raises:
         UsageError: a part requires what no part before it provides.
     """
-    given = {f"side.{name}": "the batch" for name in sides} | {"events": "the batch"}
+    given = dict.fromkeys((*carried, "events"), "the batch")
     for stage, part in parts.in_order():
         name = type(part).__name__
         for need in sorted(part.requires - given.keys()):
@@ -44,6 +54,92 @@ def check_path(parts: Parts, sides: Sequence[str] = ()) -> None:
             f"the heads must give logits, spans and saliency; nothing here gives "
             f"{', '.join(sorted(missing))}. Add a head that does"
         )
+
+
+def check_widths(batch: Batch, video_dim: int, text_dim: int) -> None:
+    """Refuse features of another width than the model was built for.
+
+    Args:
+        batch: for the model.
+        video_dim: features of a clip, with the two TEF columns.
+        text_dim: features of a word; not asked of word ids.
+
+    Raises:
+        UsageError: the last axis of video or text has another length.
+    """
+    widths = [("clip", "video_dim", batch.video, video_dim)]
+    if batch.text.is_floating_point():
+        widths.append(("word", "text_dim", batch.text, text_dim))
+    for what, name, x, expected in widths:
+        if x.shape[-1] != expected:
+            raise UsageError(
+                f"the batch has {x.shape[-1]} features a {what} and the model was built with "
+                f"{name}={expected}; give it the features that it was built for, of clips with the "
+                "two columns of their place (TEF) at the end, or build it for these"
+            )
+
+
+def in_precision(batch: Batch, dtype: torch.dtype) -> Batch:
+    """The batch with features in the type of the weights.
+
+    Narrower features, float16 as a store holds them, are widened, which changes no number; under
+    autocast as well, which narrows them again where it pays.
+
+    Args:
+        batch: for the model.
+        dtype: of its weights.
+
+    Raises:
+        UsageError: features of another type, which would lose digits; it names them.
+    """
+    given = dict(_features(batch))
+    if all(x.dtype == dtype for x in given.values()):
+        return batch
+    for name, x in given.items():
+        ids = name in ("text", "wrong_text") and x.dtype == torch.int64
+        if not ids and x.dtype not in _exact_in(dtype):
+            raise UsageError(
+                f"Batch.{name} is {_name(x.dtype)} and the weights of the model are "
+                f"{_name(dtype)}; convert it with .to(torch.{_name(dtype)}). For speed leave both "
+                "in float32 and run the model under torch.autocast"
+            )
+
+    def widened(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.is_floating_point() else x
+
+    def streams(given: Mapping[str, Side]) -> dict[str, Side]:
+        return {name: replace(each, x=widened(each.x)) for name, each in given.items()}
+
+    return replace(
+        batch,
+        video=widened(batch.video),
+        text=widened(batch.text),
+        wrong_text=None if batch.wrong_text is None else widened(batch.wrong_text),
+        side=streams(batch.side),
+        texts=streams(batch.texts),
+        wrong_texts=streams(batch.wrong_texts),
+    )
+
+
+def _features(batch: Batch) -> Iterator[tuple[str, Tensor]]:
+    for name in ("video", "text", "wrong_text"):
+        x = getattr(batch, name)
+        if x is not None:
+            yield name, x
+    for name in ("side", "texts", "wrong_texts"):
+        for key, stream in getattr(batch, name).items():
+            yield f"{name}['{key}'].x", stream.x
+
+
+def _exact_in(dtype: torch.dtype) -> tuple[torch.dtype, ...]:
+    """Floating types all of whose numbers a type has."""
+    narrower = (torch.float16, torch.bfloat16, torch.float32)
+    wide = {torch.float32: narrower, torch.float64: (*narrower, torch.float64)}
+    return wide.get(dtype, (dtype,))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def passes_read(parts: Parts, counted: Iterable[LossTerm]) -> tuple[Pass, ...]:

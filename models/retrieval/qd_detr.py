@@ -41,6 +41,7 @@ from torch import nn
 
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm, NegativePairTerm, RankTerm
+from models.retrieval.flow import Memory, Tokens
 from models.retrieval.lineage import (
     LineageOptions,
     blueprint_of,
@@ -69,7 +70,7 @@ from models.retrieval.parts.attention import (
 from models.retrieval.parts.dab import DABDecoder, LearnedAnchors
 from models.retrieval.parts.heads import AnchorMomentHead, GlobalDotSaliency
 from models.retrieval.parts.negatives import WrongText
-from models.retrieval.stages import Fuser, LossTerm, Memory, Parts, Tokens
+from models.retrieval.stages import Fuser, LossTerm, Parts
 
 __all__ = ["QDDETROptions", "TextToVideoFuser"]
 

@@ -13,10 +13,11 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.retrieval.flow import Outcome
 from models.retrieval.lineage import LineageOptions
 from models.retrieval.official import Name
 from models.retrieval.parts.losses import contrastive_align
-from models.retrieval.stages import LossTerm, Outcome
+from models.retrieval.stages import LossTerm
 
 __all__ = [
     "ALIGN_NAMES",

@@ -21,6 +21,7 @@ def random_batch(
     video_dim: int = 18,
     text_dim: int = 12,
     side_dims: Mapping[str, int] | None = None,
+    text_dims: Mapping[str, int] | None = None,
     moments: int = 1,
     events: int = 3,
     seed: int = 0,
@@ -33,6 +34,8 @@ def random_batch(
         video_dim: features of a clip, with the two TEF columns.
         text_dim: features of a word.
         side_dims: features of each side stream; they cover every clip but the first.
+        text_dims: features of a word in each further embedding of the query, which has twice as
+            many words there.
         moments: most moments of a sample; a sample of few clips has fewer.
         events: pseudo-events of each sample, which partition it; 0 for a batch without.
         seed: of everything.
@@ -57,12 +60,14 @@ def random_batch(
     }
     targets = _targets(spans, span_mask, in_moment, video_mask, rng)
     partition = _partition(count, events, rng) if events else None
+    texts = {name: _words(topic, words, width, rng) for name, width in (text_dims or {}).items()}
     return Batch(
         video=video * video_mask.unsqueeze(-1),
         video_mask=video_mask,
         text=text * text_mask.unsqueeze(-1),
         text_mask=text_mask,
         side=side,
+        texts=texts,
         events=partition,
         event_mask=None if partition is None else torch.ones(count, events, dtype=torch.bool),
         video_ids=torch.arange(count),
@@ -97,9 +102,22 @@ def alone(batch: Batch, row: int) -> Batch:
         video_mask=one.video_mask[:, :clips],
         text=one.text[:, :words],
         text_mask=one.text_mask[:, :words],
-        side={key: Side(s.x[:, :clips], s.mask[:, :clips]) for key, s in one.side.items()},
+        side={key: _cut(each, clips) for key, each in one.side.items()},
+        texts={key: _cut(each, max(1, int(each.mask.sum()))) for key, each in one.texts.items()},
         targets=None,
     )
+
+
+def _cut(stream: Side, length: int) -> Side:
+    return Side(stream.x[:, :length], stream.mask[:, :length])
+
+
+def _words(topic: Tensor, words: Sequence[int], width: int, rng: torch.Generator) -> Side:
+    """The queries, two words for each, in another embedding of their topics (B, 1, Dt)."""
+    mask = torch.arange(2 * max(1, *words)) < 2 * torch.tensor(words)[:, None]
+    same = topic @ torch.randn(topic.shape[-1], width, generator=rng)
+    x = same + 0.1 * torch.randn(*mask.shape, width, generator=rng)
+    return Side(x * mask.unsqueeze(-1), mask)
 
 
 def _moments(

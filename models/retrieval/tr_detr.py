@@ -51,6 +51,7 @@ from models.retrieval.criterion import (
     SpanGIoUTerm,
     SpanL1Term,
 )
+from models.retrieval.flow import Memory, Tokens
 from models.retrieval.lineage import (
     PUBLIC_OPTIONS,
     LineageOptions,
@@ -75,7 +76,7 @@ from models.retrieval.parts.context_query import ContextQuery, masked_softmax
 from models.retrieval.parts.dab import DABDecoder, LearnedAnchors
 from models.retrieval.parts.gru_saliency import MomentGRUSaliency, SummedLinear
 from models.retrieval.parts.heads import AnchorMomentHead
-from models.retrieval.stages import Fuser, LossTerm, Memory, Parts, Tokens
+from models.retrieval.stages import Fuser, LossTerm, Parts
 
 __all__ = [
     "MomentGuidedOptions",

@@ -1,5 +1,6 @@
 """What flows through a retrieval model. B videos-with-query, L clips, T text tokens, Q moment
-queries, G ground-truth moments. Masks are True where something is.
+queries, G ground-truth moments. Masks are True where something is; given as numbers, as public code
+has them, they are True where not 0.
 """
 
 from __future__ import annotations
@@ -14,17 +15,29 @@ from torch import Tensor
 __all__ = ["Batch", "Predictions", "Side", "StepContext", "Targets"]
 
 
+def _as_bool(record: Any, *masks: str) -> None:
+    """Make masks of numbers bool; `~` and `where` would fail on them in the middle of a model."""
+    for name in masks:
+        mask = getattr(record, name)
+        if isinstance(mask, Tensor) and mask.dtype != torch.bool:
+            object.__setattr__(record, name, mask != 0)
+
+
 @dataclass(frozen=True)
 class Side:
-    """A named side stream on the clip grid, e.g. the narrative.
+    """A named stream beside video and text: on the clip grid, e.g. the narrative, or of the words
+    of the query in another embedding.
 
     Args:
         x: (B, L, Ds) float.
-        mask: (B, L) bool; False where the stream has nothing to say about a clip.
+        mask: (B, L) bool; False where the stream has nothing to say about a clip, or no word.
     """
 
     x: Tensor
     mask: Tensor
+
+    def __post_init__(self) -> None:
+        _as_bool(self, "mask")
 
 
 @dataclass(frozen=True)
@@ -52,19 +65,24 @@ class Targets:
     in_moment: Tensor
     has_moments: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        _as_bool(self, "span_mask", "pair_mask", "in_moment", "has_moments")
+
 
 @dataclass(frozen=True)
 class Batch:
     """Input of every retrieval model.
 
     Args:
-        video: (B, L, Dv) float; normalised streams and, as last two columns, the clip's
+        video: (B, L, Dv) float, of the type of the model's weights or a narrower one, which is
+            widened; normalised streams and, as last two columns, the clip's
             `[i/L, (i+1)/L]` (TEF) of the sample's own length.
         video_mask: (B, L) bool.
         text: (B, T, Dt) float, normalised token states of the query; for a model of word ids
             (B, T) int64.
         text_mask: (B, T) bool.
         side: side streams by name.
+        texts: the query in further embeddings by name; each has words (T) of its own.
         events: (B, E, 3) pseudo-events as (start, end, depth), start and end in [0, 1] of the
             grid; None if not asked for.
         event_mask: (B, E) bool.
@@ -73,6 +91,7 @@ class Batch:
         wrong_text: (B, T', Dt) a text of another video for each sample, for losses that contrast
             with one; None lets them take one of the batch.
         wrong_text_mask: (B, T') bool.
+        wrong_texts: the same wrong texts in the embeddings of `texts`.
         targets: ground truth; None at inference.
     """
 
@@ -81,13 +100,18 @@ class Batch:
     text: Tensor
     text_mask: Tensor
     side: Mapping[str, Side] = field(default_factory=dict)
+    texts: Mapping[str, Side] = field(default_factory=dict)
     events: Tensor | None = None
     event_mask: Tensor | None = None
     video_ids: Tensor | None = None
     sample_ids: Tensor | None = None
     wrong_text: Tensor | None = None
     wrong_text_mask: Tensor | None = None
+    wrong_texts: Mapping[str, Side] = field(default_factory=dict)
     targets: Targets | None = None
+
+    def __post_init__(self) -> None:
+        _as_bool(self, "video_mask", "text_mask", "event_mask", "wrong_text_mask")
 
     def __len__(self) -> int:
         return int(self.video.shape[0])

@@ -30,6 +30,9 @@ chosen: from `choose_epoch` on, the text that is the `least` or the `most` like 
 negative_places: as in `qd_detr`. release: right.
 t2v_mask: `words` lets clips read all real words and words all real clips. `released` swaps heads
     and samples in a mask (`parts.attention.keys_allowed`). release: released.
+video_projection: clips are projected by as many layers as words, `as_text`. `released`: by two
+    whatever `projection_layers` says, and the layer without a ReLU is the last of the words', so
+    that with 1 and with 3 no clip has a feature below zero. release: released.
 negative_log: `softplus` is exact. `log` computes −log(1 − σ(s)) as written, infinite from s of
     about 17 on. release: log.
 width_floor: smallest anchor width that the decoder divides by; 0 divides by a closed anchor.
@@ -55,6 +58,7 @@ from torch.nn import functional
 
 from models.retrieval.build import MODELS, Blueprint, Dims, ModelFamily
 from models.retrieval.criterion import MarginTerm, NegativePairTerm, RankTerm
+from models.retrieval.flow import Memory, Tokens
 from models.retrieval.lineage import (
     PUBLIC_OPTIONS,
     LineageOptions,
@@ -84,6 +88,7 @@ from models.retrieval.parts.attention import (
     xavier,
 )
 from models.retrieval.parts.clustering import expectation_means, most_alike, random_walk, unit
+from models.retrieval.parts.conv_blocks import NeighbourConvs
 from models.retrieval.parts.dab import DABDecoder
 from models.retrieval.parts.heads import AnchorMomentHead, GlobalDotSaliency
 from models.retrieval.parts.likeness import (
@@ -94,7 +99,7 @@ from models.retrieval.parts.likeness import (
 )
 from models.retrieval.parts.projection import MLP
 from models.retrieval.parts.slots import SentenceSlots, SlotPadding
-from models.retrieval.stages import Fuser, LossTerm, Memory, Parts, Tokens
+from models.retrieval.stages import Fuser, LossTerm, Parts
 
 __all__ = ["IntegrationFuser", "UVCOMOptions"]
 
@@ -122,6 +127,7 @@ class UVCOMOptions(LineageOptions):
         chosen: see the module.
         negative_places: see the module.
         t2v_mask: see the module.
+        video_projection: see the module; with two layers both are the same.
         negative_log: see the module.
         width_floor: see the module.
         refine_zero: see the module.
@@ -145,6 +151,7 @@ class UVCOMOptions(LineageOptions):
     chosen: Literal["least", "most"] = "least"
     negative_places: Literal["own", "right"] = "own"
     t2v_mask: Literal["words", "released"] = "words"
+    video_projection: Literal["as_text", "released"] = "as_text"
     negative_log: Literal["softplus", "log"] = "softplus"
     width_floor: float = Field(1e-3, ge=0)
     refine_zero: bool = True
@@ -190,9 +197,7 @@ class IntegrationFuser(Fuser):
         self.v2t = nn.ModuleList(TextToVideoLayer(*shape) for _ in range(layers))
         self.layers = nn.ModuleList(EncoderLayer(*shape) for _ in range(layers))
         self.sentence = nn.Sequential(nn.Linear(width, width), nn.LayerNorm(width))
-        self.local = nn.ModuleList(
-            nn.Conv1d(width, width, size, padding=size // 2) for size in (1, 3, 1)
-        )
+        self.local = NeighbourConvs(width, masked=padding == "masked")
         self.text_means = nn.Parameter(torch.empty(text_means, width))
         self.video_means = nn.Parameter(torch.empty(video_means, width))
         self.similar_video = MLP(width, similar_hidden, width, 3)
@@ -215,7 +220,7 @@ class IntegrationFuser(Fuser):
         sentence = masked_mean(self.sentence(words), spoken)
         about = self._means(self.text_means, words, spoken)
         whole = most_alike(self._means(self.video_means, video, counted), about)
-        local = video + self._neighbours(video, tokens.video_mask)
+        local = video + self.local(video, tokens.video_mask)
         clips = video + random_walk(local, about, counted)
 
         x, pos = with_first(whole, clips), with_first(self.token_pos, tokens.video_pos)
@@ -248,15 +253,6 @@ class IntegrationFuser(Fuser):
     def _means(self, means: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
         start = means.expand(len(rows), -1, -1)
         return expectation_means(start, rows, mask, rounds=self.rounds)
-
-    def _neighbours(self, clips: Tensor, mask: Tensor) -> Tensor:
-        """(B, L, d) by convolutions over time. The bias of the first fills padded clips, which
-        the second then reads as neighbours, unless they are masked again."""
-        keep = mask.unsqueeze(1)
-        first, wide, last = self.local
-        x = first(clips.transpose(1, 2) * keep)
-        x = x * keep if self.padding == "masked" else x
-        return last(wide(x)).transpose(1, 2)  # type: ignore[no-any-return]
 
 
 def build(dims: Dims, options: UVCOMOptions) -> Blueprint:
@@ -302,7 +298,7 @@ def build(dims: Dims, options: UVCOMOptions) -> Blueprint:
         places=o.negative_places,
     )
     parts = Parts(
-        encoders=encoders_of(dims, o),
+        encoders=encoders_of(dims, o, video_depth=2 if o.video_projection == "released" else None),
         fuser=fuser,
         decoder=decoder,
         heads=(AnchorMomentHead(o.hidden), GlobalDotSaliency(o.hidden)),
@@ -352,8 +348,8 @@ _PUBLIC_OPTIONS = {
 
 
 def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    # The public code always projects video twice, with a ReLU wherever the text has one.
-    allowed = {"cross_fusion": (False,), "a_feat_dir": (None,), "n_input_proj": (2,)}
+    # The public code has a list of three projections to take from.
+    allowed = {"cross_fusion": (False,), "a_feat_dir": (None,), "n_input_proj": (1, 2, 3)}
     options = public_options(public, weights, names=_PUBLIC_OPTIONS, allowed=allowed)
     return options | highlights_alone(public)
 
@@ -380,6 +376,7 @@ MODELS.register("uvcom")(
                 "negatives": "roll",
                 "negative_places": "right",
                 "t2v_mask": "released",
+                "video_projection": "released",
                 "negative_log": "log",
                 "width_floor": 0.0,
                 "refine_zero": False,

@@ -19,9 +19,9 @@ from models.retrieval.decode import ranked
 from models.retrieval.official import fill, official_state_dict
 from models.retrieval.parts.spans import overlap, start_end
 from models.retrieval.testing import alone, random_batch, take
-from models.retrieval.types import Batch, Predictions, StepContext
+from models.retrieval.types import Batch, Predictions, Side, StepContext
 
-VIDEO, TEXT, SIDES = 18, 12, {"narrative": 12}
+VIDEO, TEXT, SIDES, TEXTS = 18, 12, {"narrative": 12}, {"llama": 10}
 # Options of those models that have them. Of more layers or rounds the gradients of what stands at
 # the beginning, or tells like queries apart, come near rounding.
 NARROW: dict[str, Any] = {
@@ -46,12 +46,15 @@ class Case:
     name: str
     preset: Any
     plugin: str | None
+    options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name}-{self.preset}-{self.plugin or 'plain'}"
+        chosen = "".join(f"-{name}={value}" for name, value in self.options)
+        return f"{self.name}-{self.preset}-{self.plugin or 'plain'}{chosen}"
 
     def build(self, **options: Any) -> RetrievalModel:
         plugins = {self.plugin: TRIED.get(self.plugin, {})} if self.plugin else {}
+        options = dict(self.options) | options
         return narrow(self.name, preset=self.preset, plugins=plugins, **options)
 
     def build_with(self, plugin_options: dict[str, Any]) -> RetrievalModel:
@@ -67,13 +70,16 @@ def narrow(name: str, **options: Any) -> RetrievalModel:
     small = NARROW | STILL | LLM | weights
     given = {key: value for key, value in small.items() if key in known}
     torch.manual_seed(0)
-    return create_model(name, video_dim=VIDEO, text_dim=TEXT, side_dims=SIDES, **(given | options))
+    dims: dict[str, Any] = {"video_dim": VIDEO, "text_dim": TEXT}
+    return create_model(name, side_dims=SIDES, text_dims=TEXTS, **(dims | given | options))
 
 
 PAIRS = [(m, g) for m in MODELS for g in PLUGINS if m not in PLUGINS.get(g).conflicts]
 REFUSED = [(m, g) for m in MODELS for g in PLUGINS if m in PLUGINS.get(g).conflicts]
 PLAIN = [Case(m, p, None) for m in MODELS for p in PRESETS]
 FIXED = [Case(m, "fixed", g) for m, g in [(m, None) for m in MODELS] + PAIRS]
+# Options by which a model reads what it does not read without them.
+FIXED.append(Case("lmr", "fixed", None, (("description_query", "other"),)))
 # A plug-in is tried with every base where the two could get in each other's way; where a part
 # fails or holds by itself, every base and every plug-in is tried once.
 ONCE = [case for case in FIXED if case.plugin is None]
@@ -88,9 +94,9 @@ every_pair = pytest.mark.parametrize(("name", "plugin"), PAIRS)
 
 def ragged(**options: Any) -> Batch:
     lengths, words = [11, 7, 9, 3], [5, 2, 4, 1]
-    return random_batch(
-        lengths, words, video_dim=VIDEO, text_dim=TEXT, side_dims=SIDES, moments=2, **options
-    )
+    widths: dict[str, Any] = {"video_dim": VIDEO, "text_dim": TEXT}
+    widths |= {"side_dims": SIDES, "text_dims": TEXTS}
+    return random_batch(lengths, words, moments=2, **widths, **options)
 
 
 def equal(a: Predictions, b: Predictions, clips: int) -> None:
@@ -151,6 +157,10 @@ def test_what_lies_in_padding_changes_nothing(case: Case) -> None:
         batch,
         video=torch.where(batch.video_mask.unsqueeze(-1), batch.video, torch.randn(VIDEO)),
         text=torch.where(batch.text_mask.unsqueeze(-1), batch.text, torch.randn(TEXT)),
+        texts={
+            name: Side(torch.where(x.mask.unsqueeze(-1), x.x, torch.randn(TEXTS[name])), x.mask)
+            for name, x in batch.texts.items()
+        },
     )
     equal(model(noisy), model(batch), clips=3)
 
@@ -167,6 +177,21 @@ def test_samples_in_another_order_give_the_same_in_that_order(case: Case) -> Non
         tuple((a[order], b[order]) for a, b in here.layers),
     )
     equal(there, moved, clips=3)
+
+
+@every_preset
+@torch.no_grad()
+def test_fusers_and_refiners_in_which_samples_see_each_other_say_so(case: Case) -> None:
+    model, batch = case.build().train(), ragged()
+    if any(part.mixes_samples for part in (model.fuser, *model.refiners)):
+        return
+    found = []
+    for others in (batch.video[1:], -batch.video[1:]):
+        torch.manual_seed(0)
+        beside = replace(batch, video=torch.cat([batch.video[:1], others]))
+        found.append(model.trace(beside, passes=False).memory)
+    assert torch.equal(found[0].clip[0], found[1].clip[0])
+    assert torch.equal(found[0].kv[0], found[1].kv[0])
 
 
 @every_case
@@ -314,15 +339,19 @@ def test_a_plugin_that_does_not_go_with_another_is_refused_whichever_comes_first
                 narrow(name, plugins={each: TRIED.get(each, {}) for each in order})
 
 
+def small(lengths: list[int], words: list[int], **options: Any) -> Batch:
+    return random_batch(lengths, words, side_dims=SIDES, text_dims=TEXTS, **options)
+
+
 EDGES = {
-    "query without words": random_batch([6, 6], [0, 3], side_dims=SIDES),
-    "no query has words": random_batch([6, 6], [0, 0], side_dims=SIDES),
-    "one clip": random_batch([1, 1], [3, 2], side_dims=SIDES),
-    "one sample": random_batch([6], [3], side_dims=SIDES),
+    "query without words": small([6, 6], [0, 3]),
+    "no query has words": small([6, 6], [0, 0]),
+    "one clip": small([1, 1], [3, 2]),
+    "one sample": small([6], [3]),
     "one video in the whole batch": replace(
-        random_batch([6, 6], [3, 3], side_dims=SIDES), video_ids=torch.zeros(2, dtype=torch.int64)
+        small([6, 6], [3, 3]), video_ids=torch.zeros(2, dtype=torch.int64)
     ),
-    "no video ids": replace(random_batch([6, 6], [3, 3], side_dims=SIDES), video_ids=None),
+    "no video ids": replace(small([6, 6], [3, 3]), video_ids=None),
 }
 
 
@@ -358,16 +387,16 @@ def without_moments(batch: Batch) -> Batch:
 @pytest.mark.parametrize("change", [whole, without_moments], ids=["whole video", "no moments"])
 @every_part
 def test_extreme_ground_truth_trains_without_nan(case: Case, change: Any) -> None:
-    check_step(case.build().train(), change(random_batch([6, 4], [3, 2], side_dims=SIDES)))
+    check_step(case.build().train(), change(small([6, 4], [3, 2])))
 
 
 @pytest.mark.parametrize("size", [1e3, 0.0], ids=["huge", "zero"])
 @every_part
 def test_extreme_features_train_without_nan(case: Case, size: float) -> None:
-    batch = random_batch([6, 4], [3, 2], side_dims=SIDES)
-    check_step(
-        case.build().train(), replace(batch, video=batch.video * size, text=batch.text * size)
-    )
+    batch = small([6, 4], [3, 2])
+    texts = {name: replace(each, x=each.x * size) for name, each in batch.texts.items()}
+    changed = replace(batch, video=batch.video * size, text=batch.text * size, texts=texts)
+    check_step(case.build().train(), changed)
 
 
 @every_part
@@ -376,6 +405,7 @@ def test_autocast_to_bfloat16_trains_and_stays_near(case: Case) -> None:
     exact = model(batch)
     with torch.autocast("cpu", torch.bfloat16):
         check_step(model, batch)
+        assert {loss.dtype for loss in model.losses(batch).values()} == {torch.float32}
         near = model(batch)
     if "start_logits" in exact.extras:  # spans are picked from places: any two may change ranks
         for edge in ("start_logits", "end_logits"):
@@ -438,7 +468,7 @@ def test_what_waits_for_a_value_of_the_device_is_noticed() -> None:
 @pytest.mark.slow
 @every_model
 def test_thirty_two_samples_can_be_learned_by_heart(name: str) -> None:
-    batch = random_batch([10] * 32, [4] * 32, side_dims=SIDES, seed=1)
+    batch = small([10] * 32, [4] * 32, seed=1)
     known = MODELS.get(name).options.model_fields
     # The focal loss gives the label a tenth of the gradient that the cross entropy gives it.
     more: dict[str, Any] = {"label_weight": 40.0} if "label" in known else {}

@@ -5,43 +5,43 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from models.retrieval import MODELS, RetrievalModel, create_model
-from models.retrieval.official import fill, official_state_dict
+from models.retrieval.official import fill
 from models.retrieval.parts.frame_probability import (
     PooledContrastTerm,
     pooled_contrast,
     probability_guidance,
 )
 from models.retrieval.parts.projection import AnchorSine
-from models.retrieval.types import Batch, Predictions, StepContext
+from models.retrieval.types import Batch, Predictions
 from tests.golden.public_golden import (
     Golden,
-    check_gradients,
-    check_input_gradients,
+    check_matches,
+    check_predictions,
+    check_step,
+    check_trace,
     close,
-    read,
-    with_gradients,
+    golden_of,
+    step_of,
+    test_public_weights_survive_the_way_there_and_back,
 )
 
-PUBLIC_NAMES = {
-    "span": "span",
-    "giou": "giou",
-    "label": "label",
+__all__ = ["test_public_weights_survive_the_way_there_and_back"]
+
+LOSSES = {
     "label_error": "class",
     "margin": "saliency",
     "contrastive": "contrastive_align",
     "guidance": "prob_guidance",
 }
 
-
-@pytest.fixture(params=["a", "b", "c", "q"])
-def golden(request: pytest.FixtureRequest) -> Golden:
-    return read("bm_detr", request.param, request)
+golden = golden_of("bm_detr")
+step = step_of("bm_detr")
+shifted = step_of("bm_detr", steps=[("b", "train_shift")])
+any_step = step_of("bm_detr", steps=[("b", "train"), ("b", "train_shift"), ("q", "train")])
 
 
 def with_sampled_text(golden: Golden) -> Batch:
@@ -50,33 +50,26 @@ def with_sampled_text(golden: Golden) -> Batch:
     return replace(golden.batch, wrong_text=wrong, wrong_text_mask=mask.bool())
 
 
-def in_training(golden: Golden, **options: str) -> RetrievalModel:
-    still = golden.load(dropout=0.0, input_dropout=0.0)
-    model = create_model(**{**still.recipe, **options})
+def with_views(golden: Golden) -> RetrievalModel:
+    """With the second order of the clips, which `train_shift` has."""
+    model = create_model(**{**golden.in_training().recipe, "shift": "reverse"})
     fill(model, MODELS.get("bm_detr").official, golden.weights)
     return model.train()
 
 
-def check_predictions(
-    ours: Predictions, gold: dict[str, Tensor], prefix: str, batch: Batch
-) -> None:
-    close(ours.logits, gold[f"{prefix}.pred_logits"])
-    close(ours.spans, gold[f"{prefix}.pred_spans"])
-    close(ours.saliency, gold[f"{prefix}.saliency_scores"], batch.video_mask)
-    if f"{prefix}.vid_logits" in gold:
-        close(ours.extras["relevance"], gold[f"{prefix}.vid_logits"])
+def check_found(found: Predictions, golden: Golden, prefix: str, batch: Batch) -> None:
+    """Moments and saliency, and whether video and text belong together where that is kept."""
+    check_predictions(found, golden, prefix, real=batch.video_mask)
+    if f"{prefix}.vid_logits" in golden.tensors:
+        close(found.extras["relevance"], golden.tensors[f"{prefix}.vid_logits"])
 
 
 @torch.no_grad()
 def test_outputs_equal_the_public_code(golden: Golden) -> None:
-    gold, batch, model = golden.tensors, golden.batch, golden.load()
-    trace = model.trace(batch, passes=False)
-    check_predictions(trace.predictions, gold, "eval", batch)
-    assert trace.decoded is not None
-    assert trace.decoded.references is not None
-    close(trace.decoded.states, gold["eval.hs"])
-    close(trace.decoded.references, gold["eval.references"])
-    close(trace.memory.kv, gold["eval.memory"], trace.memory.kv_mask)
+    gold, model = golden.tensors, golden.load()
+    trace = model.trace(golden.batch, passes=False)
+    check_trace(trace, golden)
+    close(trace.predictions.extras["relevance"], gold["eval.vid_logits"])
     contrast = model.criterion.terms["contrastive"]
     assert isinstance(contrast, PooledContrastTerm)
     video, text = contrast.embed(trace)
@@ -84,75 +77,29 @@ def test_outputs_equal_the_public_code(golden: Golden) -> None:
     close(text, gold["eval.proj_txt_mem"])
 
 
-@pytest.mark.parametrize("case", ["b", "q"])
-def test_a_training_step_equals_the_public_code(case: str, request: pytest.FixtureRequest) -> None:
-    golden = read("bm_detr", case, request)
-    step, batch = golden.meta["train"]["train"], with_gradients(with_sampled_text(golden))
-    model = in_training(golden)
-    check_predictions(model(batch), golden.tensors, "train", batch)
-    losses = model.losses(batch, StepContext())
-    assert losses.keys() == PUBLIC_NAMES.keys()
-    for ours, theirs in PUBLIC_NAMES.items():
-        weighted = step["losses"][f"loss_{theirs}"] * step["weights"][f"loss_{theirs}"]
-        assert losses[ours].item() == pytest.approx(weighted, rel=1e-4), ours
-    total = torch.stack(list(losses.values())).sum()
-    assert total.item() == pytest.approx(step["total"], rel=1e-4)
-    total.backward()
-    check_gradients(model, step)
-    check_input_gradients(batch, golden)
+def test_a_training_step_equals_the_public_code(step: Golden) -> None:
+    model, batch = step.in_training(), with_sampled_text(step)
+    check_found(model(batch), step, "train", batch)
+    check_step(model, step, LOSSES, batch=batch)
 
 
-def test_a_step_with_a_second_order_of_the_clips_equals_the_public_code(
-    request: pytest.FixtureRequest,
-) -> None:
-    golden = read("bm_detr", "b", request)
-    step, batch = golden.meta["train"]["train_shift"], with_gradients(with_sampled_text(golden))
-    model = in_training(golden, shift="reverse")
+def test_a_step_with_a_second_order_of_the_clips_equals_the_public_code(shifted: Golden) -> None:
+    model, batch = with_views(shifted), with_sampled_text(shifted)
     view = model.views[0].change(batch)
-    check_predictions(model(batch), golden.tensors, "train_shift", batch)
-    check_predictions(model(view), golden.tensors, "train_shift.shifting", view)
-    losses = model.losses(batch, StepContext())
-    for ours, theirs in PUBLIC_NAMES.items():
-        both = [step["losses"][f"{which}loss_{theirs}"] for which in ("", "shifting.")]
-        weighted = sum(both) / 2 * step["weights"][f"loss_{theirs}"]
-        assert losses[ours].item() == pytest.approx(weighted, rel=1e-4), ours
-    total = torch.stack(list(losses.values())).sum()
-    assert total.item() == pytest.approx(step["total"], rel=1e-4)
-    total.backward()
-    check_gradients(model, step)
-    check_input_gradients(batch, golden, "train_shift")
+    check_found(model(batch), shifted, "train_shift", batch)
+    check_found(model(view), shifted, "train_shift.shifting", view)
+    check_step(model, shifted, LOSSES, batch=batch, views=("", "shifting."))
 
 
-@pytest.mark.parametrize(
-    ("case", "variant"), [("b", "train"), ("b", "train_shift"), ("q", "train")]
-)
 @torch.no_grad()
-def test_matched_indices_equal_the_public_code(
-    case: str, variant: str, request: pytest.FixtureRequest
-) -> None:
-    golden = read("bm_detr", case, request)
-    model = in_training(golden, shift="reverse").eval()
-    batches = (golden.batch, model.views[0].change(golden.batch))
-    calls = golden.meta["train"][variant]["matched_indices_in_call_order"]
-    for batch, call in zip(batches, calls, strict=variant == "train_shift"):
-        assert batch.targets is not None
+def test_matched_indices_equal_the_public_code(any_step: Golden) -> None:
+    model = with_views(any_step).eval()
+    calls = any_step.step["matched_indices_in_call_order"]
+    batches = (any_step.batch, model.views[0].change(any_step.batch))
+    assert len(calls) == (2 if any_step.variant == "train_shift" else 1)
+    for batch, call in zip(batches, calls, strict=False):
         found = model(batch)
-        matched = model.criterion.matcher(
-            found.logits, found.spans, batch.targets.spans, batch.targets.span_mask
-        )
-        for row, (queries, moments) in zip(matched.tolist(), call, strict=True):
-            assert {moment: row[moment] for moment in moments} == dict(
-                zip(moments, queries, strict=True)
-            )
-
-
-def test_public_weights_survive_the_way_there_and_back(golden: Golden) -> None:
-    model = golden.load()
-    layout = MODELS.get("bm_detr").official
-    back, unused = official_state_dict(model, layout), layout.unused(model.recipe)
-    assert back.keys() == golden.weights.keys()
-    assert all(torch.equal(back[k], golden.weights[k]) for k in back.keys() - unused.keys())
-    assert all(back[key].shape == golden.weights[key].shape for key in unused)
+        check_matches(model, [(found.logits, found.spans)], batch, [call])
 
 
 def test_single_functions_give_the_same(shared: Path) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,15 +17,28 @@ from models.retrieval.official import official_state_dict
 from models.retrieval.parts.elastic import Elastic, Found, between, moment_places
 from models.retrieval.parts.word_encoders import place_code
 from models.retrieval.types import StepContext
-from tests.golden.public_golden import Golden, check_gradients, close, read
+from tests.golden.public_golden import (
+    Golden,
+    check_step,
+    close,
+    golden_of,
+    read,
+    step_of,
+    test_public_weights_survive_the_way_there_and_back,
+)
+
+__all__ = ["test_public_weights_survive_the_way_there_and_back"]
 
 #: public options and epoch that give the threshold of each training case
 THRESHOLDS = {"1.0": ({"threshold": 1.0}, 0), "0.75": ({}, 50), "0.5": ({}, 1000)}
 
 
-@pytest.fixture(params=["a", "b", "c", "q"])
-def golden(request: pytest.FixtureRequest) -> Golden:
-    return read("emb", request.param, request)
+LOSSES = {"location": "location", "highlight": "highlight", "proposal": "ranking"}
+
+golden = golden_of("emb")
+step = step_of(
+    "emb", steps=[(case, f"train_threshold_{each}") for each in THRESHOLDS for case in ("b", "q")]
+)
 
 
 @torch.no_grad()
@@ -72,6 +86,22 @@ def _set(chosen: Found, edge: str, size: int) -> Tensor:
     return between(getattr(chosen, edge), getattr(chosen, f"other_{edge}"), size)
 
 
+@torch.no_grad()
+def test_the_vectors_of_the_table_give_what_its_ids_give(golden: Golden) -> None:
+    batch = golden.batch
+    ids = batch.text.clamp(min=2).where(batch.text_mask, torch.tensor(0))  # 1 is the unknown word
+    names = (f"embedding_net.word_emb.{row}_vec" for row in ("pad", "unk", "glove"))
+    table = torch.cat([golden.weights[name] for name in names])
+    checkpoint = {"model": golden.weights, "opt": golden.meta["official_options"]}
+    by_vectors = load_official("emb", checkpoint, words="vectors")
+    assert not any(name.startswith("encoders.words") for name in by_vectors.state_dict())
+    found = by_vectors(replace(batch, text=table[ids]))
+    expected = golden.load()(replace(batch, text=ids))
+    close(found.extras["start_logits"], expected.extras["start_logits"], batch.video_mask)
+    close(found.extras["end_logits"], expected.extras["end_logits"], batch.video_mask)
+    close(found.saliency, expected.saliency)
+
+
 def test_the_annotated_clips_come_back_from_the_moment(golden: Golden) -> None:
     batch = golden.batch
     assert batch.targets is not None
@@ -88,44 +118,16 @@ def test_the_threshold_falls_as_in_the_public_code(golden: Golden) -> None:
     assert ours == pytest.approx(public, abs=1e-12)
 
 
-@pytest.mark.parametrize("threshold", list(THRESHOLDS))
-@pytest.mark.parametrize("case", ["b", "q"])
-def test_a_training_step_equals_the_public_code(
-    case: str, threshold: str, request: pytest.FixtureRequest
-) -> None:
-    golden = read("emb", case, request)
-    step, batch = golden.meta["train"][f"train_threshold_{threshold}"], golden.batch
-    options, epoch = THRESHOLDS[threshold]
-    model = golden.load(drop_rate=0.0, **options).train()
-    batch.video.requires_grad_()
-    losses = model.losses(batch, StepContext(epoch=epoch))
-    for ours, public in (
-        ("location", "location"),
-        ("highlight", "highlight"),
-        ("proposal", "ranking"),
-    ):
-        expected = step["losses"][public] * step["weights"][public]
-        assert losses[ours].item() == pytest.approx(expected, rel=1e-4), ours
-    total = torch.stack(list(losses.values())).sum()
-    assert total.item() == pytest.approx(step["total"], rel=1e-4)
-    total.backward()
-    check_gradients(model, step)
-    if case == "b":  # the full-size case holds no gradient of the input
-        gradient = golden.tensors[f"train_threshold_{threshold}.grad_video"]
-        assert batch.video.grad is not None
-        close(batch.video.grad, gradient, atol=1e-4 * float(gradient.abs().max()))
+def test_a_training_step_equals_the_public_code(step: Golden) -> None:
+    options, epoch = THRESHOLDS[step.variant.rsplit("_", 1)[1]]
+    check_step(step.in_training(**options), step, LOSSES, context=StepContext(epoch=epoch))
 
 
-def test_public_weights_survive_the_way_there_and_back(golden: Golden) -> None:
-    model = golden.load()
-    layout = MODELS.get("emb").official
-    back = official_state_dict(model, layout)
+def test_written_back_the_sine_table_is_that_of_its_formula(golden: Golden) -> None:
+    model, layout = golden.load(), MODELS.get("emb").official
+    table = official_state_dict(model, layout)["position.pe"]
+    assert torch.equal(table, place_code(*table.shape))
     unused = layout.unused(model.recipe)
-    assert back.keys() == golden.weights.keys()
-    assert all(torch.equal(back[k], golden.weights[k]) for k in back.keys() - unused.keys())
-    assert all(back[key].shape == golden.weights[key].shape for key in unused)
-    size, width = back["position.pe"].shape
-    assert torch.equal(back["position.pe"], place_code(size, width))
     assert {key for key in unused if "char_emb" not in key} == {"position.pe"}
 
 

@@ -4,14 +4,13 @@ that code computes once its loop runs (`ld_detr_loops3`)."""
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from models.retrieval import MODELS, RetrievalModel, load_official
+from models.retrieval import MODELS, RetrievalModel
 from models.retrieval.official import official_state_dict
 from models.retrieval.parts import losses
 from models.retrieval.parts.distill import (
@@ -23,36 +22,30 @@ from models.retrieval.parts.distill import (
 from models.retrieval.types import StepContext
 from tests.golden.public_golden import (
     Golden,
-    check_gradients,
-    check_layers,
-    check_matches,
+    check_predictions,
+    check_step,
+    check_trace,
     close,
+    golden_of,
+    public_shapes,
+    published,
     read,
+    step_of,
+    test_matched_indices_equal_the_public_code,
+    test_public_weights_survive_the_way_there_and_back,
 )
 
-SOURCES = {"ld_detr": {}, "ld_detr_loops3": {"loops": 3}}
-NAMES = {
-    "loss_align": "distill_align",
-    "loss_sim": "distill_sim",
-    **{f"loss_{name}": name for name in ("span", "giou", "label", "span_0", "giou_0", "label_0")},
-}
-STEPS = [
-    (source, case, variant)
-    for source in SOURCES
-    for case, variant in (("b", "train"), ("b", "train_warmup"), ("q", "train"))
+__all__ = [
+    "test_matched_indices_equal_the_public_code",
+    "test_public_weights_survive_the_way_there_and_back",
 ]
+
+SOURCES = ("ld_detr", "ld_detr_loops3")
+LOSSES = {"margin + rank": "saliency", "distill_align": "align", "distill_sim": "sim"}
 CONTEXTS = {"train": StepContext(epoch=1), "train_warmup": StepContext(0, 3, 10)}
 
-
-def load(golden: Golden, **options: Any) -> RetrievalModel:
-    given: dict[str, Any] = SOURCES[golden.meta["model"]] | options
-    checkpoint = {"model": golden.weights, "opt": golden.meta["official_options"]}
-    return load_official("ld_detr", checkpoint, **given)
-
-
-@pytest.fixture(params=[(source, case) for source in SOURCES for case in "abcq"], ids="-".join)
-def golden(request: pytest.FixtureRequest) -> Golden:
-    return read(*request.param, request)
+golden = golden_of(*SOURCES)
+step = step_of(*SOURCES, steps=[("b", "train"), ("b", "train_warmup"), ("q", "train")])
 
 
 @pytest.fixture(scope="module")
@@ -63,94 +56,46 @@ def pure(shared: Path) -> dict[str, Tensor]:
 @torch.no_grad()
 def test_outputs_equal_the_public_code(golden: Golden) -> None:
     gold, batch = golden.tensors, golden.batch
-    model = load(golden)
+    model = golden.load()
     trace = model.trace(batch, passes=True)
-    check_layers(trace.predictions, golden)
-    close(trace.predictions.saliency, gold["eval.saliency_scores"], batch.video_mask)
-    assert trace.decoded is not None
-    assert trace.decoded.references is not None
-    close(trace.decoded.states, gold["eval.hs"])
-    close(trace.decoded.references, gold["eval.references"])
+    check_trace(trace, golden)
     close(trace.tokens.video, gold["eval.video_encoded"])
     close(trace.tokens.text, gold["eval.text_encoded"])
     close(trace.memory.extras["extracted"], gold["eval.v2t_extracted"], batch.video_mask)
-    close(trace.memory.clip, gold["eval.memory"], batch.video_mask)
     found = model.losses(batch)
     close(found["distill_align"] / 0.6, gold["eval.loss_align"])
     close(found["distill_sim"] / 0.6, gold["eval.loss_sim"])
 
 
-@pytest.mark.parametrize(("source", "case", "variant"), STEPS)
-def test_a_training_step_equals_the_public_code(
-    source: str, case: str, variant: str, request: pytest.FixtureRequest
-) -> None:
-    golden = read(source, case, request)
-    step, batch = golden.meta["train"][variant], golden.batch
-    model = load(golden, dropout=0.0, input_dropout=0.0).train()
-    values = model.losses(batch, CONTEXTS[variant])
-    public = step["losses"]
-    saliency = (values["margin"] + values["rank"]).item()
-    assert saliency == pytest.approx(public["loss_saliency"], rel=1e-4)
-    for theirs, ours in NAMES.items():
-        expected = public[theirs] * step["weights"][theirs]
-        assert values[ours].item() == pytest.approx(expected, rel=1e-4), ours
-    total = torch.stack(list(values.values())).sum()
-    assert total.item() == pytest.approx(step["total"], rel=1e-4)
-    total.backward()
-    check_gradients(model, step)
-    check_state_after(model, golden, variant)
-    found = model(batch)
-    close(found.logits, golden.tensors[f"{variant}.pred_logits"])
-    close(found.spans, golden.tensors[f"{variant}.pred_spans"])
-    close(found.saliency, golden.tensors[f"{variant}.saliency_scores"], batch.video_mask)
+def test_a_training_step_equals_the_public_code(step: Golden) -> None:
+    model = step.in_training()
+    check_step(model, step, LOSSES, context=CONTEXTS[step.variant])
+    check_state_after(model, step)
+    check_predictions(model(step.batch), step, step.variant)
 
 
-def check_state_after(model: RetrievalModel, golden: Golden, variant: str) -> None:
+def check_state_after(model: RetrievalModel, step: Golden) -> None:
     """Queue, pointer, slow encoders and running statistics; of a long queue its first columns."""
     ours = official_state_dict(model, MODELS.get("ld_detr").official)
     after = {
-        key.removeprefix(f"{variant}.after."): x
-        for key, x in golden.tensors.items()
-        if key.startswith(f"{variant}.after.")
+        key.removeprefix(f"{step.variant}.after."): x
+        for key, x in step.tensors.items()
+        if key.startswith(f"{step.variant}.after.")
     }
     assert {"distill_align.vid_queue", "distill_align.txt_queue"} <= after.keys()
     for key, public in after.items():
         close(ours[key][..., : public.shape[-1]], public)
-    pointer = golden.meta["train"][variant]["queue_ptr_after"]
-    assert ours["distill_align.queue_ptr"].item() == pointer
-
-
-@pytest.mark.parametrize(("source", "case", "variant"), STEPS)
-def test_matched_indices_equal_the_public_code(
-    source: str, case: str, variant: str, request: pytest.FixtureRequest
-) -> None:
-    golden = read(source, case, request)
-    check_matches(load(golden, dropout=0.0, input_dropout=0.0).train(), golden, variant)
-
-
-def test_public_weights_survive_the_way_there_and_back(golden: Golden) -> None:
-    model = load(golden)
-    layout = MODELS.get("ld_detr").official
-    back = official_state_dict(model, layout)
-    unused = layout.unused(model.recipe)
-    assert back.keys() == golden.weights.keys()
-    assert all(torch.equal(back[k], golden.weights[k]) for k in back.keys() - unused.keys())
-    assert all(back[key].shape == golden.weights[key].shape for key in unused)
+    assert ours["distill_align.queue_ptr"].item() == step.step["queue_ptr_after"]
 
 
 def test_names_and_shapes_are_those_of_the_published_model(
     request: pytest.FixtureRequest, shared: Path
 ) -> None:
-    golden = read("ld_detr", "q", request)
-    public = official_state_dict(load(golden), MODELS.get("ld_detr").official)
-    shapes = {key: tuple(x.shape) for key, x in public.items()}
+    shapes = public_shapes(read("ld_detr", "q", request).load())
     for name in ("vid", "txt"):  # the case has a shorter queue
-        assert shapes[f"distill_align.{name}_queue"] == (256, 1024)
-        shapes[f"distill_align.{name}_queue"] = (256, 65536)
-    lines = (shared / "specs" / "model_keys" / "ld_keys.txt").read_text().splitlines()
-    assert sorted(f"{key} {shape}" for key, shape in shapes.items()) == sorted(
-        line for line in lines if " (" in line
-    )
+        assert shapes[f"distill_align.{name}_queue"] == "(256, 1024)"
+        shapes[f"distill_align.{name}_queue"] = "(256, 65536)"
+    assert shapes == published(shared, "ld_keys.txt")
 
 
 @pytest.mark.parametrize("size", [3, 4, 7])

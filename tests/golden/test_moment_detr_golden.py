@@ -4,80 +4,42 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
-from models.retrieval import MODELS
-from models.retrieval.official import official_state_dict
 from models.retrieval.parts import losses
-from models.retrieval.types import StepContext
 from tests.golden.public_golden import (
     Golden,
-    check_gradients,
-    check_input_gradients,
-    check_layers,
-    check_matches,
+    check_predictions,
+    check_step,
+    check_trace,
     close,
-    read,
-    with_gradients,
+    golden_of,
+    step_of,
+    test_matched_indices_equal_the_public_code,
+    test_public_weights_survive_the_way_there_and_back,
 )
 
+__all__ = [
+    "test_matched_indices_equal_the_public_code",
+    "test_public_weights_survive_the_way_there_and_back",
+]
 
-@pytest.fixture(params=["a", "b", "c", "q"])
-def golden(request: pytest.FixtureRequest) -> Golden:
-    return read("moment_detr", request.param, request)
+LOSSES = {"margin": "saliency"}
+
+golden = golden_of("moment_detr")
+step = step_of("moment_detr")
 
 
 @torch.no_grad()
-def test_moment_detr_outputs_equal_the_public_code(golden: Golden) -> None:
-    gold, batch = golden.tensors, golden.batch
-    trace = golden.load().trace(batch, passes=True)
-    check_layers(trace.predictions, golden)
-    close(trace.predictions.saliency, gold["eval.saliency_scores"], batch.video_mask)
-    assert trace.decoded is not None
-    close(trace.decoded.states, gold["eval.hs"])
-    close(trace.memory.kv, gold["eval.memory"], trace.memory.kv_mask)
+def test_outputs_equal_the_public_code(golden: Golden) -> None:
+    check_trace(golden.load().trace(golden.batch, passes=True), golden)
 
 
-@pytest.mark.parametrize("case", ["b", "q"])
-def test_a_training_step_of_moment_detr_equals_the_public_code(
-    case: str, request: pytest.FixtureRequest
-) -> None:
-    golden = read("moment_detr", case, request)
-    step, batch = golden.meta["train"]["train"], with_gradients(golden.batch)
-    model = golden.load(dropout=0.0, input_dropout=0.0).train()
-    found = model(batch)
-    close(found.logits, golden.tensors["train.pred_logits"])
-    close(found.spans, golden.tensors["train.pred_spans"])
-    values = model.losses(batch, StepContext())
-    names = {"margin": "saliency"}
-    for name, loss in values.items():
-        public = f"loss_{names.get(name, name)}"
-        expected = step["losses"][public] * step["weights"][public]
-        assert loss.item() == pytest.approx(expected, rel=1e-4), name
-    total = torch.stack(list(values.values())).sum()
-    assert total.item() == pytest.approx(step["total"], rel=1e-4)
-    total.backward()
-    check_gradients(model, step)
-    check_input_gradients(batch, golden)
-
-
-@pytest.mark.parametrize("case", ["b", "q"])
-def test_matches_of_moment_detr_equal_the_public_code(
-    case: str, request: pytest.FixtureRequest
-) -> None:
-    golden = read("moment_detr", case, request)
-    check_matches(golden.load(), golden)
-
-
-def test_public_weights_of_moment_detr_survive_the_way_there_and_back(golden: Golden) -> None:
-    model = golden.load()
-    layout = MODELS.get("moment_detr").official
-    back, unused = official_state_dict(model, layout), layout.unused(model.recipe)
-    assert back.keys() == golden.weights.keys()
-    assert all(torch.equal(back[k], golden.weights[k]) for k in back.keys() - unused.keys())
-    assert all(back[key].shape == golden.weights[key].shape for key in unused)
+def test_a_training_step_equals_the_public_code(step: Golden) -> None:
+    model = step.in_training()
+    check_predictions(model(step.batch), step, "train")
+    check_step(model, step, LOSSES)
 
 
 def test_the_functions_of_moment_detr_give_what_the_public_ones_give(shared: Path) -> None:

@@ -99,6 +99,13 @@ def test_settings_of_another_model_are_refused(hf: Path, tmp_path: Path) -> None
     (tmp_path / "config.json").write_text(json.dumps(settings | {"intermediate_size": 8}))
     with pytest.raises(UsageError, match=r"gate_proj.*should be \(8, 64\)"):
         extract_layers(tmp_path, [0])
+    # heads that are not the width's equal shares (Gemma, Mistral-Nemo) are not computed here
+    (tmp_path / "config.json").write_text(json.dumps(settings | {"head_dim": 32}))
+    with pytest.raises(UsageError, match=r"is not of a LLaMA.*head_dim 32 is not hidden_size"):
+        extract_layers(tmp_path, [0])
+    (tmp_path / "config.json").write_text(json.dumps(settings) + " " * (1 << 20))
+    with pytest.raises(UsageError, match=r"the settings .* larger than the 1,048,576 bytes"):
+        extract_layers(tmp_path, [0])
     (tmp_path / "config.json").unlink()
     with pytest.raises(UsageError, match=r"no config\.json"):
         extract_layers(tmp_path, [0])
@@ -123,6 +130,16 @@ def test_settings_of_older_files_are_read(hf: Path, tmp_path: Path) -> None:
     assert (spec.rope_theta, spec.rope_kind) == (5e5, "llama3")
 
 
+def test_metas_scaled_rotary_positions_are_noticed(meta: Path, tmp_path: Path) -> None:
+    """`use_scaled_rope` of Llama 3.1's params.json."""
+    for file in meta.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    settings: dict[str, Any] = json.loads((meta / "params.json").read_text())
+    (tmp_path / "params.json").write_text(json.dumps(settings | {"use_scaled_rope": True}))
+    assert extract_layers(tmp_path, [0]).spec.rope_kind == "scaled"
+    assert extract_layers(meta, [0]).spec.rope_kind == "default"
+
+
 def test_what_is_not_finite_is_refused(meta: Path, tmp_path: Path) -> None:
     state = torch.load(meta / "consolidated.00.pth", weights_only=True)
     state[f"layers.1.{meta_name('down')}"][0, 0] = torch.inf
@@ -133,11 +150,21 @@ def test_what_is_not_finite_is_refused(meta: Path, tmp_path: Path) -> None:
 
 
 def test_a_changed_file_is_damaged(hf: Path, tmp_path: Path) -> None:
-    content = bytearray(layers_bytes(extract_layers(hf, [1, 2])))
-    content[-3] ^= 1
-    (tmp_path / "layers.safetensors").write_bytes(content)
-    with pytest.raises(UsageError, match="damaged"):
-        read_layers(tmp_path / "layers.safetensors")
+    whole = layers_bytes(extract_layers(hf, [1, 2]))
+    # layer 1 comes first after the header, the last norm at the end
+    places = ((8 + int.from_bytes(whole[:8], "little"), "of 1;"), (-3, "of the whole;"))
+    for place, named in places:
+        content = bytearray(whole)
+        content[place] ^= 1
+        (tmp_path / "layers.safetensors").write_bytes(content)
+        with pytest.raises(UsageError, match=f"is damaged: other checksums {named}"):
+            read_layers(tmp_path / "layers.safetensors")
+
+
+def test_a_part_of_no_layers_is_refused(hf: Path, tmp_path: Path) -> None:
+    (tmp_path / "layers.safetensors").write_bytes(layers_bytes(extract_layers(hf, [1, 2])))
+    with pytest.raises(UsageError, match="holds layers 1-2, and asked for are none"):
+        read_layers(tmp_path / "layers.safetensors", [])
 
 
 def test_other_files_are_no_layers(tmp_path: Path) -> None:

@@ -40,6 +40,8 @@ def test_the_library_reads_what_was_written(tmp_path: Path) -> None:
     content = safetensors_bytes(TENSORS, {"made": "here"})
     assert content == safetensors_bytes(dict(reversed(TENSORS.items())), {"made": "here"})
     assert same(load(content), TENSORS)
+    # numbers begin at a multiple of eight, as the library lays them out
+    assert int.from_bytes(content[:8], "little") % 8 == 0
     (tmp_path / "x.safetensors").write_bytes(content)
     with safe_open(tmp_path / "x.safetensors", framework="pt") as opened:
         assert opened.metadata() == {"made": "here"}
@@ -98,4 +100,12 @@ def test_a_header_that_does_not_fit_its_numbers_is_refused(
 def test_a_file_that_is_shorter_than_its_header_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(ValueError, match="its header should have"):
+        SafetensorsFile(tmp_path / "x")
+
+
+def test_a_header_above_the_librarys_limit_is_refused_unread(tmp_path: Path) -> None:
+    with (tmp_path / "x").open("wb") as file:
+        file.write((100_000_001).to_bytes(8, "little"))
+        file.truncate(100_000_100)  # of holes
+    with pytest.raises(ValueError, match="its header should have 100,000,001 bytes"):
         SafetensorsFile(tmp_path / "x")

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.retrieval.stages import LossTerm, Outcome, Tokens
+from models.retrieval.flow import Outcome, Tokens
+from models.retrieval.stages import LossTerm
 
 __all__ = [
     "TEMPERATURE",

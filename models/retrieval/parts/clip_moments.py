@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.retrieval.flow import Decoded, Memory, Outcome
 from models.retrieval.parts.context_query import masked_softmax
 from models.retrieval.parts.losses import mean_where
 from models.retrieval.parts.spans import centre_width, overlap, start_end
-from models.retrieval.stages import Decoded, Head, LossTerm, Memory, Outcome
+from models.retrieval.stages import Head, LossTerm
 from models.retrieval.types import Targets
 
 __all__ = [

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from models.retrieval.flow import Memory, Tokens
 from models.retrieval.parts.attention import Activation, EncoderLayer, xavier
 from models.retrieval.parts.projection import MLP
-from models.retrieval.stages import Fuser, Memory, Tokens
+from models.retrieval.stages import Fuser
 
 __all__ = ["ConcatFuser"]
 

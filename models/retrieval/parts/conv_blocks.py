@@ -1,4 +1,5 @@
-"""Residual convolutions over the clips, with batch norms that know what is padding (LD-DETR)."""
+"""Convolutions over the clips: residual ones whose batch norms know what is padding (LD-DETR), and
+plain ones (UVCOM)."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ConvBlock", "ConvMask", "MaskedBatchNorm"]
+__all__ = ["ConvBlock", "ConvMask", "MaskedBatchNorm", "NeighbourConvs"]
 
 ConvMask = Literal["zero", "none"]
 """`zero` keeps padding at zero before every convolution and out of the statistics; `none` treats it
@@ -74,3 +75,25 @@ class ConvBlock(nn.Module):
 
     def _real(self, x: Tensor, mask: Tensor | None) -> Tensor:
         return x if mask is None else x * mask.unsqueeze(1)
+
+
+class NeighbourConvs(nn.ModuleList):
+    """Convolutions over one, three and one clips (UVCOM's local module).
+
+    Args:
+        width: features.
+        masked: whether padded clips are masked again after the first convolution, whose bias
+            fills them, so that the second does not read them as neighbours.
+    """
+
+    def __init__(self, width: int, *, masked: bool) -> None:
+        super().__init__(nn.Conv1d(width, width, size, padding=size // 2) for size in (1, 3, 1))
+        self.masked = masked
+
+    def forward(self, clips: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, d) from (B, L, d) and (B, L) bool."""
+        keep = mask.unsqueeze(1)
+        first, wide, last = self
+        x = first(clips.transpose(1, 2) * keep)
+        x = x * keep if self.masked else x
+        return last(wide(x)).transpose(1, 2)  # type: ignore[no-any-return]

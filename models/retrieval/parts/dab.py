@@ -10,10 +10,11 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from models.retrieval.flow import Decoded, Memory, Queries
 from models.retrieval.parts.attention import Activation, DropPath, FeedForward, attend, xavier
 from models.retrieval.parts.projection import MLP, AnchorSine
 from models.retrieval.parts.spans import inverse_sigmoid
-from models.retrieval.stages import Decoded, Decoder, Memory, Part, Queries
+from models.retrieval.stages import Decoder, Part
 
 __all__ = ["DABDecoder", "DABLayer", "LearnedAnchors", "QueryInit"]
 

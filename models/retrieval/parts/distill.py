@@ -15,16 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.retrieval.flow import Outcome
 from models.retrieval.parts.alignment import Pooling, globals_of
 from models.retrieval.parts.attention import xavier
 from models.retrieval.parts.encoders import ProjectionEncoders
 from models.retrieval.parts.losses import mean_known
-from models.retrieval.stages import Encoders, LossTerm, Outcome
+from models.retrieval.parts.processes import rows_of_all
+from models.retrieval.stages import Encoders, LossTerm
 from models.retrieval.types import Batch, StepContext
 
 __all__ = [
     "DistillAlignTerm",
     "FeatureQueue",
+    "QueueFrom",
     "QueueMask",
     "SimilarityTerm",
     "distilled_contrast",
@@ -37,7 +40,16 @@ QueueMask = Literal["none", "same_sample", "same_video"]
 of the contrast. A queue longer than the training set holds older copies of every sample, which
 `none` counts as wrong."""
 
+QueueFrom = Literal["all_processes", "first_process"]
+"""Whose keys the queue takes where several processes train. `all_processes`: of everyone, by rank,
+as MoCo and ALBEF gather them, so that the queue is that of one process with all the batches.
+`first_process`: of rank 0, whose buffers `DistributedDataParallel` gives to the others before the
+next step; what code for one process does there."""
+
 TEMPERATURE_RANGE = (0.001, 0.5)
+Keys = tuple[Tensor, Tensor, Tensor]
+"""Of B samples: video (B, d), text (B, d), ids (B,)."""
+
 UNKNOWN = torch.iinfo(torch.int64).min
 """Id of a key that no sample gave."""
 
@@ -166,6 +178,8 @@ class DistillAlignTerm(LossTerm):
         updates: `step` moves slow encoders and queue after every optimiser step. `forward`, as
             released, moves the encoders whenever the loss is computed, in evaluation too, and
             writes the queue then, if its length is a multiple of the batch.
+        queue_from: see `QueueFrom`. The slow encoders need no exchange: they follow weights that
+            are equal in all processes.
     """
 
     name = "distill_align"
@@ -184,6 +198,7 @@ class DistillAlignTerm(LossTerm):
         momentum_dropout: bool,
         pooling: Pooling,
         updates: Literal["step", "forward"],
+        queue_from: QueueFrom,
     ) -> None:
         super().__init__(weight)
         self.momentum = _slow_copy(encoders, dropout=momentum_dropout)
@@ -193,9 +208,10 @@ class DistillAlignTerm(LossTerm):
         self.alpha, self.keep = alpha, momentum
         self.pooling: Pooling = pooling
         self.updates: Literal["step", "forward"] = updates
+        self.queue_from: QueueFrom = queue_from
         # In a tuple, because these are the model's parameters and not this term's.
         self._followed = (encoders,)
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._waiting: list[Keys] = []
 
     def forward(self, outcome: Outcome) -> Tensor:
         """Scalar; samples without moments take no part, as released."""
@@ -241,9 +257,9 @@ class DistillAlignTerm(LossTerm):
         if self.updates == "forward":
             return
         self._follow()
-        for keys in self._waiting:
-            self.queue.push(*keys)
-        self._waiting.clear()
+        keys = self._taken()
+        if self.queue.length:
+            self.queue.push(*self._shared(keys))
 
     @torch.no_grad()
     def _follow(self) -> None:
@@ -259,8 +275,26 @@ class DistillAlignTerm(LossTerm):
             # Someone who computes losses and takes no steps fills no memory.
             if sum(len(each[0]) for each in self._waiting[1:]) > self.queue.length:
                 del self._waiting[0]
-        elif self.queue.length and self.queue.length % len(video) == 0:
-            self.queue.push(video, text, ids)
+        elif self.queue.length:
+            keys = self._shared((video, text, ids))
+            if self.queue.length % len(keys[0]) == 0:
+                self.queue.push(*keys)
+
+    def _taken(self) -> Keys:
+        """What waited, in order. Nothing is no reason to stay away: the others would wait."""
+        blank = self.queue.video.new_zeros(0, len(self.queue.video))
+        none = blank, blank, self.queue.pointer.new_zeros(0)
+        taken = none, *self._waiting
+        self._waiting.clear()
+        video, text, ids = (torch.cat(some) for some in zip(*taken, strict=True))
+        return video, text, ids
+
+    def _shared(self, keys: Keys) -> Keys:
+        """The keys that every process lets in."""
+        if self.queue_from == "first_process":
+            return keys
+        video, text, ids = rows_of_all(keys)
+        return video, text, ids
 
     def _ids(self, batch: Batch) -> Tensor:
         given = batch.video_ids if self.queue_mask == "same_video" else batch.sample_ids

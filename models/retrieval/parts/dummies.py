@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.retrieval.flow import Decoded, Memory, Tokens
 from models.retrieval.parts.attention import (
     DropPath,
     EncoderLayer,
@@ -19,7 +20,7 @@ from models.retrieval.parts.attention import (
     keys_allowed,
     xavier,
 )
-from models.retrieval.stages import Decoded, Fuser, Head, Memory, Refiner, Tokens
+from models.retrieval.stages import Fuser, Head, Refiner
 
 __all__ = [
     "AdaptiveCrossAttention",

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.retrieval.flow import Outcome
 from models.retrieval.parts.losses import mean_where
 from models.retrieval.parts.spans import overlap, start_end
-from models.retrieval.stages import LossTerm, Outcome
+from models.retrieval.stages import LossTerm
 from models.retrieval.types import StepContext, Targets
 
 __all__ = [

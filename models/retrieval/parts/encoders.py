@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.retrieval.flow import Tokens
 from models.retrieval.parts.projection import (
     FeatureProjection,
     LearnedTextPosition,
     clip_position,
 )
-from models.retrieval.stages import Encoders, Tokens
+from models.retrieval.stages import Encoders
 from models.retrieval.types import Batch
 
 __all__ = ["ProjectionEncoders"]
@@ -23,7 +24,8 @@ class ProjectionEncoders(Encoders):
         video_dim: features of a clip, with TEF.
         text_dim: features of a word.
         width: features that go out.
-        depth: layers of each projection.
+        depth: layers of each projection; the last has no ReLU.
+        video_depth: layers of the projection of video, if others; which has no ReLU stays.
         dropout: before every Linear of the projections.
         text_position: learned places of the words; None for none.
         token_types: whether a learned vector tells clips (row 1) from words (row 0).
@@ -36,13 +38,16 @@ class ProjectionEncoders(Encoders):
         width: int,
         *,
         depth: int = 2,
+        video_depth: int | None = None,
         dropout: float = 0.5,
         text_position: LearnedTextPosition | None = None,
         token_types: bool = False,
     ) -> None:
         super().__init__()
         self.width = width
-        self.video = FeatureProjection(video_dim, width, depth=depth, dropout=dropout)
+        self.video = FeatureProjection(
+            video_dim, width, depth=video_depth or depth, dropout=dropout, plain=depth - 1
+        )
         self.text = FeatureProjection(text_dim, width, depth=depth, dropout=dropout)
         self.text_position: nn.Module | None = text_position
         self.types = nn.Embedding(2, width) if token_types else None

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.retrieval.flow import Decoded, Memory, Outcome, Trace
 from models.retrieval.parts.context_query import masked_softmax
 from models.retrieval.parts.heads import LinearSaliency
 from models.retrieval.parts.losses import mean_where
 from models.retrieval.parts.negatives import other_samples
-from models.retrieval.stages import Decoded, Head, LossTerm, Memory, Outcome, Trace
+from models.retrieval.stages import Head, LossTerm
 
 __all__ = [
     "AttentivePool",
@@ -155,7 +156,8 @@ class PooledContrastTerm(LossTerm):
 def pooled_contrast(
     video: Tensor, text: Tensor, against: Tensor, *, temperature: float = 0.07
 ) -> Tensor:
-    """InfoNCE of every video with its text against other texts, one way (BM-DETR).
+    """InfoNCE of every video with its text against other texts, one way (BM-DETR); in float32 under
+    autocast too.
 
     Args:
         video: (B, e) of unit length.
@@ -164,7 +166,8 @@ def pooled_contrast(
         temperature: τ.
     """
     own = torch.eye(len(video), dtype=torch.bool, device=video.device)
-    score = (video @ text.T / temperature).masked_fill(~(against | own), -torch.inf)
+    with torch.autocast(video.device.type, enabled=False):
+        score = (video @ text.T / temperature).masked_fill(~(against | own), -torch.inf)
     return (score.logsumexp(1) - score.diagonal()).mean()
 
 

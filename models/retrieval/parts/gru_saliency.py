@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from models.retrieval.flow import Decoded, Memory
 from models.retrieval.parts.spans import start_end
-from models.retrieval.stages import Decoded, Head, Memory
+from models.retrieval.stages import Head
 
 __all__ = ["MomentGRUSaliency", "SummedLinear", "moment_slice"]
 

@@ -8,11 +8,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models.retrieval.flow import Memory, Tokens
 from models.retrieval.parts.clip_pooling import grid_mask, to_clips, to_grid
 from models.retrieval.parts.context_query import ContextQuery
 from models.retrieval.parts.guided import AttentionStack, GuidedStack, at_ends, block_max
 from models.retrieval.parts.proposals import propose
-from models.retrieval.stages import Fuser, Memory, Tokens
+from models.retrieval.stages import Fuser
 
 __all__ = ["GuidedFuser"]
 

@@ -7,9 +7,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from models.retrieval.flow import Decoded, Memory
 from models.retrieval.parts.projection import MLP
 from models.retrieval.parts.spans import inverse_sigmoid
-from models.retrieval.stages import Decoded, Head, Memory
+from models.retrieval.stages import Head
 
 __all__ = ["AnchorMomentHead", "GlobalDotSaliency", "LinearSaliency", "MomentHead"]
 

@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from models.retrieval.flow import Memory, Outcome, Tokens
 from models.retrieval.parts.attention import masked_mean
 from models.retrieval.parts.losses import mean_known
 from models.retrieval.parts.negatives import WrongText, other_samples
 from models.retrieval.parts.slots import SlotPadding
 from models.retrieval.parts.spans import start_end
-from models.retrieval.stages import Encoders, LossTerm, Memory, Outcome, Tokens
+from models.retrieval.stages import Encoders, LossTerm
 from models.retrieval.types import Batch, StepContext, Targets
 
 __all__ = [
@@ -34,10 +35,13 @@ def rows_that_count(mask: Tensor, padding: SlotPadding) -> Tensor:
 
 
 def likeness(memory: Memory) -> tuple[Tensor, Tensor]:
-    """Cosine of every video with every text (B, B), and of every clip with its text (B, L)."""
+    """Cosine of every video with every text (B, B), and of every clip with its text (B, L);
+    float32 under autocast too."""
     found = memory.extras
-    whole = found["similar_video"] @ found["similar_text"].T
-    return whole, (found["similar_clips"] @ found["similar_text"].unsqueeze(-1)).squeeze(-1)
+    text = found["similar_text"]
+    with torch.autocast(text.device.type, enabled=False):
+        clips = (found["similar_clips"] @ text.unsqueeze(-1)).squeeze(-1)
+        return found["similar_video"] @ text.T, clips
 
 
 class ChosenText(WrongText):

@@ -16,10 +16,11 @@ from models.retrieval.criterion import (
     RankTerm,
     negative_clips,
 )
+from models.retrieval.flow import Memory, Outcome
 from models.retrieval.parts.attention import xavier
 from models.retrieval.parts.dummies import LeadingTokens
 from models.retrieval.parts.losses import mean_where
-from models.retrieval.stages import Aligner, LossTerm, Memory, Outcome
+from models.retrieval.stages import Aligner, LossTerm
 from models.retrieval.types import Batch
 
 __all__ = [
@@ -125,8 +126,9 @@ class MomentSentenceTerm(LossTerm):
         }
         known = self._known(outcome)
         place = torch.arange(len(known), device=known.device)
-        words = torch.cat([unit["moment"], unit["other"]]) @ unit["sentence"].T
-        dummies = torch.cat([unit["moment"], unit["other"]]) @ unit["dummy"].T
+        with torch.autocast(known.device.type, enabled=False):
+            words = torch.cat([unit["moment"], unit["other"]]) @ unit["sentence"].T
+            dummies = torch.cat([unit["moment"], unit["other"]]) @ unit["dummy"].T
         words, dummies = (torch.cat(x.chunk(2), dim=1).log_softmax(-1) for x in (words, dummies))
         sentence = -words.gather(1, place[:, None]).squeeze(1)
         return mean_where(sentence + self._apart(dummies, place), known) + self._clips(outcome)
@@ -149,7 +151,8 @@ class MomentSentenceTerm(LossTerm):
 
     def _clips(self, outcome: Outcome) -> Tensor:
         found, targets = outcome.predictions.extras, outcome.targets
-        score = (found["frames"] @ found["moment_token"].unsqueeze(-1)).squeeze(-1).float()
+        with torch.autocast(found["frames"].device.type, enabled=False):
+            score = (found["frames"] @ found["moment_token"].unsqueeze(-1)).squeeze(-1)
         label = targets.in_moment.float()
         real = outcome.batch.video_mask
         if self.log == "softplus":
@@ -272,6 +275,7 @@ def _cross_entropy(p: Tensor, label: Tensor) -> Tensor:
 def _likeness(vectors: Tensor) -> Tensor:
     """Mean |cosine| of different vectors of (B, n, d), their own zeros counted; 0 for one."""
     unit = functional.normalize(vectors.float(), dim=-1)
-    cosine = unit @ unit.detach().transpose(1, 2)
+    with torch.autocast(unit.device.type, enabled=False):
+        cosine = unit @ unit.detach().transpose(1, 2)
     same = torch.eye(cosine.shape[-1], dtype=torch.bool, device=cosine.device)
     return cosine.masked_fill(same, 0).abs().mean()

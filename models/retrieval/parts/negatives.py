@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from models.retrieval.stages import Encoders, Pass, Tokens
+from models.retrieval.flow import Tokens
+from models.retrieval.stages import Encoders, Pass
 from models.retrieval.types import Batch, StepContext
 
 __all__ = ["WrongText", "other_samples", "other_video", "with_text_of"]
@@ -52,13 +53,19 @@ class WrongText(Pass):
         the tokens know it too, for fusers that let samples see each other."""
         place = torch.arange(len(batch), device=tokens.text.device)
         if batch.wrong_text is not None and batch.wrong_text_mask is not None:
-            text = encoders.encode_text(batch.wrong_text)
+            wrong = replace(
+                batch,
+                text=batch.wrong_text,
+                text_mask=batch.wrong_text_mask,
+                texts=batch.wrong_texts,
+            )
+            text = encoders.encode_text(wrong.text)
             given = replace(
                 tokens,
                 text=text,
-                text_mask=batch.wrong_text_mask,
+                text_mask=wrong.text_mask,
                 text_pos=encoders.text_places(text),
-                texts=encoders.other_texts(batch.wrong_text),
+                texts=encoders.other_texts(wrong),
             )
             return given, {"negative_mask": torch.ones_like(place, dtype=torch.bool)}
         if self.choice == "roll":

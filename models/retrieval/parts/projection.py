@@ -14,7 +14,7 @@ __all__ = ["MLP", "AnchorSine", "FeatureProjection", "LearnedTextPosition", "cli
 
 
 class FeatureProjection(nn.Module):
-    """Layers of LayerNorm, dropout, Linear; ReLU between them, none at the end.
+    """Layers of LayerNorm, dropout, Linear, ReLU; one of them, usually the last, without the ReLU.
 
     `LinearLayer` × depth of the Moment-DETR lineage (specs/retrieval_models.md §3.0).
 
@@ -23,10 +23,20 @@ class FeatureProjection(nn.Module):
         outputs: features that go out.
         depth: layers.
         dropout: before every Linear.
+        plain: zero-based number of the layer without a ReLU; None for the last.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, depth: int = 2, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        depth: int = 2,
+        dropout: float = 0.5,
+        plain: int | None = None,
+    ) -> None:
         super().__init__()
+        self.plain = depth - 1 if plain is None else plain
         widths = [inputs] + [outputs] * (depth - 1)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for width in widths)
         self.linears = nn.ModuleList(nn.Linear(width, outputs) for width in widths)
@@ -34,10 +44,9 @@ class FeatureProjection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, inputs) as (…, outputs)."""
-        last = len(self.linears) - 1
         for i, (norm, linear) in enumerate(zip(self.norms, self.linears, strict=True)):
             x = linear(self.dropout(norm(x)))
-            x = x if i == last else x.relu()
+            x = x if i == self.plain else x.relu()
         return x
 
 

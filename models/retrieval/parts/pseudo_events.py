@@ -14,10 +14,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from data.errors import UsageError
+from models.retrieval.flow import Outcome
 from models.retrieval.parts import losses
 from models.retrieval.parts.matcher import assign
 from models.retrieval.parts.spans import centre_width, pairwise_giou, start_end
-from models.retrieval.stages import LossTerm, Outcome
+from models.retrieval.stages import LossTerm
 from models.retrieval.types import Batch
 
 __all__ = [
@@ -65,7 +66,9 @@ def find_events(
     where the batch is odd, the middle sample gets that span, of negative width.
 
     Args:
-        video: (B, L, D) features of the clips.
+        video: (B, L, D) features of the clips. EaTR's public code gives those of the batch,
+            LLMEPET's its projected clips with their token type (`Tokens.video`), so that its events
+            move as the projection learns; its losses of them are in no sum that it optimises.
         mask: (B, L) bool.
         how: `online` or `released`.
 

@@ -6,10 +6,10 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from models.retrieval.flow import Memory, Queries
 from models.retrieval.parts.attention import xavier
 from models.retrieval.parts.dab import LearnedAnchors
 from models.retrieval.parts.projection import MLP
-from models.retrieval.stages import Memory, Queries
 
 __all__ = ["SentenceSlots", "SlotAttention", "SlotPadding"]
 

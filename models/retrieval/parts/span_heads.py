@@ -7,10 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from models.retrieval.flow import Decoded, Memory
 from models.retrieval.parts.clip_pooling import to_clips
 from models.retrieval.parts.proposals import ProposalScorer
 from models.retrieval.parts.span_predictor import SpanPredictor, top_spans
-from models.retrieval.stages import Decoded, Head, Memory
+from models.retrieval.stages import Head
 
 __all__ = ["ProposalHead", "SpanHead", "TopSpansHead"]
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from models.retrieval.flow import Decoded, Memory, Queries
 from models.retrieval.parts.attention import Attention, FeedForward, xavier
-from models.retrieval.stages import Decoded, Decoder, Memory, Queries
+from models.retrieval.stages import Decoder
 
 __all__ = ["VanillaDecoder", "VanillaLayer"]
 

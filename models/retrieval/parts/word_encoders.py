@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from data.errors import UsageError
+from models.retrieval.flow import Tokens
 from models.retrieval.parts.clip_pooling import Pooling, to_clips, to_grid
 from models.retrieval.parts.context_query import Pointwise
-from models.retrieval.stages import Encoders, Tokens
+from models.retrieval.stages import Encoders
 from models.retrieval.types import Batch
 
 __all__ = ["WordEncoders", "WordTable", "place_code"]
@@ -62,7 +63,7 @@ class WordEncoders(Encoders):
     place of the grid that it lies on, so that side streams still meet clips.
 
     Args:
-        video_dim: features of a clip.
+        video_dim: features of a clip that are read; further ones, the place at their end, are not.
         text_dim: features of a word vector.
         width: features that go out.
         dropout: on what goes in.
@@ -88,6 +89,7 @@ class WordEncoders(Encoders):
         self.words = table
         self.dropout = nn.Dropout(dropout)
         self.width, self.size, self.pooling = width, size, pooling
+        self.video_dim = video_dim
 
     def forward(self, batch: Batch) -> Tokens:
         """Tokens of width `width`; padding is projected too and masked by what reads it.
@@ -103,7 +105,7 @@ class WordEncoders(Encoders):
                 f"a video has {clips} clips and this model at most {self.size}; build it with "
                 "pooling: mean or with more max_clips, or give it longer clips"
             )
-        grid = to_grid(batch.video, mask, self.size, self.pooling or "mean")
+        grid = to_grid(batch.video[..., : self.video_dim], mask, self.size, self.pooling or "mean")
         place = place_code(grid.shape[1], self.width, mask.device).expand(len(mask), -1, -1)
         return Tokens(
             video=to_clips(self.video(self.dropout(grid)), mask),

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from data.errors import UsageError
 from models.retrieval.build import PLUGINS, Blueprint, Dims, Options, Plugin
+from models.retrieval.flow import Memory
 from models.retrieval.parts.attention import EncoderLayer, xavier
 from models.retrieval.parts.conv_blocks import ConvBlock, ConvMask
-from models.retrieval.stages import Memory, Refiner
+from models.retrieval.stages import Refiner
 
 __all__ = ["ConvFuserOptions", "ConvRefiner"]
 

@@ -6,7 +6,7 @@ Zhao et al., 2025, https://arxiv.org/abs/2501.10787, Eq. 1–8 and Table 4; how 
 It takes the place of TR-DETR's own alignment, with which it loses (Table 4: 43.6 mAP with both,
 44.9 with it alone, 44.3 without it); the alignments of other bases stay, as in the paper. Samples
 without moments take no part. Slow encoders and queue move with optimiser steps, so extra passes and
-views of a batch do not count. Of several processes the queue of the first is everyone's.
+views of a batch do not count. Several processes share one queue (`queue_from`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from pydantic import Field
 
 from models.retrieval.build import PLUGINS, Blueprint, Dims, Options, Plugin
 from models.retrieval.parts.alignment import ClipTextTerm, Pooling, VideoTextTerm
-from models.retrieval.parts.distill import DistillAlignTerm, QueueMask, SimilarityTerm
+from models.retrieval.parts.distill import (
+    DistillAlignTerm,
+    QueueFrom,
+    QueueMask,
+    SimilarityTerm,
+)
 
 __all__ = ["DistillAlignOptions"]
 
@@ -35,6 +40,8 @@ class DistillAlignOptions(Options):
         queue_length: keys of earlier batches; 0 for none. The published 65536 are more than most
             training sets.
         queue_mask: whether keys of the same sample or video are left out.
+        queue_from: of several processes, whether the queue takes the keys of `all_processes`, in
+            order of rank, or of the `first_process`, which `DistributedDataParallel` spreads.
         pooling: rows of the global features.
         sim_stop_grad: whether what the similarity loss compares with gets no gradient.
         own_alignment: `replace` takes TR-DETR's own alignment losses out, `keep` adds to them.
@@ -47,6 +54,7 @@ class DistillAlignOptions(Options):
     momentum_dropout: bool = True
     queue_length: int = Field(8192, ge=0)
     queue_mask: QueueMask = "same_sample"
+    queue_from: QueueFrom = "all_processes"
     pooling: Pooling = "real"
     sim_stop_grad: bool = False
     own_alignment: Literal["replace", "keep"] = "replace"
@@ -69,6 +77,7 @@ def apply(blueprint: Blueprint, dims: Dims, options: DistillAlignOptions) -> Blu
         momentum_dropout=o.momentum_dropout,
         pooling=o.pooling,
         updates="step",
+        queue_from=o.queue_from,
     )
     sim = SimilarityTerm(o.sim_weight, width, pooling=o.pooling, stop_gradient=o.sim_stop_grad)
     replaced = (VideoTextTerm, ClipTextTerm) if o.own_alignment == "replace" else ()

@@ -27,10 +27,11 @@ from torch import Tensor, nn
 
 from data.errors import UsageError
 from models.retrieval.build import PLUGINS, Blueprint, Dims, Options, Plugin
+from models.retrieval.flow import Decoded, Memory, Outcome
 from models.retrieval.parts.projection import MLP
 from models.retrieval.parts.pseudo_events import EventMatcher
 from models.retrieval.parts.spans import centre_width, overlap, pairwise_giou, start_end
-from models.retrieval.stages import Decoded, Head, LossTerm, Memory, Outcome
+from models.retrieval.stages import Head, LossTerm
 from models.retrieval.types import Batch
 
 __all__ = [

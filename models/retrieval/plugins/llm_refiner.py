@@ -8,7 +8,12 @@ run over it frozen, and a second matrix brings it back:
     Y = RMS(LLaMA(X A₁ᵀ)) A₂ᵀ
 
 Of a base with a global token, that token and the clips are refined as one sequence; of a base whose
-decoder attends to clips and words, all of those.
+decoder attends to more than clips, `scope` says what of it. The paper does not say (Table 6), and
+the public code has one base, whose memory is a token and clips.
+
+scope: `kv` refines all that the decoder attends to: clips and words of Moment-DETR, EaTR, BM-DETR
+    and UniVTG, clips of video and narrative of LMR, in one sequence. `clip` refines the clips (and
+    the global token) and leaves the rest as the fuser made it.
 
 What differs from the public code (https://github.com/fletcherjiang/LLMEPET, commit e33af23), as
 options:
@@ -41,12 +46,15 @@ from torch import Tensor, nn
 from data.errors import UsageError
 from models.llama_files import LlamaSpec, layers_file_sha256, read_layers, tensor_shapes
 from models.retrieval.build import PLUGINS, Blueprint, Dims, Options, Plugin
+from models.retrieval.flow import Memory
 from models.retrieval.parts.llama_layers import FrozenLlama, random_layers
-from models.retrieval.stages import Memory, Refiner
+from models.retrieval.stages import Refiner
 
 __all__ = ["LLMRefiner", "RefinerOptions", "apply"]
 
 _log = logging.getLogger(__name__)
+
+Scope = Literal["clip", "kv"]
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -60,6 +68,7 @@ class RefinerOptions(Options):
         layers_sha256: hash that the file must have; taken from it when the model is first built.
         layers: zero-based numbers of the layers, ascending.
         attend: see the module.
+        scope: see the module; where the decoder attends to clips alone, both are the same.
         rope: rotary positions, as the LLaMA was trained; the paper and its code have none.
         causal: rows read only rows before them, as the LLaMA was trained; the paper's do not.
         final_norm: see the module.
@@ -79,6 +88,7 @@ class RefinerOptions(Options):
     layers_sha256: str | None = None
     layers: tuple[int, ...] = (13, 14, 15, 16)
     attend: Literal["time", "batch"] = "time"
+    scope: Scope = "kv"
     rope: bool = False
     causal: bool = False
     final_norm: Literal["ones", "loaded", "none"] = "ones"
@@ -136,6 +146,7 @@ class LLMRefiner(Refiner):
         inner: features of the layers.
         layers: the frozen layers; a module without them for the controls.
         attend: see the module.
+        scope: see the module.
         residual: whether the memory before is added.
     """
 
@@ -147,6 +158,7 @@ class LLMRefiner(Refiner):
         *,
         middle: nn.Module | None = None,
         attend: Literal["time", "batch"] = "time",
+        scope: Scope = "kv",
         residual: bool = False,
     ) -> None:
         super().__init__()
@@ -155,11 +167,12 @@ class LLMRefiner(Refiner):
         self.layers = layers
         self.middle = middle
         self.attend, self.residual = attend, residual
+        self.scope: Scope = scope
         self.mixes_samples = attend == "batch"
 
     def forward(self, memory: Memory) -> Memory:
-        """The memory with all its rows refined."""
-        rows = rows_of(memory)
+        """The memory with the rows of its scope refined."""
+        rows = rows_of(memory, self.scope)
         refined = self.refine(rows, _counted(memory))
         return memory_of(memory, rows.x + refined if self.residual else refined)
 
@@ -200,9 +213,13 @@ class Rows:
     mask: Tensor
 
 
-def rows_of(memory: Memory) -> Rows:
-    """All rows of a memory that the decoder and the heads read."""
+def rows_of(memory: Memory, scope: Scope = "kv") -> Rows:
+    """Rows of a memory that the decoder and the heads read: all, or without those after the
+    clips."""
     x, mask = memory.kv, memory.kv_mask
+    if scope == "clip":
+        clips = memory.clip.shape[1]
+        x, mask = x[:, :clips], mask[:, :clips]
     if memory.global_token is None:
         return Rows(x, mask)
     return Rows(
@@ -219,7 +236,9 @@ def memory_of(memory: Memory, x: Tensor) -> Memory:
         token, x = x[:, 0], x[:, 1:]
     count = memory.clip.shape[1]
     clip = x if x.shape[1] == count else x[:, :count] if x.shape[1] > count else memory.clip
-    return replace(memory, clip=clip, kv=x, global_token=token)
+    left = memory.kv[:, x.shape[1] :]
+    kv = torch.cat([x, left.to(x.dtype)], dim=1) if left.shape[1] else x
+    return replace(memory, clip=clip, kv=kv, global_token=token)
 
 
 def apply(blueprint: Blueprint, dims: Dims, options: RefinerOptions) -> Blueprint:
@@ -237,6 +256,7 @@ def apply(blueprint: Blueprint, dims: Dims, options: RefinerOptions) -> Blueprin
         layers,
         middle=nn.GELU() if options.weights == "mlp" else None,
         attend=options.attend,
+        scope=options.scope,
         residual=options.refiner_residual,
     )
     parts = blueprint.parts

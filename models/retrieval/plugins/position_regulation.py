@@ -13,7 +13,7 @@ places: what the codes are. `learned`, a table with a row for every clip index; 
 position_reduction: `mean` over clips and features, as the public code. `sum` over features and mean
     over clips, the equation as printed, whose exponent reaches 27 for an event of a whole video.
 The constant 1 that an event of equal codes costs has no gradient and is left out (expm1), so that
-the value in the log is not the number of events. Events of one clip are skipped.
+the value in the log is not the number of events. An event of one clip or none costs nothing.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from torch import Tensor, nn
 
 from data.errors import UsageError
 from models.retrieval.build import PLUGINS, Blueprint, Dims, Options, Plugin
+from models.retrieval.flow import Outcome, Tokens
 from models.retrieval.parts.projection import clip_position
 from models.retrieval.plugins.event_regulation import events_of
-from models.retrieval.stages import Encoders, LossTerm, Merge, Outcome, Tokens
+from models.retrieval.stages import Encoders, LossTerm, Merge
 from models.retrieval.types import Batch
 
 __all__ = ["LearnedPlaces", "PositionOptions", "PositionTerm", "SinePlaces", "apply", "members"]
@@ -138,9 +139,7 @@ class PositionTerm(LossTerm):
         inside = members(events, mask, tokens.video_mask)
         places = tokens.extras["places"].float()
         exponent = _spread(places, inside, self.options.position_reduction)
-        several = inside.sum(-1) > 1
-        value = exponent.clamp(max=self.options.max_exponent).expm1()
-        return torch.where(several, value, 0).sum(-1).mean()
+        return exponent.clamp(max=self.options.max_exponent).expm1().sum(-1).mean()
 
 
 def members(events: Tensor, mask: Tensor, clips: Tensor) -> Tensor:

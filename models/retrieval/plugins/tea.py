@@ -30,9 +30,10 @@ from torch import Tensor, nn
 
 from data.errors import UsageError
 from models.retrieval.build import PLUGINS, Blueprint, Dims, Options, Plugin
+from models.retrieval.flow import Tokens
 from models.retrieval.parts.attention import Attention
 from models.retrieval.parts.projection import MLP, FeatureProjection
-from models.retrieval.stages import Encoders, Merge, Tokens
+from models.retrieval.stages import Encoders, Merge
 from models.retrieval.types import Batch, Side
 
 __all__ = [

@@ -30,14 +30,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from data.errors import UsageError
-from models.retrieval.build import MODELS, PLUGINS, Blueprint, Dims, Options, Plugin
+from models.retrieval.build import PLUGINS, BasesWithout, Blueprint, Dims, Options, Plugin
+from models.retrieval.flow import Decoded, Memory, Tokens
 from models.retrieval.parts.clip_pooling import to_grid
 from models.retrieval.parts.context_query import ContextQuery
 from models.retrieval.parts.elastic import LocationTerm
 from models.retrieval.parts.guided import AttentionStack
 from models.retrieval.parts.span_predictor import SpanPredictor, masked_logits
 from models.retrieval.plugins.tea import NarrativeMerge, check_heads, narrative_of, own_projection
-from models.retrieval.stages import Decoded, Encoders, Head, LossTerm, Memory, Merge, Parts, Tokens
+from models.retrieval.stages import Encoders, Head, LossTerm, Merge, Parts
 from models.retrieval.types import Batch
 
 __all__ = ["ParagraphHead", "ParagraphMerge", "ParagraphOptions"]
@@ -197,7 +198,7 @@ PLUGINS.register("tea_paragraph")(
         options=ParagraphOptions,
         apply=apply,
         off={"alpha": 0.0},
-        conflicts={name: _REASON for name in MODELS if name != "emb"},
+        conflicts=BasesWithout("start_logits", _REASON),
         # What is added to all keys alike, or to the logits of all clips alike, cancels.
         inert=(
             r"heads\.\d+\.(told|words)_\w+\.layers\.\d+\.key\.bias",

@@ -153,8 +153,9 @@ def reversed_twice(batch: Batch) -> Batch:
 
 
 def test_a_video_reversed_twice_is_the_video() -> None:
-    batch = ragged(side_dims={"narrative": 4}, moments=2)
-    again = reversed_twice(batch)
+    batch = ragged(side_dims={"narrative": 4}, text_dims={"llama": 5}, moments=2)
+    once, again = ReversedVideo().change(batch), reversed_twice(batch)
+    assert torch.equal(once.texts["llama"].x, batch.texts["llama"].x)  # the query has no clips
     assert torch.equal(again.video, batch.video)
     assert torch.equal(again.side["narrative"].mask, batch.side["narrative"].mask)
     assert torch.equal(known(again).positive, known(batch).positive)

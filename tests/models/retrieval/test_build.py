@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,13 +12,14 @@ import torch
 
 from data.errors import UsageError
 from models.retrieval import RetrievalModel, create_model, list_models, load_official
-from models.retrieval.build import MODELS, Dims
+from models.retrieval.build import MODELS, PLUGINS, Dims, Options, Plugin
 from models.retrieval.criterion import Criterion, MarginTerm
+from models.retrieval.flow import Memory, Tokens
 from models.retrieval.official import official_state_dict
 from models.retrieval.parts.matcher import Matcher
-from models.retrieval.stages import Fuser, Memory, Tokens
+from models.retrieval.stages import Fuser
 from models.retrieval.testing import random_batch
-from models.retrieval.types import StepContext
+from models.retrieval.types import Side, StepContext
 
 SMALL: dict[str, Any] = {"video_dim": 18, "text_dim": 12, "hidden": 16, "heads": 2}
 PUBLIC = {"hidden_dim": 16, "nheads": 2, "max_q_l": 32}
@@ -44,6 +47,28 @@ def test_wrong_use_is_answered_with_the_nearest_that_is_right(
 ) -> None:
     with pytest.raises(UsageError, match=message):
         create_model(**({"name": "qd_detr"} | SMALL | change))
+
+
+@pytest.fixture
+def shy() -> Iterator[str]:
+    """A plug-in that somebody adds, and that does not go with one of ours."""
+    name, reason = "a_plugin_of_this_test", {"loop_decoder": "it counts the loops itself"}
+    PLUGINS.register(name)(
+        Plugin(
+            "merge", frozenset(), Options, lambda blueprint, dims, options: blueprint, {}, reason
+        )
+    )
+    yield name
+    del PLUGINS._things[name]
+
+
+def test_plugins_that_do_not_go_together_are_refused_whichever_comes_first(shy: str) -> None:
+    create_model("qd_detr", **SMALL, plugins={shy: {}})
+    for order in ((shy, "loop_decoder"), ("loop_decoder", shy)):
+        first, last = order
+        said = f"plug-in '{last}' does not go with '{first}': it counts the loops itself"
+        with pytest.raises(UsageError, match=said):
+            create_model("qd_detr", **SMALL, plugins={each: {} for each in order})
 
 
 def test_options_win_over_the_preset() -> None:
@@ -117,6 +142,37 @@ def test_a_criterion_without_a_matcher_matches_nothing() -> None:
     assert losses["label"] > 0
 
 
+def test_masks_of_numbers_are_read_as_masks() -> None:
+    batch, model = random_batch([6, 4], [3, 2]), create_model("qd_detr", **SMALL).eval()
+    assert batch.targets is not None
+    names = ("span_mask", "pair_mask", "in_moment")
+    numbers = {name: getattr(batch.targets, name).float() for name in names}
+    given = replace(
+        batch,
+        video_mask=batch.video_mask.float(),
+        text_mask=batch.text_mask.long(),
+        targets=replace(batch.targets, **numbers),
+    )
+    assert given.targets is not None
+    assert all(torch.equal(getattr(given.targets, n), getattr(batch.targets, n)) for n in names)
+    assert torch.equal(model(given).logits, model(batch).logits)
+    side = Side(torch.zeros(1, 2, 3), torch.tensor([[1, 0]], dtype=torch.uint8))
+    assert side.mask.tolist() == [[True, False]]
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"),
+    [
+        ({"video_dim": 16}, "16 features a clip and the model was built with video_dim=18"),
+        ({"text_dim": 7}, "7 features a word and the model was built with text_dim=12"),
+    ],
+)
+def test_features_of_another_width_are_refused(dims: dict[str, int], message: str) -> None:
+    model = create_model("qd_detr", **SMALL)
+    with pytest.raises(UsageError, match=message):
+        model(random_batch([6, 4], [3, 2], **dims))
+
+
 def test_losses_without_ground_truth_are_refused() -> None:
     batch = replace(random_batch([4], [2]), targets=None)
     with pytest.raises(UsageError, match="this batch has no targets"):
@@ -128,11 +184,14 @@ def public_weights() -> dict[str, torch.Tensor]:
     return official_state_dict(model, MODELS.get("qd_detr").official)
 
 
-def test_a_public_checkpoint_file_is_read_with_its_namespace(tmp_path: Path) -> None:
+@pytest.mark.parametrize("namespace", [argparse.Namespace, SimpleNamespace])
+def test_a_public_checkpoint_file_is_read_with_its_namespace(
+    namespace: Callable[..., Any], tmp_path: Path
+) -> None:
     weights = public_weights()
     content = {
         "model": {f"module.{key}": x for key, x in weights.items()},
-        "opt": argparse.Namespace(**PUBLIC, dropout=0.25),
+        "opt": namespace(**PUBLIC, dropout=0.25),
         "epoch": 3,
     }
     torch.save(content, tmp_path / "model_best.ckpt")
@@ -140,6 +199,7 @@ def test_a_public_checkpoint_file_is_read_with_its_namespace(tmp_path: Path) -> 
     assert not model.training
     assert model.recipe["dropout"] == 0.25
     assert model.recipe["preset"] == "release"
+    assert load_official("qd_detr", content).recipe == model.recipe
     back = official_state_dict(model, MODELS.get("qd_detr").official)
     assert all(torch.equal(back[key], weights[key]) for key in weights)
 
@@ -179,6 +239,22 @@ def test_every_tensor_that_does_not_fit_is_named() -> None:
     assert "1 missing: class_embed.bias" in said
     assert "1 unexpected: saliency_proj3.weight" in said
     assert "global_rep_token is (3,) and should be (16,)" in said
+
+
+@pytest.mark.parametrize("options", [{}, {"hidden_dim": 16, "nhead": 2}])
+def test_options_that_no_tensor_shows_must_be_said(options: dict[str, Any]) -> None:
+    checkpoint = {"model": public_weights(), "opt": options}
+    with pytest.raises(UsageError, match=r"do not say 'nheads', .* lack .*dec_layers, .* heads=…"):
+        load_official("qd_detr", checkpoint)
+    said = {"hidden": 16, "heads": 2, "max_words": 32}
+    assert load_official("qd_detr", checkpoint, **said).recipe["heads"] == 2
+
+
+def test_where_the_model_does_not_fit_it_is_said_which_sizes_were_not_given() -> None:
+    with pytest.raises(
+        UsageError, match=r"\(they do not say .*hidden_dim.*: defaults were taken\)"
+    ):
+        load_official("qd_detr", {"model": public_weights(), "opt": {"nheads": 2}})
 
 
 @pytest.mark.parametrize("tensor", ["LayerNorm.weight", "LayerNorm.bias", "net.1.weight"])

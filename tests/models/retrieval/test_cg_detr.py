@@ -14,11 +14,14 @@ from torch.nn import functional
 from data.errors import UsageError
 from models.retrieval import MODELS, RetrievalModel, create_model, load_official
 from models.retrieval.decode import Decoding
+from models.retrieval.flow import Memory
 from models.retrieval.official import official_state_dict
 from models.retrieval.parts.attention import DropPath
-from models.retrieval.parts.losses import rank_losses
+from models.retrieval.parts.dummies import AdaptiveCrossAttention, AddGlobal, WordAttention
+from models.retrieval.parts.losses import negative_pair_losses, rank_losses
+from models.retrieval.parts.negatives import WrongText
 from models.retrieval.testing import random_batch, take
-from models.retrieval.types import Batch
+from models.retrieval.types import Batch, StepContext
 
 SMALL: dict[str, Any] = {
     "video_dim": 18,
@@ -128,6 +131,23 @@ def test_attention_goes_to_dummies_and_to_real_words() -> None:
     torch.testing.assert_close(found.extras["attention"], weight[..., 3:].sum(-1))
 
 
+def test_padding_gets_no_attention_where_there_is_nothing_else() -> None:
+    rows, nothing = torch.randn(1, 3, 8), torch.zeros(1, 2, dtype=torch.bool)
+    attention = AdaptiveCrossAttention(8, 2, 0.0)
+    found, weight = attention(rows, rows[:, :2], rows[:, :2], nothing, 0)
+    assert torch.equal(weight, torch.zeros(1, 3, 2))
+    assert torch.equal(found, torch.zeros(1, 3, 8))  # the output has no bias at the start
+
+
+def test_the_global_token_is_added_to_all_that_the_decoder_reads() -> None:
+    clip, kv, token = torch.randn(2, 3, 4), torch.randn(2, 5, 4), torch.randn(2, 4)
+    masks = (torch.ones(2, n, dtype=torch.bool) for n in (3, 5))
+    memory = Memory(clip, next(masks), clip, kv, next(masks), kv, global_token=token)
+    added = AddGlobal()(memory)
+    assert torch.equal(added.clip, clip + token[:, None])
+    assert torch.equal(added.kv, kv + token[:, None])
+
+
 def test_only_the_next_sample_gives_the_wrong_text_as_released() -> None:
     batch = of_videos(random_batch([5, 5, 5], [3, 3, 3]), 7, 7, 9)
     for preset, found in (("release", [False, True, True]), ("fixed", [True, True, True])):
@@ -171,6 +191,17 @@ def test_fixed_false_negatives_count_as_the_others() -> None:
     torch.testing.assert_close(losses["rank"], each.mean())
     assert losses["negative_pair"] == 0
     assert losses["negative_pair_attention"] == 0
+
+
+def test_samples_without_a_wrong_text_count_as_zero_in_the_papers_mean() -> None:
+    """As released they have no share in it (`false_negatives`)."""
+    batch = of_videos(random_batch([5, 6, 4], [3, 3, 2]), 7, 7, 8)
+    model = small(preset="paper").train()
+    extras = model(batch).extras
+    wrong = extras["negative_mask"]
+    assert wrong.tolist() == [False, True, True]
+    each = negative_pair_losses(extras["saliency_negative"], batch.video_mask & wrong[:, None])
+    torch.testing.assert_close(model.losses(batch)["negative_pair"], each.sum() / 3)
 
 
 def test_an_attention_of_one_is_survived_in_fixed_and_not_in_release() -> None:
@@ -237,6 +268,16 @@ def test_branches_are_dropped_for_whole_samples() -> None:
     dropped = [m.p for m in small(dropout=0.25).modules() if isinstance(m, DropPath)]
     # 2 over clips and words, 1 over clips, 2 of dummies, 1 each of moment, sentence; 2 decoder
     assert dropped == [0.25] * 9
+
+
+def test_what_is_left_of_dropped_branches_is_scaled_up() -> None:
+    """By 1 / (1 − p), so that the expectation stays (Huang et al., 2016)."""
+    torch.manual_seed(0)
+    branch, x = DropPath(0.25), torch.ones(64, 3, 2)
+    found = branch(x)
+    assert torch.equal(found, found[:, :1, :1].expand_as(x))
+    torch.testing.assert_close(found.unique(), torch.tensor([0.0, 4 / 3]))
+    assert torch.equal(branch.eval()(x), x)
 
 
 def test_weights_of_the_losses_are_those_of_the_options() -> None:
@@ -309,6 +350,19 @@ def test_a_wrong_text_keeps_its_own_places_unless_released() -> None:
                 right.predictions.saliency if name == "saliency" else right.predictions.extras[name]
             )
             assert torch.allclose(here, there, atol=1e-5) == equal
+
+
+@torch.no_grad()
+def test_dummies_of_the_wrong_text_read_its_own_places_also_where_clips_do_not() -> None:
+    """The public code lets the dummies read the words before it pairs them with other videos."""
+    batch = random_batch([6, 4], [3, 3])
+    model = small(text_position="learned", negative_places="right").eval()
+    trace, (wrong,) = model.trace(batch, passes=True), model.passes
+    assert isinstance(wrong, WrongText)
+    tokens, _ = wrong.change(trace.tokens, batch, model.encoders, StepContext())
+    alone = model.fuser(tokens)
+    attention = WordAttention()(alone, None, {})["attention"]
+    torch.testing.assert_close(trace.predictions.extras["attention_negative"], attention)
 
 
 def test_the_training_step_is_one_graph() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,28 @@ def test_released_decoding_keeps_four_decimals_then_rounds_halves_to_even_clips(
     assert rounded(found[0]) == [(0.0, 4.0, 0.5), (4.0, 8.0, 0.4)]
 
 
+def test_the_fourth_decimal_is_that_of_the_product_in_single_precision() -> None:
+    # the public code multiplies float32 tensors and prints them as f"{e:.4f}"
+    end = 0.6832956671714783
+    public = float(f"{torch.tensor(end) * 150:.4f}")
+    assert public != round(end * 150, 4)
+    (((_, found, _),),) = windows(
+        predictions((0.0, end, 0.5)), grid_s=150.0, how=Decoding(decimals=4)
+    )
+    assert found == public
+
+
+def test_a_window_that_rounding_moves_past_the_end_of_the_video_is_cut_again() -> None:
+    # 25.5 s are twelve and three quarters of clips of 2 s, so that the last edge goes to 26 s
+    given = predictions((0.3, 1.0, 0.9))
+    released = Decoding.released()
+    found = windows(given, grid_s=26.0, duration_s=25.5, clip_len_s=2.0, how=released)
+    assert rounded(found[0]) == [(8.0, 25.5, 0.9)]
+    public = replace(released, clip_s=(0.0, 150.0))  # `clip_ts` of the public code
+    found = windows(given, grid_s=26.0, duration_s=25.5, clip_len_s=2.0, how=public)
+    assert rounded(found[0]) == [(8.0, 26.0, 0.9)]
+
+
 def test_rounding_needs_to_know_the_clip() -> None:
     with pytest.raises(ValueError, match="clip_len_s"):
         windows(predictions((0, 1, 0.5)), grid_s=1.0, how=Decoding(round_to_clip=True))
@@ -77,6 +100,12 @@ def test_suppression_drops_what_a_better_kept_window_covers() -> None:
     assert [row[2] for row in rounded(found[0])] == [0.9, 0.7, 0.1]
     everything = windows(given, grid_s=1.0)
     assert len(everything[0]) == 4
+
+
+def test_a_window_that_a_better_one_overlaps_exactly_as_much_as_allowed_stays() -> None:
+    # UniVTG's `temporal_nms` drops what overlaps more than its threshold; these two overlap 0.5
+    given = predictions((0.0, 1.0, 0.9), (0.0, 0.5, 0.8))
+    assert len(windows(given, grid_s=1.0, how=Decoding(nms_iou=0.5))[0]) == 2
 
 
 def test_at_most_so_many_windows_are_kept() -> None:

@@ -12,6 +12,7 @@ from data.errors import UsageError
 from models.retrieval import RetrievalModel, create_model, load_official
 from models.retrieval.decode import Decoding
 from models.retrieval.parts.clip_pooling import grid_mask, to_grid
+from models.retrieval.parts.elastic import Found, highlighted, learned_moment
 from models.retrieval.testing import alone, random_batch, take
 from models.retrieval.types import Batch, StepContext
 
@@ -246,3 +247,25 @@ def test_of_several_moments_the_longest_is_learned() -> None:
         assert loss(built, name, replace(given, targets=both)) == loss(
             built, name, replace(given, targets=longest)
         )
+    # what is no moment is not learned, however long
+    first = replace(both, span_mask=torch.tensor([True, False]).expand(4, -1))
+    spans, known = learned_moment(first)
+    assert torch.equal(spans, moments[:, 0])
+    assert known.all()
+
+
+def test_a_highlight_that_is_extended_ends_with_the_video() -> None:
+    first, last = torch.tensor([1]), torch.tensor([3])
+    mask = torch.tensor([[True, True, True, True, False, False]])
+    inside = highlighted(Found(first, last, first, last), mask, extend=0.5, end="max")
+    # half of three clips is two on either side
+    assert inside.tolist() == [[True, True, True, True, False, False]]
+
+
+@torch.no_grad()
+def test_the_place_of_a_clip_is_read_or_ignored() -> None:
+    given = batch()
+    moved = replace(given, video=torch.cat([given.video[..., :-2], given.video[..., -2:] + 1], -1))
+    for chosen, same in (("ignored", True), ("read", False)):
+        built = model(clip_place=chosen).eval()
+        assert torch.equal(built(given).saliency, built(moved).saliency) is same

@@ -113,6 +113,14 @@ def test_only_moments_that_answer_for_the_ground_truth_pay() -> None:
     assert isinstance(term, BoundaryTerm)
 
 
+def test_the_penalty_is_that_of_the_last_layer_unless_all_are_asked_for() -> None:
+    batch = ragged()
+    last = model(event_target="boundary_penalty").losses(batch)
+    every = model(event_target="boundary_penalty", event_layers="all").losses(batch)
+    assert every.keys() - last.keys() == {"event_0"}
+    assert every["event"] == last["event"]
+
+
 @pytest.mark.parametrize("target", ["event_head", "moments", "boundary_penalty"])
 def test_samples_without_events_pay_nothing(target: str) -> None:
     built, batch = model(event_target=target), ragged()

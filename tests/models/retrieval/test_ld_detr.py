@@ -130,8 +130,9 @@ def test_released_slow_encoders_move_whenever_the_loss_is_computed() -> None:
     assert "queue" in same(before, state(term))
     model.train().losses(batch, LATER)
     assert state(term)["queue.pointer"].item() == 2
+    before = state(term)
     model.after_step(LATER)
-    assert state(term)["queue.pointer"].item() == 2
+    assert all(torch.equal(x, before[key]) for key, x in state(term).items())
 
 
 def test_a_released_queue_skips_a_batch_that_does_not_divide_it() -> None:
@@ -234,6 +235,25 @@ def test_the_temperature_stays_in_its_range() -> None:
         align(model).temperature.fill_(3.0)
     model.after_step(LATER)
     assert align(model).temperature.item() == 0.5
+
+
+def test_a_loss_without_a_step_holds_the_temperature_too_and_keeps_its_gradient() -> None:
+    model, batch = small(), random_batch([6, 4], [3, 2])
+    found = []
+    for temperature in (3.0, 0.5):  # 0.5 is where the public code holds it
+        with torch.no_grad():
+            align(model).temperature.fill_(temperature)
+        found.append(model.eval().losses(batch, LATER)["distill_align"])
+    assert found[0] == found[1]
+    found[0].backward()
+    assert align(model).temperature.grad
+
+
+def test_the_slow_encoders_have_no_places_of_words_as_in_the_public_layout() -> None:
+    model = small(preset="release", text_position="learned")
+    public = official_state_dict(model, MODELS.get("ld_detr").official)
+    assert "txt_position_embed.position_embeddings.weight" in public
+    assert not any("position" in name for name in align(model).state_dict())
 
 
 def test_the_slow_encoders_drop_out_features_unless_asked_not_to() -> None:

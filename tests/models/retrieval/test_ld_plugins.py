@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from data.errors import UsageError
-from models.retrieval import RetrievalModel, create_model
+from models.retrieval import MODELS, RetrievalModel, create_model
+from models.retrieval.build import Dims
 from models.retrieval.parts.distill import DistillAlignTerm
+from models.retrieval.plugins import loop_decoder
 from models.retrieval.plugins.conv_fuser import ConvFuserOptions, ConvRefiner
+from models.retrieval.plugins.loop_decoder import LoopDecoderOptions
 from models.retrieval.testing import random_batch
 from models.retrieval.types import StepContext
 
@@ -51,11 +54,15 @@ def test_memory_projected_once_gives_what_it_gives_projected_anew() -> None:
 def test_convolutions_change_clips_and_leave_words_alone() -> None:
     torch.manual_seed(0)
     memory = small("moment_detr").eval().trace(random_batch([6, 4], [3, 2]), passes=False).memory
-    refined = ConvRefiner(16, ConvFuserOptions(**CONV)).eval()(memory)
+    refiner = ConvRefiner(16, ConvFuserOptions(**CONV)).eval()
+    refined = refiner(memory)
     assert memory.kv.shape == (2, 9, 16)
     assert torch.equal(refined.kv[:, 6:], memory.kv[:, 6:])
     torch.testing.assert_close(refined.kv[:, :6], refined.clip)
     assert not torch.allclose(refined.clip, memory.clip, atol=1e-3)
+    # rows of the decoder that are more than the clips keep what they have beside them
+    more = refiner(replace(memory, kv=memory.kv + 1))
+    torch.testing.assert_close(more.kv, refined.kv + 1)
 
 
 def test_running_statistics_are_those_of_the_right_texts() -> None:
@@ -114,3 +121,39 @@ def test_the_queue_takes_one_batch_a_step_with_extra_passes_too() -> None:
 def test_what_does_not_fit_is_refused_with_the_reason(name: str, plugin: str, reason: str) -> None:
     with pytest.raises(UsageError, match=reason):
         create_model(name, video_dim=18, text_dim=12, plugins={plugin: {}})
+
+
+def test_the_alignment_compares_clips_as_they_are_before_a_narrative_joins_them() -> None:
+    """The slow encoders know of no narrative, and text is all that the clips are to resemble."""
+    batch = random_batch([6, 4], [3, 2], side_dims={"narrative": 12})
+    found = []
+    for plugins in ({}, {"tea": {"merge": "add"}}):
+        torch.manual_seed(0)
+        model = create_model(
+            "moment_detr",
+            plugins={"distill_align": {}, **plugins},
+            side_dims={"narrative": 12},
+            **(SIZES | STILL),
+        )
+        found.append(model.losses(batch, StepContext(epoch=1)))
+    alone, told = found
+    assert alone["span"] != told["span"]
+    assert alone["distill_align"] == told["distill_align"]
+    assert alone["distill_sim"] == told["distill_sim"]
+
+
+def test_a_base_without_a_decoder_that_no_table_names_cannot_loop() -> None:
+    dims, options = Dims(18, 12), LoopDecoderOptions()
+    blueprint = MODELS.get("univtg").build(dims, MODELS.get("univtg").options(hidden=16, heads=2))
+    with pytest.raises(UsageError, match="the model has no decoder that could loop; choose a base"):
+        loop_decoder.apply(blueprint, dims, options)
+
+
+def test_a_view_of_the_batch_takes_no_place_in_the_queue() -> None:
+    plugins = {"distill_align": {"queue_length": 16}}
+    model = create_model("bm_detr", shift="reverse", plugins=plugins, **(SIZES | STILL)).train()
+    term = model.criterion.terms["distill_align"]
+    assert isinstance(term, DistillAlignTerm)
+    model.losses(random_batch([6, 4], [3, 2]), StepContext(epoch=1))
+    model.after_step(StepContext(epoch=1))
+    assert term.queue.pointer.item() == 2

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from data.errors import UsageError
-from models.llama_files import extract_layers, layers_bytes, layers_file_sha256
+from models.llama_files import extract_layers, layers_bytes, layers_file_sha256, read_layers
 from models.retrieval import RetrievalModel, create_model
+from models.retrieval.flow import Memory
 from models.retrieval.plugins.llm_refiner import LLMRefiner, memory_of, rows_of
-from models.retrieval.stages import Memory
 from models.retrieval.testing import alone, random_batch
 from models.retrieval.types import StepContext
 from tests.models.tiny_llama import hugging_face_folder
@@ -105,6 +105,16 @@ def test_the_recipe_holds_the_hash_of_the_file(layers_file: Path, tmp_path: Path
         create_model(**(built.recipe | {"plugins": {"llm_refiner": moved}}))
 
 
+def test_rotary_positions_that_are_scaled_are_refused(layers_file: Path, tmp_path: Path) -> None:
+    """As those of Llama 3.1, whose `rope_type` is `llama3`."""
+    held = read_layers(layers_file)
+    scaled, path = replace(held, spec=replace(held.spec, rope_kind="llama3")), tmp_path / "scaled"
+    path.write_bytes(layers_bytes(scaled))
+    with pytest.raises(UsageError, match=r"scales its rotary positions \(llama3\).*rope to false"):
+        from_file(path, rope=True)
+    assert refiner_of(from_file(path)).layers is not None
+
+
 def test_without_a_file_the_error_says_how_to_make_one() -> None:
     with pytest.raises(UsageError, match=r"trainer llm-layers.*random, identity, mlp"):
         model(weights="file")
@@ -129,6 +139,9 @@ def test_over_time_a_clip_hears_of_others_and_a_sample_of_none() -> None:
     after = refiner(replace(memory, clip=changed, kv=changed)).clip
     assert (after[0] - before[0]).abs().amax(-1)[:7].min() > 1e-4
     torch.testing.assert_close(after[1:], before[1:])
+    # the global token is a row like the clips (Eq. 8)
+    told, other = (replace(memory, global_token=x[:, 0] + more) for more in (0, 1))
+    assert (refiner(told).clip - refiner(other).clip)[0].abs().amax(-1).min() > 1e-4
 
 
 @torch.no_grad()
@@ -167,6 +180,48 @@ def test_all_rows_that_the_decoder_reads_are_refined(base: str) -> None:
     assert refined.kv.shape == memory.kv.shape
     assert torch.equal(refined.clip, refined.kv[:, : memory.clip.shape[1]])
     assert (refined.global_token is None) == (memory.global_token is None)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("base", ["moment_detr", "eatr"])
+def test_words_are_refined_with_the_clips_or_left_as_they_were(base: str) -> None:
+    """Their memory is seven clips and four words. In either scope a changed clip is heard of by the
+    other clips; a changed word is, if words are refined."""
+    built = model(base, scope="clip")
+    memory = built.fuser(built.encoders(BATCH))
+    assert memory.kv.shape[1] == 7 + 4
+    everything = model(base).refiners[0](memory)
+    clips = refiner_of(built)(memory)
+    assert torch.equal(clips.kv[:, 7:], memory.kv[:, 7:])
+    assert (everything.kv[:, 7:] - memory.kv[:, 7:]).abs().max() > 1e-3
+    for refined in (everything, clips):
+        assert torch.equal(refined.clip, refined.kv[:, :7])
+        assert (refined.clip - memory.clip).abs().max() > 1e-3
+
+    other = memory.kv.clone()
+    other[:, 7] += 1
+    changed = replace(memory, kv=other)
+    assert torch.equal(refiner_of(built)(changed).clip, clips.clip)
+    assert (model(base).refiners[0](changed).clip - everything.clip).abs().max() > 1e-5
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scope", ["clip", "kv"])
+@pytest.mark.parametrize("base", ["moment_detr", "eatr"])
+def test_in_either_scope_padding_and_other_samples_change_nothing(base: str, scope: str) -> None:
+    built = model(base, scope=scope)
+    together, by_itself = built(BATCH), built(alone(BATCH, 1))
+    for name in ("logits", "spans"):
+        one, other = getattr(together, name)[1:2], getattr(by_itself, name)
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(together.saliency[1:2, :5], by_itself.saliency, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("base", ["qd_detr", "tr_detr"])
+def test_without_words_in_the_memory_both_scopes_are_the_same(base: str) -> None:
+    clips, everything = (model(base, scope=scope)(BATCH).logits for scope in ("clip", "kv"))
+    assert torch.equal(clips, everything)
 
 
 @torch.no_grad()
@@ -210,6 +265,7 @@ def test_bfloat16_weights_stay_near_float32() -> None:
         ({"weights": "embedded", "final_norm": "loaded", "rope": True}, "Meta's"),
         ({"layers": (2, 1)}, "ascending"),
         ({"layers": ()}, "ascending"),
+        ({"layers": (-1, 0)}, "zero-based"),
         ({"llm_heads": 5}, "multiple"),
         ({"llm_kv_heads": 3}, "multiple"),
     ],

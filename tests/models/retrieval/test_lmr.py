@@ -13,13 +13,15 @@ from torch.nn import functional
 
 from data.errors import UsageError
 from models.retrieval import RetrievalModel, create_model, load_official
+from models.retrieval.flow import Memory, Tokens
 from models.retrieval.lmr import ContextFuser
-from models.retrieval.stages import Memory, Tokens
+from models.retrieval.parts.losses import rank_losses
 from models.retrieval.testing import random_batch
 from models.retrieval.types import Batch, Side, StepContext
 
-NARRATIVE = {"narrative": 9}
+NARRATIVE, LLAMA = {"narrative": 9}, {"llama": 7}
 HEADS = 4
+OTHER = {"description_query": "other", "text_dims": LLAMA}
 
 
 def model(**options: Any) -> RetrievalModel:
@@ -40,7 +42,7 @@ def model(**options: Any) -> RetrievalModel:
 
 
 def batch() -> Batch:
-    return random_batch([6, 4], [3, 2], side_dims=NARRATIVE)
+    return random_batch([6, 4], [3, 2], side_dims=NARRATIVE, text_dims=LLAMA)
 
 
 def attention(part: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
@@ -151,7 +153,7 @@ def test_the_decoder_reads_clips_and_descriptions_and_gives_one_span_for_each_qu
 
 
 def test_the_wrong_query_is_punished_by_the_log_of_one_minus_a_sigmoid() -> None:
-    built, given = model(preset="paper").train(), batch()
+    built, given = model(saliency="neg-only").train(), batch()
     losses = built.losses(given, StepContext())
     scores = built(given).extras["saliency_negative"].double()
     per_video = (-torch.log(1 - scores.sigmoid()) * given.video_mask).sum(1)
@@ -160,11 +162,30 @@ def test_the_wrong_query_is_punished_by_the_log_of_one_minus_a_sigmoid() -> None
     assert {"span", "giou", "label", "negative_pair"} <= losses.keys()
 
 
+def test_the_paper_takes_the_next_sample_for_the_wrong_query() -> None:
+    changed = {"negatives": "roll"}
+    fixed, release, paper = (model(preset=each).recipe for each in ("fixed", "release", "paper"))
+    assert paper == fixed | changed | {"preset": "paper"}
+    assert release == fixed | {"preset": "release"}
+
+
 def test_the_saliency_losses_of_qd_detr_are_a_switch() -> None:
     both = model().losses(batch(), StepContext()).keys()
     paper = model(saliency="neg-only").losses(batch(), StepContext()).keys()
     assert both - paper == {"margin", "rank"}
     assert not paper - both
+
+
+@torch.no_grad()
+def test_clips_under_the_wrong_query_rank_below_those_under_the_right_one() -> None:
+    """QD-DETR's Eq. 8–9: the contrast holds both, and a clip under a wrong query has label 0."""
+    built, given = model(), batch()
+    found, targets = built.trace(given, passes=True).predictions, given.targets
+    assert targets is not None
+    scores = torch.cat([found.saliency, found.extras["saliency_negative"]], dim=1)
+    labels = torch.cat([targets.saliency, torch.zeros_like(targets.saliency)], dim=1)
+    each = rank_losses(scores, labels, torch.cat([given.video_mask] * 2, dim=1))
+    torch.testing.assert_close(built.losses(given)["rank"], each.mean())
 
 
 @torch.no_grad()
@@ -180,6 +201,81 @@ def test_the_second_projection_of_the_query_also_sees_the_wrong_query() -> None:
     given = replace(given, wrong_text=given.text[:, :2], wrong_text_mask=given.text_mask[:, :2])
     changed, _ = other.change(tokens, given, built.encoders, StepContext())  # type: ignore[operator]
     assert torch.equal(changed.texts["description_words"], theirs[:, :2])
+
+
+@torch.no_grad()
+def test_descriptions_read_the_other_embedding_and_clips_the_main_one_by_the_same_layers() -> None:
+    # F̃^t = VQF(P_t(F^t), P_l(F^l_llama)), F̃^v = VQF(P_v(F^v), P_c(F^l_clip)): spec §3.3
+    built, given = model(**OTHER, vcm=False), batch()
+    tokens, memory, fuser = walk(built, given)
+    words: Any = built.encoders.words
+    llama = given.texts["llama"]
+    assert llama.mask.sum(1).tolist() == [6, 4]
+    clips = fused(fuser.fusion, tokens.video, tokens.text, given.text_mask)
+    told = fused(fuser.fusion, tokens.extras["description"], words(llama.x), llama.mask)
+    torch.testing.assert_close(memory.kv, torch.cat([clips, told], 1))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("query", ["separate", "shared", "other"])
+def test_each_embedding_of_the_query_changes_what_reads_it_and_nothing_else(query: str) -> None:
+    built = model(description_query=query, text_dims=LLAMA, vcm=False)
+    given = batch()
+    llama = given.texts["llama"]
+    changed = {
+        "main": replace(given, text=given.text.flip(-1)),
+        "llama": replace(given, texts={"llama": replace(llama, x=llama.x.flip(-1))}),
+    }
+    before = built.trace(given, passes=False).memory.kv
+    moved: dict[str, tuple[bool, bool]] = {}
+    for name, each in changed.items():
+        after = built.trace(each, passes=False).memory.kv
+        apart = ((after - before).abs() > 1e-6).any(-1)
+        moved[name] = (bool(apart[:, :6].any()), bool(apart[:, 6:].any()))
+    clips_alone, told_alone, both, none = (True, False), (False, True), (True, True), (False, False)
+    expected = {"main": clips_alone, "llama": told_alone}
+    assert moved == (expected if query == "other" else {"main": both, "llama": none})
+
+
+@torch.no_grad()
+def test_the_wrong_query_is_wrong_in_both_embeddings_and_of_the_same_sample() -> None:
+    built, given = model(**OTHER), batch()
+    tokens = built.encoders(given)
+    (other,) = built.passes
+    changed, _ = other.change(tokens, given, built.encoders, StepContext())  # type: ignore[operator]
+    assert torch.equal(changed.text, tokens.text[[1, 0]])
+    for name in ("description_words", "description_mask"):
+        assert torch.equal(changed.texts[name], tokens.texts[name][[1, 0]])
+
+
+@torch.no_grad()
+def test_a_wrong_query_that_the_batch_brings_is_read_in_both_embeddings() -> None:
+    built, given = model(**OTHER), batch()
+    tokens = built.encoders(given)
+    (other,) = built.passes
+    brought = replace(given, wrong_text=given.text[:, :2], wrong_text_mask=given.text_mask[:, :2])
+    with pytest.raises(UsageError, match="'llama', too, and this batch carries no other one"):
+        other.change(tokens, brought, built.encoders, StepContext())  # type: ignore[operator]
+    llama = given.texts["llama"]
+    short = Side(llama.x[:, :5], llama.mask[:, :5])
+    brought = replace(brought, wrong_texts={"llama": short})
+    changed, _ = other.change(tokens, brought, built.encoders, StepContext())  # type: ignore[operator]
+    assert torch.equal(changed.text, tokens.text[:, :2])
+    assert torch.equal(changed.texts["description_mask"], short.mask)
+    words = tokens.texts["description_words"]
+    torch.testing.assert_close(changed.texts["description_words"], words[:, :5])
+
+
+def test_a_wrong_query_of_another_length_in_one_embedding_alone_trains() -> None:
+    built, given = model(**OTHER).train(), batch()
+    llama = given.texts["llama"]
+    brought = replace(
+        given,
+        wrong_text=given.text,
+        wrong_text_mask=given.text_mask,
+        wrong_texts={"llama": Side(llama.x[:, :5], llama.mask[:, :5])},
+    )
+    assert built.losses(brought, StepContext())["negative_pair"].isfinite()
 
 
 def parameters(**options: Any) -> set[str]:
@@ -200,12 +296,40 @@ def test_separate_fusion_and_shared_projection_change_which_weights_there_are() 
 def test_without_the_fusion_saliency_does_not_depend_on_the_query() -> None:
     given = batch()
     other = replace(given, text=given.text.flip(-1))
-    for vqf in (True, False):
+    for vqf in ("both", "clips", "none"):
         built = model(vqf=vqf)
         same = torch.allclose(built(given).saliency, built(other).saliency, atol=1e-6)
-        assert same != vqf
+        assert same == (vqf == "none")
         assert not torch.allclose(built(given).logits, built(other).logits, atol=1e-6)
-    assert "negative_pair" not in model(vqf=False).losses(given, StepContext())
+    assert "negative_pair" not in model(vqf="none").losses(given, StepContext())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("share", [True, False])
+def test_without_the_fusion_of_table_vi_descriptions_alone_do_not_read_the_query(
+    share: bool,
+) -> None:
+    built, given = model(vqf="clips", vcm=False, share_vqf=share), batch()
+    tokens, memory, fuser = walk(built, given)
+    clips = fused(fuser.fusion, tokens.video, tokens.text, given.text_mask)
+    torch.testing.assert_close(memory.kv, torch.cat([clips, tokens.extras["description"]], 1))
+
+
+@torch.no_grad()
+def test_without_descriptions_the_context_is_that_of_the_clips_and_no_stream_is_asked_for() -> None:
+    built, given = model(descriptions=False), replace(batch(), side={})
+    assert built.reads == set()
+    tokens, memory, fuser = walk(built, given)
+    x = fused(fuser.fusion, tokens.video, tokens.text, given.text_mask)
+    assert isinstance(fuser.token_pos, Tensor)
+    rows = torch.cat([fuser.token.expand(2, 1, -1), x], 1)
+    pos = torch.cat([fuser.token_pos.expand(2, 1, -1), tokens.video_pos], 1)
+    mask = torch.cat([torch.ones(2, 1, dtype=torch.bool), given.video_mask], 1)
+    for layer in fuser.layers:
+        part: Any = layer
+        rows = residual(part, rows, attention(part.attention, rows + pos, rows + pos, rows, mask))
+    torch.testing.assert_close(memory.kv, rows[:, 1:])
+    assert torch.equal(memory.kv_mask, given.video_mask)
 
 
 @torch.no_grad()
@@ -218,6 +342,8 @@ def test_without_context_a_clip_knows_nothing_of_the_others() -> None:
         before = built.trace(given, passes=False).memory.clip
         after = built.trace(replace(given, video=video), passes=False).memory.clip
         assert torch.allclose(before[:, 1:], after[:, 1:], atol=1e-6) != vcm
+        # nothing to tell apart where no row reads one of the other kind
+        assert (built.fuser.types is not None) == vcm
 
 
 @torch.no_grad()
@@ -249,15 +375,23 @@ def test_without_visual_features_the_clips_are_not_read() -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"vqf": False},
+        {"vqf": "none"},
+        {"vqf": "clips"},
+        {"vqf": "clips", "share_vqf": False},
+        {"descriptions": False},
+        {"descriptions": False, "vcm": False},
         {"vcm": False},
         {"share_vqf": False},
         {"visual": False},
         {"query_content": "last"},
         {"description_query": "shared"},
+        OTHER,
+        {**OTHER, "share_vqf": False},
+        {**OTHER, "visual": False},
         {"types": False},
         {"visual": False, "vcm": False, "saliency": "neg-only"},
-        {"visual": False, "vqf": False},
+        {"visual": False, "vqf": "none"},
+        {"visual": False, "vqf": "clips"},
     ],
     ids=str,
 )
@@ -285,8 +419,14 @@ def test_a_clip_without_a_description_is_not_read_in_its_place() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"vqf": False, "query_content": "none"}, "only the moment queries read the sentence"),
-        ({"vqf": False, "preset": "paper"}, "only teach it to be low"),
+        ({"vqf": "none", "query_content": "none"}, "only the moment queries read the sentence"),
+        ({"vqf": "clips", "visual": False, "query_content": "none"}, "only the moment queries"),
+        ({"vqf": "none", "saliency": "neg-only"}, "only teach it to be low"),
+        ({**OTHER, "vqf": "clips"}, "nothing would read its other embedding"),
+        ({**OTHER, "descriptions": False}, "nothing would read its other embedding"),
+        ({"visual": False, "descriptions": False}, "leave nothing of the video"),
+        ({"description_query": "other"}, r"'llama', and the data give no other.*data\.other_texts"),
+        ({**OTHER, "other_text": "glove"}, r"'glove', and the data give llama; load it"),
         ({"side": "captions"}, r"stream 'captions', and the data give narrative.*narratives=true"),
     ],
 )
@@ -298,6 +438,20 @@ def test_combinations_without_sense_are_refused(options: dict[str, Any], message
 def test_a_batch_without_descriptions_is_refused() -> None:
     with pytest.raises(UsageError, match="this batch carries no side stream"):
         model()(replace(batch(), side={}))
+
+
+def test_a_batch_without_the_other_embedding_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"carries glove; load it.*stages\.queries\.others"):
+        model(**OTHER)(replace(batch(), texts={"glove": batch().texts["llama"]}))
+
+
+def test_a_model_says_that_it_reads_the_other_embedding_and_comes_back_with_its_width() -> None:
+    built = model(**OTHER)
+    assert built.reads == {"side.narrative", "text.llama"}
+    assert model(text_dims=LLAMA).reads == {"side.narrative"}
+    again = create_model(**built.recipe)
+    assert again.recipe == built.recipe
+    assert again.recipe["text_dims"] == LLAMA
 
 
 def test_there_is_no_public_checkpoint_to_read() -> None:

@@ -86,9 +86,14 @@ def test_padding_has_no_part_in_it() -> None:
     torch.testing.assert_close(beside * 2, alone)
 
 
-def test_events_of_one_clip_cost_nothing() -> None:
+def test_events_of_one_clip_cost_nothing_and_those_of_two_do() -> None:
     cuts = [(i / 5, (i + 1) / 5) for i in range(5)]
     assert model().losses(batch_of([cuts], [5]))["position"] == 0
+    # of two clips the first is the centre: Eq. 10 with N = 2, without the constant
+    built, batch = model(), batch_of([[(0.0, 0.4)]], [5])
+    first, second = built.trace(batch, passes=False).tokens.extras["places"][0, :2]
+    expected = ((second - first).abs().mean() / 2).expm1()
+    torch.testing.assert_close(built.losses(batch)["position"], expected)
 
 
 def test_an_event_of_a_long_video_stays_finite() -> None:
@@ -106,6 +111,21 @@ def test_clips_belong_to_the_event_that_holds_their_middle() -> None:
     assert found.tolist() == [
         [[True, False, False, False, False], [False, True, True, True, False]]
     ]
+
+
+def test_a_clip_whose_middle_is_where_two_events_meet_is_of_the_second_alone() -> None:
+    # 0.375 is the middle of the second of four clips
+    events, clips = torch.tensor([[[0.0, 0.375], [0.375, 1.0]]]), torch.ones(1, 4).bool()
+    found = members(events, torch.ones(1, 2, dtype=torch.bool), clips)
+    assert found.tolist() == [[[True, False, False, False], [False, True, True, True]]]
+
+
+def test_events_that_do_not_count_have_no_members() -> None:
+    """As after another order of the clips, which leaves the edges and takes the mask."""
+    batch = batch_of(EDGES, LENGTHS)
+    assert batch.event_mask is not None
+    none = replace(batch, event_mask=torch.zeros_like(batch.event_mask))
+    assert model().losses(none)["position"] == 0
 
 
 def test_fixed_sines_are_refused_because_nothing_would_learn() -> None:

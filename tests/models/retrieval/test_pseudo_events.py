@@ -50,6 +50,14 @@ def test_events_begin_where_the_scene_changes() -> None:
     ]
 
 
+def test_a_video_that_changes_at_its_end_has_no_event_in_the_padding() -> None:
+    """Its last two clips cancel in the score of the first padded one, so the next is a peak."""
+    video, mask = torch.zeros(1, 14, 2), torch.arange(14)[None] < 10
+    video[0, 8], video[0, 9] = torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0])
+    assert boundary_scores(video)[0, 10:].tolist() == pytest.approx([0, 1, 0, 0])
+    assert not find_events(video, mask)[1][0, 10:].any()
+
+
 def test_a_video_of_one_clip_has_no_events_and_breaks_nothing() -> None:
     spans, found = find_events(torch.randn(2, 1, 4), torch.ones(2, 1, dtype=torch.bool))
     assert not found.any()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from models.retrieval.parts.clip_pooling import grid_mask, to_clips, to_grid
-from models.retrieval.parts.context_query import ContextQuery, Pointwise
+from models.retrieval.parts.context_query import ContextQuery, Pointwise, masked_softmax
 from models.retrieval.parts.elastic import Elastic, Found, between, highlighted, moment_places
 from models.retrieval.parts.guided import AttentionUnit, around, at_ends, block_max
 from models.retrieval.parts.proposals import ProposalScorer, propose
@@ -262,3 +262,9 @@ def test_the_highlight_reaches_to_the_later_or_the_earlier_end_and_beyond() -> N
     ):
         inside = highlighted(found, mask, extend=extend, end=end)[0]
         assert inside.nonzero().flatten().tolist() == list(expected)
+
+
+def test_a_softmax_over_nothing_is_zero() -> None:
+    mask = torch.tensor([[True, False, True], [False, False, False]])
+    found = masked_softmax(torch.tensor([[1.0, 5.0, 1.0], [1.0, 5.0, 1.0]]), mask, 1)
+    assert found.tolist() == [[0.5, 0.0, 0.5], [0.0, 0.0, 0.0]]

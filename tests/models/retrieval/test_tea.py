@@ -81,6 +81,21 @@ def test_a_stream_of_another_width_needs_its_own_projection() -> None:
     model({"narrative": 7}, projection="separate")
 
 
+@torch.no_grad()
+def test_the_narrative_goes_through_its_own_projection_if_it_has_one() -> None:
+    given, found = batch(), {}
+    for projection in ("shared", "separate"):
+        built = model(projection=projection, merge="add")
+        merge = built.merges[0]
+        trace = built.trace(given, passes=False)
+        found[projection] = trace.tokens.video - trace.encoded.video
+        own = built.encoders.encode_text if merge.projection is None else merge.projection
+        stream = given.side["narrative"]
+        covered = torch.where(stream.mask.unsqueeze(-1), own(stream.x), 0)
+        torch.testing.assert_close(found[projection], covered, atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(found["shared"], found["separate"], atol=1e-3)
+
+
 def test_data_without_the_stream_are_refused_with_the_option_that_loads_it() -> None:
     with pytest.raises(UsageError, match=r"reads the side stream 'narrative'.*data\.narratives"):
         model({})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,8 +11,9 @@ import pytest
 import torch
 
 from data.errors import UsageError
-from models.retrieval import MODELS, RetrievalModel, create_model
+from models.retrieval import MODELS, PLUGINS, RetrievalModel, create_model
 from models.retrieval.build import ModelFamily
+from models.retrieval.official import unpublished
 from models.retrieval.stages import Parts
 from models.retrieval.testing import random_batch
 from models.retrieval.types import Batch, Side
@@ -46,6 +49,8 @@ def test_the_distributions_are_the_weighted_mean_of_both() -> None:
             found[f"{name}{edge}_logits"].softmax(1) for name in ("", "video_", "paragraph_")
         )
         torch.testing.assert_close(p, (seen + 0.5 * told) / 1.5)
+        # a distribution as it is, not up to a factor
+        torch.testing.assert_close(found[f"{edge}_logits"].exp().sum(1), torch.ones(3))
 
 
 @torch.no_grad()
@@ -102,6 +107,15 @@ def test_trained_apart_the_video_has_the_loss_of_the_plain_base() -> None:
     assert branch(loss="combined").losses(given)["location"] != plain
 
 
+def test_a_video_without_narrative_does_not_learn_through_the_branch() -> None:
+    built, given = branch(loss="separate"), batch()
+    stream = given.side["narrative"]
+    none = {"narrative": Side(stream.x, torch.zeros_like(stream.mask))}
+    built.losses(replace(given, side=none))["paragraph_location"].backward()
+    reached = {name for name, p in built.named_parameters() if p.grad is not None and p.grad.any()}
+    assert not reached
+
+
 def test_the_projection_is_shared_or_its_own() -> None:
     assert not any("merges" in name for name, _ in branch().named_parameters())
     own = branch(projection="separate")
@@ -115,7 +129,41 @@ def test_bases_without_distributions_are_refused_with_the_reason() -> None:
         )
 
 
+@contextmanager
+def registered(family: ModelFamily[Any]) -> Iterator[str]:
+    """A base that somebody adds after the plug-ins were imported."""
+    name = "a_base_of_this_test"
+    MODELS.register(name)(family)
+    try:
+        yield name
+    finally:
+        del MODELS._things[name]
+
+
+def narrated(name: str) -> RetrievalModel:
+    given: dict[str, Any] = {"hidden": 32, "heads": 4, "dropout": 0.0, "side_dims": SIDES}
+    plugins = {"tea_paragraph": {"heads": 4, "dropout": 0.0}}
+    return create_model(name, video_dim=18, text_dim=12, plugins=plugins, **given)
+
+
 def test_a_new_base_without_distributions_is_refused_too() -> None:
+    conflicts = PLUGINS.get("tea_paragraph").conflicts
+    with registered(replace(MODELS.get("qd_detr"), official=unpublished("This test"))) as name:
+        with pytest.raises(UsageError, match=f"does not go with '{name}': .* spans without them"):
+            narrated(name)
+        assert name in conflicts
+        assert {*conflicts} == {*MODELS} - {"emb"}
+    assert name not in conflicts
+
+
+def test_a_new_base_with_distributions_has_the_branch_without_being_known_by_name() -> None:
+    torch.manual_seed(0)
+    with registered(replace(MODELS.get("emb"), official=unpublished("This test"))) as name:
+        found = narrated(name).eval()(batch())
+    torch.testing.assert_close(found.logits, branch().eval()(batch()).logits)
+
+
+def test_a_base_that_promises_distributions_and_has_none_is_refused() -> None:
     family: ModelFamily[Any] = MODELS.get("emb")
 
     def without(dims: Any, options: Any) -> Any:
@@ -123,15 +171,11 @@ def test_a_new_base_without_distributions_is_refused_too() -> None:
         parts: Parts = replace(blueprint.parts, heads=())
         return replace(blueprint, parts=parts)
 
-    name = "a_base_of_this_test"
-    MODELS.register(name)(replace(family, build=without))
-    try:
-        with pytest.raises(UsageError, match="predicts spans without them"):
-            create_model(
-                name, video_dim=18, text_dim=12, side_dims=SIDES, plugins={"tea_paragraph": {}}
-            )
-    finally:
-        del MODELS._things[name]
+    with (
+        registered(replace(family, build=without)) as name,
+        pytest.raises(UsageError, match="predicts spans without them"),
+    ):
+        narrated(name)
 
 
 def test_heads_and_streams_must_fit() -> None:
@@ -166,6 +210,7 @@ def test_tea_as_its_text_has_it_runs_with_both_plugins_in_either_order() -> None
     tea = {"place": "added"}
     told = {"similarity": "scaled_dot", "heads": 4}
     given = random_batch([30, 7, 16], [4, 2, 3], side_dims=SIDES)
+    stream = given.side["narrative"]
     for plugins in (
         {"tea": tea, "tea_paragraph": told},
         {"tea_paragraph": told, "tea": tea},
@@ -174,3 +219,9 @@ def test_tea_as_its_text_has_it_runs_with_both_plugins_in_either_order() -> None
         losses = built.train().losses(given)
         assert all(value.isfinite() for value in losses.values())
         assert built.eval()(given).saliency.shape == given.video_mask.shape
+        # the paragraph holds the places of the clips, which `place: added` takes from them (§3.2)
+        trace = built.trace(given, passes=False)
+        words = built.encoders.encode_text(stream.x) * stream.mask.unsqueeze(-1)
+        torch.testing.assert_close(
+            trace.tokens.extras["paragraph"], words + trace.encoded.video_pos
+        )

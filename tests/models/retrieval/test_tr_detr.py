@@ -78,6 +78,9 @@ def test_a_moment_is_cut_to_the_real_clips() -> None:
     start, count = moment_slice(SPANS, MASK, "masked")
     assert start.tolist() == [2, 0, 3, 0]
     assert count.tolist() == [5, 4, 1, 1]
+    # a moment of nothing at the very end is the last clip
+    start, count = moment_slice(torch.tensor([[1.0, 0.0]]), MASK[2:3], "masked")
+    assert (start.item(), count.item()) == (3, 1)
 
 
 def test_a_released_moment_that_begins_before_the_video_is_sliced_from_the_end() -> None:

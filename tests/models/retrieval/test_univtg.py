@@ -194,6 +194,18 @@ def test_samples_without_a_salient_clip_count_for_no_contrast() -> None:
     assert losses["inter"] == losses["intra"] == 0
 
 
+def test_a_sentence_is_not_contrasted_with_the_clips_of_a_video_without_a_salient_one() -> None:
+    model, batch = small(), ragged()
+    assert batch.targets is not None
+    saliency, video = batch.targets.saliency.clone(), batch.video.clone()
+    saliency[2], video[2] = 0, -video[2]
+    targets = replace(batch.targets, saliency=saliency)
+    found = model.losses(replace(batch, targets=targets))["inter"]
+    torch.testing.assert_close(
+        found, model.losses(replace(batch, targets=targets, video=video))["inter"]
+    )
+
+
 @torch.no_grad()
 def test_scores_of_windows_and_of_clips_are_chosen_apart() -> None:
     found: Predictions = small().eval()(ragged())

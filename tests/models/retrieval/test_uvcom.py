@@ -5,12 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional
 
 from data.errors import UsageError
 from models.retrieval import MODELS, RetrievalModel, create_model, load_official
 from models.retrieval.decode import Decoding
 from models.retrieval.official import official_state_dict
 from models.retrieval.parts.clustering import expectation_means, most_alike, random_walk
+from models.retrieval.parts.encoders import ProjectionEncoders
 from models.retrieval.parts.likeness import ChosenText, likeness
 from models.retrieval.parts.slots import SlotAttention
 from models.retrieval.testing import random_batch, take
@@ -31,6 +33,8 @@ SMALL: dict[str, Any] = {
     "dropout": 0.0,
     "input_dropout": 0.0,
 }
+OPT = {"hidden_dim": 16, "nheads": 4, "dim_feedforward": 24, "enc_layers": 1, "dec_layers": 2}
+"""Public options of a checkpoint of the small model."""
 LATE = StepContext(epoch=80)
 
 
@@ -96,8 +100,8 @@ def test_released_convolutions_hear_the_bias_at_padded_clips(padding: Any, hears
     assert isinstance(fuser, IntegrationFuser)
     torch.nn.init.ones_(fuser.local[0].bias)
     clips, mask = torch.randn(1, 6, 16), torch.arange(6)[None] < 4
-    padded = fuser._neighbours(clips, mask)[:, :4]
-    cut = fuser._neighbours(clips[:, :4], mask[:, :4])
+    padded = fuser.local(clips, mask)[:, :4]
+    cut = fuser.local(clips[:, :4], mask[:, :4])
     assert torch.allclose(padded[:, :3], cut[:, :3], atol=1e-6)
     assert torch.allclose(padded[:, 3], cut[:, 3], atol=1e-6) != hears
 
@@ -124,6 +128,13 @@ def test_equal_slots_all_take_the_mean_of_the_clips() -> None:
     assert (released._shares(slots, clips, mask)[1, :, 2:] > 0).all()
 
 
+def test_a_video_without_clips_shares_nothing_among_the_slots() -> None:
+    slots, clips = torch.randn(1, 4, 8), torch.randn(1, 5, 8)
+    nothing = torch.zeros(1, 5, dtype=torch.bool)
+    share = SlotAttention(8, hidden=8, depth=2, iterations=1)._shares(slots, clips, nothing)
+    assert torch.equal(share, torch.zeros(1, 4, 5))
+
+
 def test_the_first_window_is_cut_to_whole_clips_and_all_windows_are_as_annotated() -> None:
     batch = random_batch([8, 8], [3, 3])
     assert batch.targets is not None
@@ -140,6 +151,14 @@ def test_the_first_window_is_cut_to_whole_clips_and_all_windows_are_as_annotated
     # 0.3 ± 0.2 of eight clips is 0.8 to 4.0: clips 0, 1, 2, 3 after truncation.
     torch.testing.assert_close(first, -log_p[:, :4].sum() / 16 / 2)
     torch.testing.assert_close(every, -log_p[inside].sum() / 16 / 2)
+
+
+def test_a_sample_without_moments_has_no_first_window() -> None:
+    batch = random_batch([8, 8], [3, 3])
+    assert batch.targets is not None
+    none = replace(batch.targets, span_mask=torch.zeros_like(batch.targets.span_mask))
+    loss = small(windows="first").losses(replace(batch, targets=none))["clip_text"]
+    assert loss.item() == 0
 
 
 def test_samples_without_known_moments_are_left_out_of_the_alignment_of_clips() -> None:
@@ -204,16 +223,69 @@ def test_a_wrong_text_stands_at_its_own_places_or_as_released_at_those_of_the_ri
 def test_a_public_checkpoint_of_tvsum_was_not_trained_on_moments() -> None:
     model = small(preset="release", queries=30, slot_hidden=1024, similarity_hidden=1024)
     public = official_state_dict(model, MODELS.get("uvcom").official)
-    options = {
-        "hidden_dim": 16,
-        "nheads": 4,
-        "dim_feedforward": 24,
-        "enc_layers": 1,
-        "dec_layers": 2,
-        "dset_name": "tvsum",
-    }
+    options = OPT | {"dset_name": "tvsum"}
     losses = load_official("uvcom", {"model": public, "opt": options}).losses(ragged())
     assert losses.keys() == {"margin", "rank", "negative_pair", "video_text", "clip_text"}
+
+
+def public_projection(public: dict[str, torch.Tensor], name: str, relus: list[bool]) -> Any:
+    """`LinearLayer` of the public code (uvcom/model.py, line 528) once for each of `relus`."""
+
+    def project(x: torch.Tensor) -> torch.Tensor:
+        for i, relu in enumerate(relus):
+            norm = [public[f"{name}.{i}.LayerNorm.{kind}"] for kind in ("weight", "bias")]
+            linear = [public[f"{name}.{i}.net.1.{kind}"] for kind in ("weight", "bias")]
+            x = functional.layer_norm(x, x.shape[-1:], *norm)
+            x = functional.linear(x, *linear)
+            x = x.relu() if relu else x
+        return x
+
+    return project
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("layers", "text", "video"),
+    [
+        (1, [False], [False, True]),
+        (2, [True, False], [True, False]),
+        (3, [True, True, False], [True, True]),
+    ],
+)
+def test_public_checkpoints_of_one_to_three_projections_load(
+    layers: int, text: list[bool], video: list[bool]
+) -> None:
+    """`relu_args` and the slices `[:n_input_proj]` of words and `[:2]` of clips are those of
+    uvcom/model.py, lines 89 to 100."""
+    sizes = {"queries": 30, "slot_hidden": 1024, "similarity_hidden": 1024}
+    model = small(preset="release", projection_layers=layers, **sizes)
+    public = dict(official_state_dict(model, MODELS.get("uvcom").official))
+    kinds = ("LayerNorm.weight", "LayerNorm.bias", "net.1.weight", "net.1.bias")
+    shapes = {key: tuple(x.shape) for key, x in public.items() if key.startswith("input_")}
+    widths = {"txt": [12, 16, 16][:layers], "vid": [18, 16]}
+    assert shapes == {
+        f"input_{name}_proj.{i}.{kind}": shape
+        for name, inputs in widths.items()
+        for i, width in enumerate(inputs)
+        for kind, shape in zip(kinds, ((width,), (width,), (16, width), (16,)), strict=True)
+    }
+    loaded = load_official("uvcom", {"model": public, "opt": OPT | {"n_input_proj": layers}})
+    tokens = loaded.encoders(ragged())
+    want_text = public_projection(public, "input_txt_proj", text)(ragged().text)
+    want_video = public_projection(public, "input_vid_proj", video)(ragged().video)
+    torch.testing.assert_close(tokens.text, want_text)
+    torch.testing.assert_close(tokens.video, want_video)
+
+
+@torch.no_grad()
+def test_clips_are_projected_as_often_as_words_unless_released() -> None:
+    for layers in (1, 3):
+        fixed = small(projection_layers=layers).encoders
+        assert isinstance(fixed, ProjectionEncoders)
+        assert len(fixed.video.linears) == len(fixed.text.linears) == layers
+        assert fixed(ragged()).video.min() < 0
+        released = small(projection_layers=layers, preset="release").encoders
+        assert released(ragged()).video.min() == 0
 
 
 @pytest.mark.parametrize("preset", ["fixed", "release", "paper"])
@@ -261,7 +333,7 @@ def test_the_mean_most_like_the_others_is_taken_with_its_gradient() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("cross_fusion", True), ("a_feat_dir", "pann"), ("n_input_proj", 3)]
+    ("option", "value"), [("cross_fusion", True), ("a_feat_dir", "pann"), ("n_input_proj", 4)]
 )
 def test_public_options_without_a_part_are_refused(option: str, value: Any) -> None:
     with pytest.raises(UsageError, match=option):
