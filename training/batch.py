@@ -8,7 +8,7 @@ Arithmetic of the targets: specs/retrieval_models.md §3.0, specs/peers_formats_
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ __all__ = [
     "QueryTruth",
     "collate",
     "numbers_of",
+    "other_texts",
     "pad",
     "query_info",
     "side_streams",
@@ -182,6 +183,7 @@ def collate(
         text=torch.from_numpy(together.text),
         text_mask=_mask([len(each.text) for each in samples]),
         side=side,
+        texts=other_texts([each.texts for each in samples]),
         events=events,
         event_mask=event_mask,
         video_ids=numbers_of([each.video_id for each in infos]),
@@ -208,6 +210,11 @@ def side_streams(
     if samples[0].events is None:
         return side, None, None
     return side, *pad([_given(each.events) for each in samples])
+
+
+def other_texts(rows: Sequence[Mapping[str, NDArray[np.float32]]]) -> dict[str, Side]:
+    """Queries in their further embeddings (`Sample.texts`), padded, by name."""
+    return {name: Side(*pad([each[name] for each in rows])) for name in rows[0]}
 
 
 def targets_of(truths: Sequence[tuple[int | str, QueryTruth | None]], draw: Draw) -> Targets | None:

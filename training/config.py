@@ -50,6 +50,11 @@ class DataGroup(Group):
     streams: tuple[str, ...] = Field(
         ("slowfast", "clip"), min_length=1, description="Per-clip features, in this order."
     )
+    other_texts: tuple[str, ...] = Field(
+        (),
+        description="Further embeddings of the query, as stages.queries.others of the pipeline "
+        "names them; the model must read them.",
+    )
     narratives: bool = Field(
         False, description="Load narratives; the model or a plug-in must read them."
     )
@@ -64,6 +69,9 @@ class DataGroup(Group):
     )
     max_clips: int | None = Field(None, ge=1, description="Videos are cut to so many clips.")
     max_tokens: int | None = Field(32, ge=1, description="Queries are cut to so many tokens.")
+    normalise: bool = Field(
+        True, description="Divide features of clips and words by their length, or as stored."
+    )
     max_windows: int = Field(
         5, ge=1, le=5, description="Moments per query that are targets; more are drawn from."
     )
@@ -145,6 +153,10 @@ class EvalGroup(Group):
     batch_size: int = Field(100, ge=1, description="Queries per forward pass.")
     round_to_clip: bool | None = Field(
         None, description="Round predicted edges to whole clips; null: as the dataset's scoring."
+    )
+    clip_to: Literal["video", "dataset"] = Field(
+        "video",
+        description="Cut predicted edges to the video, or to the dataset's range as public code.",
     )
     nms_iou: float | None = Field(
         None, gt=0, le=1, description="Drop windows that overlap a better one more than this."

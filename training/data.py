@@ -29,6 +29,7 @@ from training.batch import (
     QueryTruth,
     collate,
     numbers_of,
+    other_texts,
     pad,
     query_info,
     side_streams,
@@ -151,7 +152,7 @@ class ResidentQueries:
         self.device = device
         videos: dict[str, int] = {}
         shown: list[Sample] = []
-        texts, self._infos, self._truths, video_rows = [], [], [], []
+        texts, others, self._infos, self._truths, video_rows = [], [], [], [], []
         for index in range(len(samples)):
             sample = samples[index]
             info = query_info(sample.annotation, sample.grid)
@@ -159,16 +160,17 @@ class ResidentQueries:
                 videos[info.video_id] = len(videos)
                 shown.append(sample)
             texts.append(sample.text)
+            others.append(sample.texts)
             video_rows.append(videos[info.video_id])
             self._infos.append(info)
             self._truths.append(truth_of(sample, ratings))
         self._video_rows = np.asarray(video_rows)
         self._clips = np.asarray([len(each.video) for each in shown])
-        self._words = np.asarray([len(each) for each in texts])
         self._numbers = numbers_of(list(videos))
         self._sample_numbers = numbers_of([str(each.qid) for each in self._infos])
         self._video = pad([each.video for each in shown])[0].to(device)
-        self._text = pad(texts)[0].to(device)
+        self._text = _Words.of(Side(*pad(texts)), device)
+        self._texts = {name: _Words.of(each, device) for name, each in other_texts(others).items()}
         side, events, event_mask = side_streams(shown)
         self._side = {
             name: Side(each.x.to(device), each.mask.to(device)) for name, each in side.items()
@@ -185,7 +187,7 @@ class ResidentQueries:
 
     def _gather(self, rows: Rows, draw: Draw | None) -> MomentBatch:
         videos = self._video_rows[rows]
-        clips, words = self._clips[videos], self._words[rows]
+        clips, text = self._clips[videos], self._gather_words(self._text, rows)
         video_index = self._index(videos)
         longest = int(clips.max())
         targets = (
@@ -197,12 +199,13 @@ class ResidentQueries:
         tensors = Batch(
             video=self._video[video_index, :longest],
             video_mask=self._mask(clips),
-            text=self._text[self._index(rows), : int(words.max())],
-            text_mask=self._mask(words),
+            text=text.x,
+            text_mask=text.mask,
             side={
                 name: Side(each.x[video_index, :longest], each.mask[video_index, :longest])
                 for name, each in self._side.items()
             },
+            texts={name: self._gather_words(each, rows) for name, each in self._texts.items()},
             events=events,
             event_mask=event_mask,
             video_ids=self._numbers[torch.from_numpy(videos)],
@@ -211,6 +214,10 @@ class ResidentQueries:
         )
         infos = tuple(self._infos[i] for i in rows)
         return MomentBatch(tensors, infos).to(self.device)
+
+    def _gather_words(self, held: _Words, rows: Rows) -> Side:
+        counts = held.counts[rows]
+        return Side(held.x[self._index(rows), : int(counts.max())], self._mask(counts))
 
     def _gather_events(
         self, videos: Rows, video_index: Tensor
@@ -226,6 +233,23 @@ class ResidentQueries:
     def _mask(self, lengths: Rows) -> Tensor:
         mask = np.arange(int(lengths.max())) < lengths[:, None]
         return torch.from_numpy(mask).to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class _Words:
+    """One embedding of all queries of a split.
+
+    Args:
+        x: (N, T, D) on the device, T that of the longest.
+        counts: (N,) words of each.
+    """
+
+    x: Tensor
+    counts: Rows
+
+    @staticmethod
+    def of(padded: Side, device: torch.device) -> _Words:
+        return _Words(padded.x.to(device), padded.mask.sum(1).numpy())
 
 
 class StreamedQueries:
@@ -307,7 +331,7 @@ def _bytes_needed(samples: Samples, looked_at: int = 32) -> int:
     seen = [samples[int(row)] for row in rows]
     videos = len({each.video_id for each in samples.annotations})
     longest_video = max(_bytes(each.video, each.narrative, each.events) for each in seen)
-    longest_text = max(_bytes(each.text) for each in seen)
+    longest_text = max(_bytes(each.text, *each.texts.values()) for each in seen)
     return videos * longest_video + len(samples) * longest_text
 
 

@@ -86,8 +86,12 @@ def joined() -> Iterator[World]:
         dist.destroy_process_group()
 
 
-def device_of(name: str) -> torch.device:
-    """The device that a configuration names; `auto` is a GPU if there is one.
+def device_of(name: str, option: str = "loop.device") -> torch.device:
+    """The device of a name; `auto` is a GPU if there is one.
+
+    Args:
+        name: as given.
+        option: where it was given, for error messages.
 
     Raises:
         UsageError: no such device on this machine.
@@ -98,12 +102,12 @@ def device_of(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UsageError(f"loop.device={name!r} is no device; allowed: auto, cpu, cuda") from None
+        raise UsageError(f"{option}={name!r} is no device; allowed: auto, cpu, cuda") from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise UsageError("loop.device=cuda, but torch sees no GPU here; use cpu or auto")
+            raise UsageError(f"{option}={name}, but torch sees no GPU here; use cpu or auto")
         device = torch.device("cuda", local if device.index is None else device.index)
         torch.cuda.set_device(device)
     elif device.type != "cpu":
-        raise UsageError(f"loop.device={name!r} is not supported; allowed: auto, cpu, cuda")
+        raise UsageError(f"{option}={name!r} is not supported; allowed: auto, cpu, cuda")
     return device

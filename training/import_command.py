@@ -38,6 +38,13 @@ def import_command(
         typer.Option("--trained-on", help="Annotations that it was trained on. Repeatable."),
     ] = None,
     dataset: DatasetOption = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="KEY=VALUE, an option of the model (docs/models.md); it wins over the file's.",
+        ),
+    ] = None,
 ) -> None:
     """Make a run of a public checkpoint, for `predict --run` and `evaluate --run`.
 
@@ -53,6 +60,7 @@ def import_command(
         streams=tuple(streams or ()),
         trained_on=tuple(trained_on or ()),
         dataset=dataset,
+        overrides=tuple(overrides or ()),
     )
     console = plain_console()
     for sentence in told:

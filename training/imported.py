@@ -1,8 +1,9 @@
 """A run from a checkpoint of public code: what `trainer predict` and `evaluate` need, nothing else.
 
-The folder has `config.yaml`, `environment.json` (with `imported`: model, file, and the options that
-the checkpoint says it was trained with), `checkpoints/best.pt`, and `trained_on.json` if somebody
-said what it was trained on. It has no history, and cannot be continued.
+The folder has `config.yaml`, `environment.json` (with `imported`: model, file, the features that it
+reads, the options that the checkpoint says it was trained with, and those of `--set`),
+`checkpoints/best.pt`, and `trained_on.json` if somebody said what it was trained on. It has no
+history, and cannot be continued.
 """
 
 from __future__ import annotations
@@ -15,23 +16,25 @@ from typing import Any
 import torch
 
 from data.annotations import dataset_of
-from data.config import parse_config
-from data.errors import UsageError
+from data.config import overridden, parse_config
+from data.dataset import MomentDataset
+from data.errors import UsageError, nearest
 from data.identity import file_sha256
 from data.store.place import anchored, place_of, text_of
 from models.retrieval import MODELS, load_official
-from models.retrieval.official import read_checkpoint, supported
+from models.retrieval.official import supported, translated
+from models.retrieval.public_file import read_checkpoint
 from training.checks import rows_trained_on
 from training.config import TrainerConfig
 from training.run import Run, environment
 from training.trained_on import TrainedOn, remember
 
-__all__ = ["import_checkpoint"]
+__all__ = ["check_features", "import_checkpoint"]
 
 NO_STORE = "store"
 """What `data.store` says until somebody says where the store is."""
 
-_NOT_OPTIONS = {"name", "preset", "plugins", "video_dim", "text_dim", "side_dims"}
+_NOT_OPTIONS = {"name", "preset", "plugins", "video_dim", "text_dim", "side_dims", "text_dims"}
 """What a recipe holds beside the options of the model."""
 
 
@@ -44,6 +47,7 @@ def import_checkpoint(
     streams: Sequence[str] = (),
     trained_on: Sequence[str] = (),
     dataset: str | None = None,
+    overrides: Sequence[str] = (),
 ) -> list[str]:
     """Write the run of a public checkpoint; nothing is written if anything is wrong.
 
@@ -55,18 +59,22 @@ def import_checkpoint(
         streams: per-clip features in order; none takes what the checkpoint's options name.
         trained_on: annotation files that it was trained on.
         dataset: whose format they have.
+        overrides: options of the model as `KEY=VALUE`; they win over the checkpoint's.
 
     Returns:
         What the user must know, in sentences.
 
     Raises:
         UsageError: an unknown model, a file that cannot be read safely or does not fit, options
-            that this project has no part for, or a folder that is taken.
+            that this project has no part for, an override of no option, or a folder that is taken.
     """
     Run.refuse_taken(out)
-    MODELS.get(name)  # before a large file is read
+    layout = MODELS.get(name).official
+    wanted = _wanted(name, overrides)  # before a large file is read
     weights, public = read_checkpoint(checkpoint)
-    model = load_official(name, {"model": weights, "opt": public})
+    found, lacking = translated(layout, public, weights)
+    form = layout.for_store
+    model = load_official(name, {"model": weights, "opt": public}, **form.options(found) | wanted)
     asked = _Asked.of(public, streams)
     trained = _trained_on(trained_on, dataset)
     options = {key: x for key, x in model.recipe.items() if key not in _NOT_OPTIONS}
@@ -75,6 +83,7 @@ def import_checkpoint(
         {
             "data": {
                 "store": text_of(anchored(place_of(store))) if store else NO_STORE,
+                **form.data,
                 **asked.data(),
             },
             "model": {"name": name, "preset": model.recipe["preset"], "options": options},
@@ -86,6 +95,12 @@ def import_checkpoint(
         "imported": {
             "model": name,
             "checkpoint": {"file": checkpoint.name, "sha256": file_sha256(checkpoint)},
+            "reads": {
+                "clip": model.recipe["video_dim"],
+                "word": model.recipe["text_dim"],
+                "word_encoder": form.word_encoder,
+            },
+            "set": {key: _plain(value) for key, value in wanted.items()},
             "options": {key: _plain(value) for key, value in sorted(public.items())},
         },
     }
@@ -98,7 +113,58 @@ def import_checkpoint(
         f"{model.recipe['video_dim']:,} features a clip (two of them its place) and "
         f"{model.recipe['text_dim']:,} a word"
     ]
-    return [*told, *asked.sentences(), *_left_open(store, trained)]
+    if lacking:
+        told.append(f"its options do not say {', '.join(lacking)}: defaults were taken")
+    return [*told, *form.notes, *asked.sentences(), *_left_open(store, trained)]
+
+
+def _wanted(name: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Options of the model from the command line; their values are checked where it is built.
+
+    Raises:
+        UsageError: not of the form KEY=VALUE, or no option of the model.
+    """
+    wanted = overridden({}, overrides)
+    known = MODELS.get(name).options.model_fields
+    for key in wanted:
+        if key not in known:
+            raise UsageError(
+                f"--set {key}: model '{name}' has no such option; {nearest(key, known)}"
+            )
+    return wanted
+
+
+def check_features(run: Run, samples: MomentDataset) -> None:
+    """Before an imported run reads a store: whether its features are those of the checkpoint.
+
+    Raises:
+        UsageError: features of another width, or words of another encoder; says what to do.
+    """
+    reads = run.about.get("imported", {}).get("reads")
+    if reads is None:
+        return
+    there = {"clip": samples.video_dim, "word": samples.text_dim}
+    streams = ", ".join(samples.streams)
+    for what, remedy in (
+        (
+            "clip",
+            f"those of data.streams ({streams}) and two of its place; import it again with "
+            "--stream NAME for each of its streams, or give a store of its features",
+        ),
+        ("word", "those of the stage 'queries'; make a store of its text features"),
+    ):
+        if there[what] != reads[what]:
+            raise UsageError(
+                f"'{run.path}' reads {reads[what]:,} features a {what}, and this store has "
+                f"{there[what]:,}, {remedy}"
+            )
+    encoder = samples.word_encoder
+    if None not in (reads["word_encoder"], encoder) and encoder != reads["word_encoder"]:
+        raise UsageError(
+            f"'{run.path}' reads word vectors of the text encoder '{reads['word_encoder']}', and "
+            f"the queries of this store were encoded by '{encoder}'; make them again with "
+            f"stages.queries: {{encoder: {reads['word_encoder']}}} (docs/narratives.md)"
+        )
 
 
 @dataclass(frozen=True)

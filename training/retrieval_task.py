@@ -128,9 +128,9 @@ def build_model(config: ModelGroup, samples: Samples) -> RetrievalModel:
     """
     sample = samples[0]
     sides = {NARRATIVE: sample.narrative.shape[1]} if sample.narrative is not None else {}
-    carried = {f"side.{name}" for name in sides} | (
-        {"events"} if sample.events is not None else set()
-    )
+    texts = {name: x.shape[1] for name, x in sample.texts.items()}
+    carried = {f"side.{name}" for name in sides} | {f"text.{name}" for name in texts}
+    carried |= {"events"} if sample.events is not None else set()
     try:
         model = create_model(
             config.name,
@@ -139,6 +139,7 @@ def build_model(config: ModelGroup, samples: Samples) -> RetrievalModel:
             preset=config.preset,
             plugins=config.plugins,
             side_dims=sides,
+            text_dims=texts,
             **config.options,
         )
     except UsageError as error:
@@ -151,7 +152,12 @@ def _check_carried(model: RetrievalModel, carried: AbstractSet[str], config: Mod
     """UsageError where the data lack what the model reads, or have what it does not."""
     chosen = f"model '{config.name}' with plug-ins {', '.join(config.plugins) or 'none'}"
     for need in sorted(model.reads ^ carried):
-        option = LOADED_BY.get(need)
+        option, text = LOADED_BY.get(need), need.removeprefix("text.")
+        if text != need and need in carried:
+            raise UsageError(
+                f"data.other_texts has '{text}', but under these options {chosen} does not read "
+                "it; take it out, or change model.options"
+            )
         if need in carried:
             raise UsageError(
                 f"data.{option}=true, but under these options {chosen} reads none of them; "
@@ -174,12 +180,10 @@ def decoding_of(model: RetrievalModel, config: EvalGroup, post: PostProcessing) 
         post: what the dataset's public code does before scoring.
     """
     asked = config.round_to_clip
-    # the public code predicts in units of the duration, and cuts to the range of the dataset where
-    # a video is shorter, too
-    released = model.decoding.unit == "duration"
     return replace(
         model.decoding,
-        clip_s=post.clamp_s if released else None,
+        # the public code cuts to the range of the dataset where a video is shorter, too
+        clip_s=post.clamp_s if config.clip_to == "dataset" else None,
         round_to_clip=(post.round_to_s is not None) if asked is None else asked,
         nms_iou=config.nms_iou,
     )

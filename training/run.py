@@ -246,7 +246,8 @@ class Run:
 
 def _trained_as(config: TrainerConfig) -> dict[str, Any]:
     """What the weights of a run mean nothing without."""
-    chosen = {"train", "hold_out", "where", "streams", "narratives", "events", "event_depth"}
+    chosen = {"train", "hold_out", "where", "streams", "other_texts", "narratives", "events"}
+    chosen |= {"event_depth", "normalise"}
     data = config.data.model_dump(include=chosen)
     flat = {f"data.{key}": value for key, value in data.items()}
     return flat | {f"model.{key}": value for key, value in config.model.model_dump().items()}

@@ -22,6 +22,7 @@ from training.config import TrainerConfig
 from training.data import Order, Queries, hold
 from training.distributed import ALONE, World, device_of
 from training.evaluate import measure
+from training.imported import check_features
 from training.metrics import Measured, Scores
 from training.predictions import Prediction, rounded
 from training.retrieval_task import RetrievalTask, build_model, decoding_of
@@ -249,6 +250,7 @@ def _trained(session: Session, run: Run, split: Split, which: Which) -> Retrieva
         )
     if not run.shows_moments and any(row.windows is not None for row in split.annotations):
         session.tell(f"'{run.path}' was trained on ratings of clips alone: it predicts no moments")
+    check_features(run, split.samples)
     task = session.task(split, moments=run.shows_moments)
     with run.explained():
         task.model.load_state_dict(run.checkpoint(which, session.device)["model"])

@@ -81,7 +81,8 @@ class Split:
             targets: whether to tell what does not fit of moments and scored clips, too.
 
         Raises:
-            UsageError: a stream, narratives or events that the store does not have.
+            UsageError: a stream, an embedding of the queries, narratives or events that the store
+                does not have.
             StoreError: rows are missing and `data.require` is "all".
         """
         _check_features(store, config)
@@ -90,12 +91,14 @@ class Split:
             name,
             rows=rows,
             streams=config.streams,
+            other_texts=config.other_texts,
             narratives=config.narratives,
             events=config.events,
             event_depth=config.event_depth,
             require=config.require,
             max_clips=config.max_clips,
             max_tokens=config.max_tokens,
+            normalised=config.normalise,
         )
         cut = samples.report.sentences(targets=targets)
         for sentence in [*cut, *missing_sentences(samples.missing)]:

@@ -18,6 +18,8 @@ from data.store.place import Place, text_of
 from training.batch import QueryTruth, pad
 
 CLIPS, WIDTH, WORDS = 12, 16, 3
+LLAMA = 6
+"""Width of the further embedding of the queries, `llama`, which has twice as many words."""
 CLIP_LEN_S = 2.0
 
 Annotations = dict[str, list[Annotation]]
@@ -60,11 +62,13 @@ def _sample(row: Annotation, clip_len_s: float) -> Sample:
     edges = np.arange(CLIPS + 1) / CLIPS
     video = np.concatenate([video, edges[:-1, None], edges[1:, None]], axis=1)
     text = np.tile(direction, (WORDS, 1)) + 0.1 * rng.standard_normal((WORDS, WIDTH))
+    llama = np.repeat(text[:, :LLAMA], 2, axis=0)
     return Sample(
         annotation=row,
         grid=Grid(CLIPS * clip_len_s, clip_len_s),
         video=video.astype(np.float32),
         text=text.astype(np.float32),
+        texts={"llama": llama.astype(np.float32)},
         narrative=video[:, :WIDTH].astype(np.float32),
         narrative_mask=np.arange(CLIPS) % 4 > 0,
         events=np.asarray([[0.0, 0.5, 0.0], [0.5, 1.0, 0.0]], np.float32),
@@ -93,7 +97,8 @@ def write_store(
     dataset: str = "qvhighlights",
     clip_len_s: float = CLIP_LEN_S,
 ) -> Store:
-    """A store with the streams `clip` and `slowfast`, narratives, events and queries.
+    """A store with the streams `clip` and `slowfast`, narratives, events and queries, these in the
+    further embedding `llama`, too.
 
     Every video has `CLIPS` clips; of several queries on a video the first one gives its features.
     """
@@ -112,7 +117,11 @@ def write_store(
             depth=StreamSpec((), "int32", "item"),
             boundary_depth=StreamSpec((), "int32", "item"),
         ),
-        "queries": _recipe("queries", tokens=StreamSpec((WIDTH,), "float16", "item")),
+        "queries": _recipe(
+            "queries",
+            tokens=StreamSpec((WIDTH,), "float16", "item"),
+            tokens_llama=StreamSpec((LLAMA,), "float16", "item"),
+        ),
     }
     store = Store.create(path, dataset=dataset, clip_len_s=clip_len_s)
     writers = {stage: store.writer(recipe) for stage, recipe in recipes.items()}
@@ -142,7 +151,9 @@ def write_store(
                 for stage, arrays in rows_of.items():
                     writers[stage].add(_row(id, grid, **arrays))
             if query not in written:
-                writers["queries"].add(_row(query, None, tokens=sample.text.astype(np.float16)))
+                words = sample.text.astype(np.float16)
+                llama = sample.texts["llama"].astype(np.float16)
+                writers["queries"].add(_row(query, None, tokens=words, tokens_llama=llama))
             written |= {id, query}
     for writer in writers.values():
         writer.flush()

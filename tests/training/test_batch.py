@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_store import Annotations, samples, together
+from small_store import LLAMA, Annotations, samples, together
 
 from data.annotations.types import Annotation
 from training.batch import Draw, QueryTruth, collate
@@ -93,6 +93,7 @@ def pair(splits: Annotations) -> list:  # type: ignore[type-arg]
         short,
         video=short.video[:7],
         text=short.text[:2],
+        texts={"llama": short.texts["llama"][:5]},
         narrative=short.narrative[:7],
         narrative_mask=short.narrative_mask[:7],
         events=np.zeros((0, 3), np.float32),
@@ -110,6 +111,17 @@ def test_a_batch_is_padded_with_zeros_under_false_masks(pair: list) -> None:  # 
     assert batch.event_mask is not None
     assert batch.event_mask.sum(1).tolist() == [2, 0]
     assert torch.equal(batch.video[1, :7], torch.from_numpy(pair[1].video))
+    llama = batch.texts["llama"]
+    assert llama.x.shape == (2, 6, LLAMA)
+    assert llama.mask.sum(1).tolist() == [6, 5]
+    assert llama.x[1, 5:].abs().sum() == 0
+    assert torch.equal(llama.x[1, :5], torch.from_numpy(pair[1].texts["llama"]))
+
+
+def test_a_batch_moves_with_its_further_embeddings(pair: list) -> None:  # type: ignore[type-arg]
+    moved = collate(together(pair), None).tensors.to("meta")
+    assert moved.texts["llama"].x.is_meta
+    assert moved.texts["llama"].mask.is_meta
 
 
 def test_targets_are_padded_and_point_at_clips_of_the_sample(pair: list) -> None:  # type: ignore[type-arg]

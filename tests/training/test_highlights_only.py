@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import yaml
 from every_dataset import small_dataset
 from numpy.typing import NDArray
 from small_store import annotation, small_values, write_store
+from torch import Tensor
 from typer.testing import CliRunner
 
 from data.annotations import DATASETS, Ratings, load_annotations
@@ -20,7 +23,7 @@ from data.annotations.types import Annotation
 from data.dataset import MomentDataset
 from data.grid import Grid
 from models.retrieval import create_model
-from models.retrieval.parts.losses import label_cross_entropy
+from models.retrieval.parts.losses import label_cross_entropy, label_focal
 from models.retrieval.types import StepContext
 from training.baselines import BlindBaseline
 from training.batch import Draw, QueryTruth, query_info
@@ -129,13 +132,18 @@ def test_only_the_saliency_losses_train_as_in_the_public_code(tmp_path: Path, pr
     assert norms["fuser.token"] > 0
 
 
-def test_queries_with_moments_are_not_disturbed_by_queries_without() -> None:
+@pytest.mark.parametrize(
+    "loss", [partial(label_cross_entropy, background=0.1), label_focal], ids=["cross", "focal"]
+)
+def test_queries_with_moments_are_not_disturbed_by_queries_without(
+    loss: Callable[..., Tensor],
+) -> None:
     logits = torch.randn(2, 3, 4, 2, generator=torch.Generator().manual_seed(0))
     matched = torch.zeros(2, 3, 4, dtype=torch.bool)
     matched[:, :, 0] = True
     counted = torch.tensor([True, False, True])
-    some = label_cross_entropy(logits, matched, background=0.1, counted=counted)
-    alone = label_cross_entropy(logits[:, counted], matched[:, counted], background=0.1)
+    some = loss(logits, matched, counted=counted)
+    alone = loss(logits[:, counted], matched[:, counted])
     torch.testing.assert_close(some, alone)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 import pytest
 import torch
 from public_checkpoints import trained, write
-from small_store import Annotations
+from small_store import WIDTH, Annotations, write_store
 from trainer_calls import call, good
 
 from data.annotations import save_jsonl
+from data.identity import query_id
 from data.store import Store
-from models.retrieval import load_official
+from models.retrieval import MODELS, create_model, load_official
+from models.retrieval.official import official_state_dict
+from models.retrieval.types import Batch
 from training.predictions import read_predictions
 from training.run import Run
 from training.session import Session
@@ -97,12 +101,15 @@ def test_an_imported_run_is_not_continued(tmp_path: Path, store: Store) -> None:
     assert "imported from best.ckpt and has no optimiser to continue with" in found.output
 
 
-def test_features_of_another_width_are_explained(tmp_path: Path, store: Store) -> None:
+def test_features_of_another_width_are_refused_with_what_to_do(
+    tmp_path: Path, store: Store
+) -> None:
     file, run = write(tmp_path / "best.ckpt", trained("qd_detr")), tmp_path / "run"
     good("import-checkpoint", "qd_detr", file, "--out", run, "--stream", "clip")
     found = call("evaluate", "--run", run, "--set", f"data.store={store.path}")
     assert found.exit_code == 2
-    assert "does not fit the model of its configuration and these features" in found.output
+    assert "reads 18 features a clip, and this store has 10" in found.output
+    assert "import it again with --stream NAME" in found.output
 
 
 @pytest.mark.parametrize(
@@ -142,6 +149,123 @@ def test_wrong_use_is_answered_before_anything_is_written(tmp_path: Path) -> Non
     taken = call("import-checkpoint", "qd_detr", file, "--out", run)
     assert taken.exit_code == 2
     assert "exists already" in taken.output
+
+
+def of_words(path: Path, text_dim: int = WIDTH) -> Path:
+    """A public checkpoint with a table of words, for features of the small store; its code keeps
+    tensors and options in two files, which somebody put together."""
+    torch.manual_seed(5)
+    sizes = {"hidden": 16, "heads": 2, "words": "ids", "vocabulary": 12, "video_dim": WIDTH}
+    model = create_model("emb", text_dim=text_dim, preset="release", **sizes)
+    weights = official_state_dict(model, MODELS.get("emb").official)
+    torch.save({"model": weights, "opt": {"dim": 16, "num_heads": 2}}, path)
+    return path
+
+
+def test_a_model_of_word_ids_reads_the_word_vectors_of_a_store_as_they_are(
+    tmp_path: Path, store: Store, splits: Annotations
+) -> None:
+    file, run, out = of_words(tmp_path / "best.ckpt"), tmp_path / "run", tmp_path / "p"
+    told = good("import-checkpoint", "emb", file, "--out", run, "--stream", "clip", "--stream",
+                "slowfast", "--store", store.path).output  # fmt: skip
+    assert "the learned vector that all unknown words shared is lost" in told
+    assert "its options do not say drop_rate, epochs, extend" in told
+    assert Run.open(run).config.data.max_tokens is None
+    good("predict", "--run", run, "--split", "val", "--out", out)
+    assert good("evaluate", "--run", run, "--split", "val").exit_code == 0
+
+    model = load_official("emb", file, words="vectors")  # of clips without their place
+    for row, each in zip(splits["val"], read_predictions(out, splits["val"]), strict=True):
+        clips = [store.reader(name).array(row.video_id, name) for name in ("clip", "slowfast")]
+        video = torch.from_numpy(np.concatenate(clips, axis=1)).float().unsqueeze(0)
+        words = store.reader("queries").array(query_id(row.query), "tokens")
+        text = torch.from_numpy(np.array(words)).float().unsqueeze(0)
+        masks = [torch.ones(x.shape[:2], dtype=torch.bool) for x in (video, text)]
+        with torch.no_grad():
+            found = model(Batch(video, masks[0], text, masks[1]))
+        assert each.saliency == pytest.approx(found.saliency[0].tolist(), abs=1e-3)
+
+
+def test_word_vectors_of_another_width_or_encoder_are_refused_with_what_to_do(
+    tmp_path: Path, splits: Annotations
+) -> None:
+    store = write_store(tmp_path / "store", splits)
+    wide, run = of_words(tmp_path / "wide.ckpt", text_dim=12), tmp_path / "wide"
+    known = ["--stream", "clip", "--stream", "slowfast", "--store", store.path]
+    good("import-checkpoint", "emb", wide, "--out", run, *known)
+    found = call("predict", "--run", run, "--split", "val", "--out", tmp_path / "p")
+    assert found.exit_code == 2
+    assert "reads 12 features a word, and this store has 16" in found.output
+
+    good("import-checkpoint", "emb", of_words(tmp_path / "f.ckpt"), "--out", tmp_path / "r", *known)
+    encoded_by(store, "hash")
+    found = call("predict", "--run", tmp_path / "r", "--split", "val", "--out", tmp_path / "p")
+    assert found.exit_code == 2
+    assert "encoded by 'hash'" in found.output
+    assert "stages.queries: {encoder: glove}" in found.output
+    encoded_by(store, "glove")
+    good("predict", "--run", tmp_path / "r", "--split", "val", "--out", tmp_path / "p")
+
+
+def encoded_by(store: Store, encoder: str) -> None:
+    """Give the queries of a store another recipe, of an encoder."""
+    reader = store.reader("queries")
+    recipe = replace(reader.recipe, params={"encoder": {"name": encoder}})
+    writer = store.writer(recipe)
+    for id in reader.ids():
+        writer.add(reader.row(id))
+    writer.flush()
+    store.set_current({"queries": recipe.id})
+
+
+def test_options_that_the_file_does_not_say_can_be_set(tmp_path: Path) -> None:
+    model = trained("ld_detr", loops=3, decoder_layers=2)
+    sizes = {"num_decoder_layers": 2, "num_encoder1_layers": 1, "num_decoder_loops": 7}
+    file, run = write(tmp_path / "best.ckpt", model, **sizes), tmp_path / "run"
+    arguments = ["import-checkpoint", "ld_detr", file, "--out", run]
+    built_in = ["--set", "heads=2", "--set", "feedforward=32"]
+    good(*arguments, *built_in, "--set", "loops=3")
+    opened = Run.open(run)
+    assert opened.config.model.options["loops"] == 3
+    assert opened.about["imported"]["set"] == {"heads": 2, "feedforward": 32, "loops": 3}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ("loop=3", "--set loop: model 'ld_detr' has no such option; did you mean 'loops'?"),
+        ("video_dim=3", "--set video_dim: model 'ld_detr' has no such option"),
+        ("loops", "'loops' is not of the form"),
+        ("loops=0", "loops: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_option_is_refused_with_the_near_ones(
+    asked: str, message: str, tmp_path: Path
+) -> None:
+    file, run = write(tmp_path / "best.ckpt", trained("ld_detr")), tmp_path / "run"
+    found = call("import-checkpoint", "ld_detr", file, "--out", run, "--set", asked)
+    assert found.exit_code == 2
+    assert message in " ".join(found.output.split())
+    assert not run.exists()
+
+
+def test_no_predicted_window_of_an_imported_run_leaves_its_video(
+    tmp_path: Path, store: Store, splits: Annotations
+) -> None:
+    """The public code leaves [0, 26] of 24 s as it is; here only eval.clip_to=dataset does."""
+    model = trained("qd_detr")
+    with torch.no_grad():
+        model.heads[0].span.layers[-1].bias += 4  # far wider than the video
+    file, run = write(tmp_path / "best.ckpt", model), tmp_path / "run"
+    good("import-checkpoint", "qd_detr", file, "--out", run, "--store", store.path)
+    ends = []
+    for chosen in ("video", "dataset"):
+        asked = ["--set", f"eval.clip_to={chosen}", "--split", "val", "--out", tmp_path / chosen]
+        good("predict", "--run", run, *asked)
+        found = read_predictions(tmp_path / chosen, splits["val"])
+        ends.append(max(end for each in found for _, end, _ in each.windows))
+    assert ends[0] == splits["val"][0].duration_s
+    assert ends[1] > ends[0]
 
 
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from data.errors import UsageError
@@ -15,7 +16,14 @@ from models.retrieval.parts.llama_layers import random_layers
 from training.cli import app
 from training.feasibility.commands import points
 from training.feasibility.inputs import Lift, Triplets, lifted, read_embeddings, read_triplets
-from training.feasibility.refining import Identity, MeanShift, refined
+from training.feasibility.refining import (
+    Context,
+    Control,
+    Identity,
+    MeanShift,
+    refined,
+    refiner_of,
+)
 from training.feasibility.study import (
     Setting,
     Study,
@@ -30,8 +38,6 @@ NAMES = [(f"a{i}", f"b{i}", f"c{i}") for i in range(40)]
 
 
 def layers() -> LlamaLayers:
-    import torch
-
     numbers = [3, 4]
     tensors = random_layers(SPEC, numbers, seed=1, dtype=torch.float32)
     held = dict(zip(numbers, tensors, strict=True))
@@ -140,6 +146,31 @@ def test_context_decides_which_tokens_see_each_other() -> None:
     np.testing.assert_allclose(together, wide[rows] + wide.mean(0), atol=1e-5)
 
 
+@pytest.mark.parametrize("context", ["triplet", "single"])
+def test_concepts_that_go_through_in_pieces_are_as_if_they_went_alone(context: Context) -> None:
+    """More sequences than go through at once: 600 triplets, and 1800 concepts by themselves."""
+    triplets = Triplets.of([(f"a{i}", f"b{i}", f"c{i}") for i in range(600)])
+    wide = np.random.default_rng(0).normal(size=(1800, 32)).astype(np.float32)
+    layer = refiner_of(
+        "none", layers(), [3, 4], final_norm="ones", rope=False, causal=False, seed=0
+    )
+    together = refined(layer, wide, triplets.rows, context)
+    for i in (0, 300, 599):
+        by_itself = refined(layer, wide, triplets.rows[i : i + 1], context)
+        np.testing.assert_allclose(together[i : i + 1], by_itself, atol=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.gpu
+@pytest.mark.parametrize("control", ["none", "random-weights", "mean-shift"])
+def test_a_gpu_finds_what_the_cpu_finds(control: Control) -> None:
+    here, there = (
+        study(device=device).outcome(cell(control=control)) for device in ("cpu", "cuda")
+    )
+    assert (here.improved, here.deteriorated) == (there.improved, there.deteriorated)
+    assert here.cosine_after == pytest.approx(there.cosine_after, abs=1e-5)
+
+
 def test_points_are_ranges_with_both_ends_or_lists() -> None:
     assert points("--alpha", "0:1:0.25") == [0, 0.25, 0.5, 0.75, 1]
     assert points("--alpha", "0.3,0.9") == [0.3, 0.9]
@@ -206,6 +237,8 @@ def test_concepts_of_a_small_study_get_their_matrices(folder: Path) -> None:
         (["--control", "magic"], "no control 'magic'; allowed: identity"),
         (["--ci-level", "2"], "--ci-level is a share"),
         (["--embeddings", "absent.npz"], "no embeddings at absent.npz"),
+        (["--device", "tpu"], "--device='tpu' is no device; allowed: auto, cpu, cuda"),
+        (["--device", "mps"], "--device='mps' is not supported; allowed: auto, cpu, cuda"),
         (["--triplets", "absent.jsonl"], "cannot read the triplets 'absent.jsonl'"),
     ],
 )
@@ -213,6 +246,19 @@ def test_the_command_refuses_what_it_cannot_use(
     folder: Path, words: list[str], problem: str
 ) -> None:
     assert problem in " ".join(call(folder, *words, code=2).split())
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:1"])
+def test_a_gpu_that_is_not_there_is_refused_and_auto_does_without(
+    folder: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    said = " ".join(call(folder, "--device", device, code=2).split())
+    assert f"--device={device}, but torch sees no GPU here; use cpu or auto" in said
+    out = folder / "out.json"
+    few = ["--alpha", "0", "--p", "0", "--seeds", "1", "--control", "identity", "--json", str(out)]
+    call(folder, "--device", "auto", *few)
+    assert json.loads(out.read_text())["options"]["device"] == "cpu"
 
 
 @pytest.mark.parametrize(

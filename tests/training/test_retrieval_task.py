@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,20 +20,22 @@ from training.retrieval_task import RetrievalTask, decoding_of
 
 
 @pytest.mark.parametrize(
-    ("preset", "dataset", "clip_s", "rounds"),
+    ("preset", "clip_to", "dataset", "clip_s", "rounds"),
     [
         # the public QVHighlights code cuts to [0, 150], also where a video is shorter
-        ("release", "qvhighlights", (0.0, 150.0), True),
-        ("fixed", "qvhighlights", None, True),
-        ("release", "synthetic", None, False),
-        ("fixed", "synthetic", None, False),
+        ("release", "dataset", "qvhighlights", (0.0, 150.0), True),
+        ("release", "video", "qvhighlights", None, True),
+        ("fixed", "dataset", "qvhighlights", (0.0, 150.0), True),
+        ("fixed", "video", "qvhighlights", None, True),
+        ("release", "dataset", "synthetic", None, False),
+        ("fixed", "video", "synthetic", None, False),
     ],
 )
 def test_the_dataset_says_how_windows_are_cut_and_rounded(
-    preset: Preset, dataset: str, clip_s: tuple[float, float] | None, rounds: bool
+    preset: Preset, clip_to: Any, dataset: str, clip_s: tuple[float, float] | None, rounds: bool
 ) -> None:
     model = create_model("qd_detr", video_dim=4, text_dim=4, preset=preset, hidden=8, heads=2)
-    decoding = decoding_of(model, EvalGroup(), DATASETS.get(dataset).post)
+    decoding = decoding_of(model, EvalGroup(clip_to=clip_to), DATASETS.get(dataset).post)
     assert (decoding.clip_s, decoding.round_to_clip) == (clip_s, rounds)
 
 

@@ -45,11 +45,13 @@ HIGHLIGHTS_ONLY = {"tvsum", "youtube_highlights"}
 
 
 def whole_way() -> list[Path]:
-    """All of QD-DETR, and of each other folder the first and the first of highlights alone."""
+    """All of QD-DETR, of each other folder the first and the first of highlights alone, and one
+    that reads two embeddings of the query."""
     chosen: dict[tuple[Path, bool], Path] = {}
     for path in SHIPPED:
         chosen.setdefault((path.parent, dataset_of(path) in HIGHLIGHTS_ONLY), path)
-    return sorted({*chosen.values(), *(CONFIGS / "qd_detr").glob("*.yaml")})
+    two = CONFIGS / "lmr" / "qvhighlights.yaml"
+    return sorted({*chosen.values(), *(CONFIGS / "qd_detr").glob("*.yaml"), two})
 
 
 @pytest.fixture(scope="module")

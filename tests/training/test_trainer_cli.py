@@ -19,6 +19,9 @@ from trainer_calls import call, good
 
 from data.annotations import save_jsonl
 from data.store import Store
+from models.retrieval.parts.distill import UNKNOWN
+from training.batch import numbers_of
+from training.run import Run
 
 WriteConfig = Callable[..., Path]
 TRAINER = [sys.executable, "-c", "from training.cli import main; main()"]
@@ -314,14 +317,13 @@ def test_a_terminated_fit_exits_75_and_continues_to_the_same_end(
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
-@pytest.mark.slow
-def test_two_processes_train_together(tmp_path: Path, config_file: WriteConfig) -> None:
-    config = config_file(loop__batch_size=4)
+def fit_in_two_processes(config: Path, out: Path) -> str:
+    """What `trainer fit` printed under `torchrun`, where it must succeed."""
     done = subprocess.run(
         [
             *(sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"),
             *("--standalone", "--no-python", *TRAINER),
-            *("fit", "--config", str(config), "--out", str(tmp_path / "two")),
+            *("fit", "--config", str(config), "--out", str(out)),
         ],
         capture_output=True,
         text=True,
@@ -330,14 +332,36 @@ def test_two_processes_train_together(tmp_path: Path, config_file: WriteConfig) 
         timeout=200,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(tmp_path: Path, config_file: WriteConfig) -> None:
+    printed = fit_in_two_processes(config_file(loop__batch_size=4), tmp_path / "two")
     lines = (tmp_path / "two" / "history.jsonl").read_text().splitlines()
     # 24 queries, 4 for each of 2 processes
     assert [json.loads(line)["step"] for line in lines] == [3, 6]
     assert json.loads((tmp_path / "two" / "environment.json").read_text())["processes"] == 2
-    assert done.stdout.count("epoch 2/2") == 1
+    assert printed.count("epoch 2/2") == 1
     alone = call("fit", "--resume", "--out", tmp_path / "two", "--set", "loop.epochs=3")
     assert alone.exit_code == 2
     assert "written by 2 processes and this run has 1" in alone.stderr
+
+
+@pytest.mark.slow
+def test_the_queue_of_two_processes_holds_every_query_of_an_epoch(
+    tmp_path: Path, config_file: WriteConfig, splits: Annotations
+) -> None:
+    """Fifty places: 24 queries of each of two epochs, and two that nobody wrote."""
+    narrow = {"hidden": 16, "heads": 2, "feedforward": 32, "conv_blocks": 1, "queue_length": 50}
+    model = {"name": "ld_detr", "options": narrow}
+    fit_in_two_processes(config_file(loop__batch_size=5, model=model), tmp_path / "two")
+    held = Run.open(tmp_path / "two").checkpoint("last")["model"]
+    ids = held["criterion.terms.distill_align.queue.ids"].tolist()
+    every = sorted(numbers_of([str(each.qid) for each in splits["train"]]).tolist())
+    assert len(every) == 24
+    assert [sorted(ids[:24]), sorted(ids[24:48])] == [every, every]
+    assert ids[48] == ids[49] == UNKNOWN
 
 
 def test_a_dataset_of_ones_own_name_trains_and_the_user_is_told_how_it_is_scored(

@@ -87,6 +87,18 @@ def test_a_stream_that_no_plug_in_reads_is_not_loaded_in_silence(values: dict[st
             ["data.events=true", "model={name: eatr, options: {events: online}}"],
             r"data\.events=true, but under these options model 'eatr' .*reads none",
         ),
+        (
+            ["data.other_texts=[llama]"],
+            r"data\.other_texts has 'llama', but under .* model 'qd_detr' .*does not read it; take",
+        ),
+        (
+            ["data.narratives=true", "data.other_texts=[llama]", "model={name: lmr}"],
+            r"data\.other_texts has 'llama', but under .* model 'lmr' .*does not read it; take",
+        ),
+        (
+            ["data.narratives=true", "model={name: lmr, options: {description_query: other}}"],
+            r"embedding 'llama', and the data give no other .*data\.other_texts.*--stage queries",
+        ),
     ],
 )
 def test_what_the_options_of_a_model_leave_unread_is_not_loaded_in_silence(
@@ -103,6 +115,11 @@ def test_what_the_options_of_a_model_leave_unread_is_not_loaded_in_silence(
     "overrides",
     [
         ["data.narratives=true", "model={name: lmr, options: {hidden: 16, heads: 2}}"],
+        [
+            "data.narratives=true",
+            "data.other_texts=[llama]",
+            "model={name: lmr, options: {hidden: 16, heads: 2, description_query: other}}",
+        ],
         ["data.events=true", "model={name: eatr, options: {hidden: 16, heads: 2}}"],
         ["data.events=true", "model.plugins={event_regulation: {}}"],
     ],
@@ -128,6 +145,14 @@ def test_the_depth_of_events_is_part_of_what_a_run_was_trained_as(values: dict[s
         for depth in (1, None)
     )
     assert _differences(coarse, fine) == "data.event_depth was 1 and is None"
+
+
+def test_other_embeddings_are_part_of_what_a_run_was_trained_as(values: dict[str, Any]) -> None:
+    one, other = (
+        parse_config(TrainerConfig, values, [f"data.other_texts={names}"], source="test")
+        for names in ("[]", "[llama]")
+    )
+    assert _differences(one, other) == "data.other_texts was () and is ('llama',)"
 
 
 def test_a_side_stream_whose_stage_was_not_run_is_named_with_the_command(
@@ -161,6 +186,7 @@ def test_half_precision_on_a_cpu_is_refused(
         ("model.plugins={te: {}}", "unknown plug-in 'te'; did you mean 'tea'"),
         ("model.plugins={tea: {}}", r"data\.narratives=true"),
         ("model={name: lmr}", r"side stream 'narrative', and the data give none.*narratives=true"),
+        ("data.other_texts=[lama]", r"as 'lama', too; there are: llama; name it in pipeline\.yaml"),
         ("model={name: eatr}", r"reads 'events', which the data do not load.*data\.events=true"),
         ("loop.device=cuda:99x", "is no device; allowed: auto, cpu, cuda"),
     ],

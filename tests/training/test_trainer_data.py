@@ -58,6 +58,7 @@ def ragged(splits: Annotations) -> Listed:
             row,
             video=row.video[:n],
             text=row.text[: 1 + i % 3],
+            texts={"llama": row.texts["llama"][: 1 + i % 5]},
             narrative=row.narrative[:n],
             narrative_mask=row.narrative_mask[:n],
             events=row.events[: i % 3],
@@ -113,7 +114,7 @@ def test_workers_that_live_on_see_the_draw_of_the_new_epoch(ragged: Listed) -> N
 
 
 def test_a_store_gives_equal_batches_held_and_streamed_by_workers(store: Store) -> None:
-    split = MomentDataset(store, "train", narratives=True, events=True)
+    split = MomentDataset(store, "train", other_texts=["llama"], narratives=True, events=True)
     batches = Order(len(split), 7).batches(0)
     held = hold(split, CPU, "device").read(batches, Draw())
     streamed = hold(split, CPU, "none", workers=2).read(batches, Draw())
@@ -147,11 +148,13 @@ def test_a_video_is_held_once_however_many_queries_it_has(ragged: Listed) -> Non
 
 def test_the_estimate_counts_a_video_once_and_padding_too(splits: Annotations) -> None:
     long = replace(samples(splits["train"][:1])[0], video=np.zeros((1024, 1024), np.float32))
-    long = replace(long, text=np.zeros((1, 1), np.float32), narrative=None, events=None)
+    long = replace(long, text=np.zeros((1, 1), np.float32), texts={}, narrative=None, events=None)
     assert "(about 4 MiB" in hold(Listed([long] * 64), CPU).about
     short = replace(samples(splits["train"][1:2])[0], video=long.video[:1], text=long.text)
-    short = replace(short, narrative=None, events=None)
+    short = replace(short, texts={}, narrative=None, events=None)
     assert "(about 8 MiB" in hold(Listed([long, short]), CPU).about
+    told = replace(long, texts={"llama": np.zeros((256, 1024), np.float32)})
+    assert "(about 68 MiB" in hold(Listed([told] * 64), CPU).about
 
 
 def test_auto_streams_what_does_not_fit_and_says_so(

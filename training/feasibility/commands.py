@@ -78,6 +78,9 @@ def feasibility_command(
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Draws of what is random.")] = 5,
     resamples: Annotated[int, typer.Option("--ci-samples", min=1)] = 2000,
     level: Annotated[float, typer.Option("--ci-level")] = 0.95,
+    device: Annotated[
+        str, typer.Option("--device", help="Where layers run: cpu, cuda, or auto, a GPU if any.")
+    ] = "auto",
     figure_path: Annotated[Path | None, typer.Option("--figure", help="SVG to write.")] = None,
     json_path: JsonOption = None,
 ) -> None:
@@ -86,6 +89,7 @@ def feasibility_command(
     A triplet is unreasonable if its pair is less alike than one of them and the third concept.
     """
     from models.llama_files import read_layers
+    from training.distributed import device_of
     from training.feasibility.figure import figure
     from training.feasibility.inputs import read_embeddings, read_triplets
     from training.feasibility.refining import CONTROLS
@@ -99,6 +103,7 @@ def feasibility_command(
     unknown = [each for each in control or () if each not in CONTROLS]
     if unknown:
         raise UsageError(f"no control '{unknown[0]}'; allowed: {', '.join(CONTROLS)}")
+    where = str(device_of(device, "--device"))
     found = read_triplets(triplets)
     held = read_layers(llama_layers)
     subsets = [tuple(numbers_of(each)) for each in layers or ()] or [tuple(held.layers)]
@@ -121,6 +126,7 @@ def feasibility_command(
         causal=causal,
         resamples=resamples,
         level=level,
+        device=where,
     )
     chosen: list[Control] = [each for each in CONTROLS if control is None or each in control]
     cells = _settings(subsets, ["none", *chosen], points("--alpha", alpha), points("--p", p), seeds)
@@ -132,7 +138,8 @@ def feasibility_command(
     tell(
         console,
         f"{len(found.rows):,} triplets of {len(found.concepts):,} concepts, layers of "
-        f"{held.source}; triplets are judged before by the {before} vectors. Seed 0 is shown.",
+        f"{held.source} on {where}; triplets are judged before by the {before} vectors. Seed 0 is "
+        "shown.",
     )
     console.print(_table(outcomes, level))
     tell(console, _READING)

@@ -21,7 +21,7 @@ Control = Literal["none", "identity", "random-weights", "mean-shift", "permuted"
 
 CONTROLS: tuple[Control, ...] = ("identity", "random-weights", "mean-shift", "permuted")
 
-_TOGETHER = 256  # triplets that go through the layers at once
+_TOGETHER = 256  # sequences that go through the layers at once
 
 
 class Refiner(Protocol):
@@ -59,6 +59,7 @@ def refiner_of(
     rope: bool,
     causal: bool,
     seed: int,
+    device: str = "cpu",
 ) -> Refiner:
     """The layers, or what takes their place.
 
@@ -71,6 +72,7 @@ def refiner_of(
         rope: whether tokens have rotary positions.
         causal: whether a token reads only those before it.
         seed: of the random weights.
+        device: where the layers run; these alone are copied there.
     """
     if control == "identity":
         return Identity()
@@ -80,7 +82,7 @@ def refiner_of(
     if control == "random-weights":
         kind = tensors[0]["q"].dtype
         tensors = random_layers(held.spec, layers, seed=seed, dtype=kind)
-    return FrozenLlama(
+    network = FrozenLlama(
         held.spec,
         tensors,
         held.norm if final_norm == "loaded" else None,
@@ -88,11 +90,16 @@ def refiner_of(
         rope=rope,
         causal=causal,
     )
+    return network.to(device)
 
 
 @torch.inference_mode()
 def refined(
-    refiner: Refiner, vectors: NDArray[np.float32], rows: NDArray[np.int64], context: Context
+    refiner: Refiner,
+    vectors: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    context: Context,
+    device: str = "cpu",
 ) -> NDArray[np.float32]:
     """The three vectors of every triplet after refinement.
 
@@ -102,23 +109,26 @@ def refined(
         rows: (N, 3) concepts of each triplet.
         context: what a concept is refined together with: the two others of its triplet, all
             concepts of the file, or nothing.
+        device: where the refiner is.
 
     Returns:
         (N, 3, W).
     """
     tokens = torch.from_numpy(np.ascontiguousarray(vectors))
     if context == "all":
-        return _through(refiner, tokens[None])[0].numpy()[rows]
+        return _through(refiner, tokens[None], device)[0].numpy()[rows]
     if context == "single":
-        return _through(refiner, tokens[:, None])[:, 0].numpy()[rows]
-    sequences = tokens[torch.from_numpy(rows)]
-    found: NDArray[np.float32] = _through(refiner, sequences).numpy()
+        return _through(refiner, tokens[:, None], device)[:, 0].numpy()[rows]
+    places = torch.from_numpy(rows)
+    parts = [_through(refiner, tokens[part], device) for part in torch.split(places, _TOGETHER)]
+    found: NDArray[np.float32] = torch.cat(parts).numpy()
     return found
 
 
-def _through(refiner: Refiner, sequences: Tensor) -> Tensor:
+def _through(refiner: Refiner, sequences: Tensor, device: str) -> Tensor:
+    """(S, N, W) refined and back on the CPU; so many at a time are on the device."""
     parts = []
     for part in torch.split(sequences, _TOGETHER):
-        mask = torch.ones(part.shape[:2], dtype=torch.bool)
-        parts.append(refiner(part, mask).float())
+        mask = torch.ones(part.shape[:2], dtype=torch.bool, device=device)
+        parts.append(refiner(part.to(device), mask).float().cpu())
     return torch.cat(parts)

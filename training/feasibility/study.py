@@ -116,6 +116,7 @@ class Study:
         causal: whether a token reads only those before it.
         resamples: of the bootstrap.
         level: of its interval.
+        device: where the layers run.
     """
 
     triplets: Triplets
@@ -130,6 +131,7 @@ class Study:
     causal: bool = False
     resamples: int = 2000
     level: float = 0.95
+    device: str = "cpu"
 
     def run(self, settings: Sequence[Setting]) -> Iterator[Outcome]:
         """The outcome of every setting, in order."""
@@ -178,10 +180,11 @@ class Study:
         seed = setting.seed if setting.control == "random-weights" else 0
         refiner = self._refiner(setting.control, setting.layers, seed)
         wide = lifted(mixed, self.held.spec.width, self.lift, setting.seed)
-        return refined(refiner, wide, rows, context)
+        return refined(refiner, wide, rows, context, self.device)
 
     def _refiner(self, control: Control, layers: tuple[int, ...], seed: int) -> Refiner:
-        """The last one is kept: random layers of a 7B LLaMA take longer to draw than to run."""
+        """The last one is kept, and it alone: random layers of a 7B LLaMA take longer to draw than
+        to run, and two sets of layers may not fit the device."""
         key = control, layers, seed
         if key not in self._kept:
             self._kept.clear()
@@ -193,6 +196,7 @@ class Study:
                 rope=self.rope,
                 causal=self.causal,
                 seed=seed,
+                device=self.device,
             )
         return self._kept[key]
 
