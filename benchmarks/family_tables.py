@@ -365,10 +365,11 @@ def blocks(page: str) -> dict[str, str]:
 
 
 def with_blocks(page: str, texts: Mapping[str, str]) -> str:
-    """The page with other text between its marks."""
+    """The page with other text between those of its marks that are named."""
 
     def put(found: re.Match[str]) -> str:
-        return f"<!-- {found[1]} -->\n\n{texts[found[1]]}\n\n<!-- end -->"
+        text = texts.get(found[1], found[2].strip())
+        return f"<!-- {found[1]} -->\n\n{text}\n\n<!-- end -->"
 
     return _BLOCK.sub(put, page)
 

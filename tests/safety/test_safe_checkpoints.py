@@ -8,6 +8,7 @@ import pickle
 import struct
 import tarfile
 import zipfile
+from argparse import Namespace
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 
 from data.errors import UsageError
-from models.retrieval.official import read_checkpoint as read_official
+from models.retrieval.public_file import read_checkpoint as read_official
 from models.safe_load import load_plain
 from models.weights import read_checkpoint
 from training.checkpoint import load_checkpoint
@@ -91,6 +92,12 @@ def test_a_checkpoint_with_code_in_it_is_refused_and_runs_nothing(
     assert "\n" not in str(caught.value)
 
 
+def test_a_program_is_called_one(tmp_path: Path) -> None:
+    _program(tmp_path / "x.pt", Harm(tmp_path))
+    with pytest.raises(UsageError, match="it is a TorchScript program, not a file of tensors; use"):
+        load_plain(tmp_path / "x.pt")
+
+
 def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
     torch.save({"w": torch.zeros(25_000_000)}, tmp_path / "plain.pt")
     bomb = tmp_path / "bomb.pt"
@@ -103,6 +110,42 @@ def test_a_compressed_archive_is_refused_before_it_is_unpacked(tmp_path: Path) -
     assert bomb.stat().st_size < 200_000
     with pytest.raises(UsageError, match=r"a compressed archive of 100,0.*save never writes"):
         load_plain(bomb)
+
+
+def test_a_compressed_archive_that_saves_nothing_is_refused_too(tmp_path: Path) -> None:
+    torch.save({"w": torch.rand(64)}, tmp_path / "plain.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "plain.pt") as plain,
+        zipfile.ZipFile(tmp_path / "packed.pt", "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in plain.namelist():
+            packed.writestr(name, plain.read(name))
+        packed.writestr(zipfile.ZipInfo("archive/more"), bytes(4096))  # stored
+    with pytest.raises(UsageError, match=r"which torch\.save never writes"):
+        load_plain(tmp_path / "packed.pt")
+
+
+def test_an_archive_whose_members_claim_more_than_the_file_has_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(64)}, tmp_path / "x.pt")
+    content = bytearray((tmp_path / "x.pt").read_bytes())
+    entry = content.index(b"PK\1\2")  # the first of the central directory; its size is at 24
+    struct.pack_into("<I", content, entry + 24, 1 << 30)
+    (tmp_path / "x.pt").write_bytes(content)
+    with pytest.raises(UsageError, match=r"archive of 1,073,7.* bytes, which torch.save never"):
+        load_plain(tmp_path / "x.pt")
+
+
+def test_options_are_looked_into_as_mappings_are(tmp_path: Path) -> None:
+    claim = Namespace(layers=[Namespace(w=torch.zeros(1).expand(10**12))])
+    torch.save({"opt": claim}, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match=r"shape \(1000000000000,\) claims more numbers"):
+        load_plain(tmp_path / "x.pt", also=[Namespace])
+
+
+def test_a_sparse_tensor_is_refused(tmp_path: Path) -> None:
+    torch.save({"w": torch.eye(3).to_sparse()}, tmp_path / "x.pt")
+    with pytest.raises(UsageError, match="a tensor that is not plain numbers"):
+        load_plain(tmp_path / "x.pt")
 
 
 def test_a_tensor_that_repeats_one_number_a_trillion_times_is_refused(tmp_path: Path) -> None:
