@@ -65,10 +65,11 @@ class Sample:
     Args:
         annotation: the query; its moments and clip ids end where the grid does.
         grid: the clips, after a cut to `max_clips`.
-        video: (L, ΣD + 2), normalised streams in the order asked for, then `[i/L, (i+1)/L]`.
-        text: (T, Dt), normalised token states.
+        video: (L, ΣD + 2), streams in the order asked for, then `[i/L, (i+1)/L]`. They, texts and
+            narrative are normalised, or as stored, as the data set was asked.
+        text: (T, Dt) token states.
         texts: (T', Dt') of further encoders, by the names asked for; T' is of each its own.
-        narrative: (L, Ds), normalised; None if not asked for.
+        narrative: (L, Ds); None if not asked for.
         narrative_mask: (L,), False where the narrative has nothing to say.
         events: (E, 3) as (start, end, depth), start and end in [0, 1] of the grid; None if not
             asked for.
@@ -172,7 +173,8 @@ class MomentDataset:
         normalised: whether features are divided by their length (`normalise`), or as stored.
 
     Raises:
-        UsageError: no such split, no stream named, or no such encoder of the queries.
+        UsageError: no such split, no stream named, a stream or an encoder named twice, or no such
+            encoder of the queries.
         StoreError: a stage was not run, rows are missing, or streams of a video do not fit.
     """
 
@@ -194,6 +196,8 @@ class MomentDataset:
     ) -> None:
         if not streams or len(set(streams)) < len(streams):
             raise UsageError(f"streams must name one or more different stages, got {streams}")
+        if len(set(other_texts)) < len(other_texts):
+            raise UsageError(f"other_texts must name different encoders, got {other_texts}")
         self.streams = tuple(streams)
         self._max_clips, self._max_tokens = max_clips, max_tokens
         self._event_depth = event_depth

@@ -70,7 +70,8 @@ class DataGroup(Group):
     max_clips: int | None = Field(None, ge=1, description="Videos are cut to so many clips.")
     max_tokens: int | None = Field(32, ge=1, description="Queries are cut to so many tokens.")
     normalise: bool = Field(
-        True, description="Divide features of clips and words by their length, or as stored."
+        True,
+        description="Divide features of clips, words and narratives by their length, or as stored.",
     )
     max_windows: int = Field(
         5, ge=1, le=5, description="Moments per query that are targets; more are drawn from."

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,9 @@ def import_checkpoint(
     weights, public = read_checkpoint(checkpoint)
     found, lacking = translated(layout, public, weights)
     form = layout.for_store
-    model = load_official(name, {"model": weights, "opt": public}, **form.options(found) | wanted)
+    fixed = form.options(found)
+    _refuse_fixed(wanted, fixed)
+    model = load_official(name, {"model": weights, "opt": public}, **fixed | wanted)
     asked = _Asked.of(public, streams)
     trained = _trained_on(trained_on, dataset)
     options = {key: x for key, x in model.recipe.items() if key not in _NOT_OPTIONS}
@@ -113,8 +116,9 @@ def import_checkpoint(
         f"{model.recipe['video_dim']:,} features a clip (two of them its place) and "
         f"{model.recipe['text_dim']:,} a word"
     ]
-    if lacking:
-        told.append(f"its options do not say {', '.join(lacking)}: defaults were taken")
+    if unsaid := [key for key in lacking if key not in layout.unseen]:
+        kept = " where --set says nothing" if wanted else ""
+        told.append(f"its options do not say {', '.join(unsaid)}: defaults were taken{kept}")
     return [*told, *form.notes, *asked.sentences(), *_left_open(store, trained)]
 
 
@@ -132,6 +136,17 @@ def _wanted(name: str, overrides: Sequence[str]) -> dict[str, Any]:
                 f"--set {key}: model '{name}' has no such option; {nearest(key, known)}"
             )
     return wanted
+
+
+def _refuse_fixed(wanted: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
+    """UsageError for an override of what a run that reads a store must be."""
+    for key in sorted(wanted.keys() & fixed.keys()):
+        if wanted[key] != fixed[key]:
+            raise UsageError(
+                f"--set {key}={wanted[key]}: a run reads a store, and for that this model is built "
+                f"with {key}={fixed[key]}; leave it out, or build the model in Python with "
+                "`load_official` (docs/models.md)"
+            )
 
 
 def check_features(run: Run, samples: MomentDataset) -> None:
@@ -200,13 +215,14 @@ class _Asked:
             },
         )
         folders = public.get("v_feat_dirs") or ()
+        folders = [folders] if isinstance(folders, str) else folders
         found = streams or [_stage_of(str(folder)) for folder in folders]
         return cls(
             tuple(found),
             bool(streams),
             _number(public.get("max_v_l")),
             _number(public.get("max_q_l")),
-            public.get("clip_length"),
+            _seconds(public.get("clip_length")),
         )
 
     def data(self) -> dict[str, Any]:
@@ -239,11 +255,18 @@ def _number(value: Any) -> int | None:
     return value if isinstance(value, int) and value > 0 else None
 
 
+def _seconds(value: Any) -> float | None:
+    """A length in seconds; None for what is none."""
+    known = isinstance(value, int | float) and isfinite(value) and value > 0
+    return float(value) if known else None
+
+
 def _plain(value: Any) -> Any:
     """An option as JSON has it; what JSON does not know, as text."""
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
+    known = isinstance(value, bool | int | str) or (isinstance(value, float) and isfinite(value))
+    return value if value is None or known else str(value)
 
 
 def _trained_on(files: Sequence[str], dataset: str | None) -> TrainedOn | None:

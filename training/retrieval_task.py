@@ -178,8 +178,16 @@ def decoding_of(model: RetrievalModel, config: EvalGroup, post: PostProcessing) 
         model: its preset says which units it was trained in.
         config: what the user asked for.
         post: what the dataset's public code does before scoring.
+
+    Raises:
+        UsageError: windows are to be cut to the range of a dataset that has none.
     """
     asked = config.round_to_clip
+    if config.clip_to == "dataset" and post.clamp_s is None:
+        raise UsageError(
+            "eval.clip_to=dataset, but the public code of this store's dataset cuts to no range "
+            "(docs/datasets.md); leave it out, or say eval.clip_to=video"
+        )
     return replace(
         model.decoding,
         # the public code cuts to the range of the dataset where a video is shorter, too

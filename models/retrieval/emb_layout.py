@@ -89,7 +89,7 @@ _OPTIONS = {
 
 def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """Our options; sizes are read from the tensors themselves."""
-    layers = int(public.get("num_layers", 1))
+    layers = public.get("num_layers", 1)
     words = _shape(weights, "embedding_net.word_emb.glove_vec")
     characters = _shape(weights, "embedding_net.char_emb.char_emb.weight")
     return {ours: public[theirs] for theirs, ours in _OPTIONS.items() if theirs in public} | {

@@ -46,7 +46,7 @@ class EncoderOptions(Options):
         dropout: in attention and feed-forwards.
         input_dropout: in the projections of the features.
         projection_layers: layers of those projections.
-        text_position: learned places for words, or none.
+        text_position: learned places for words, or none; LMR has none.
         max_words: size of that table.
     """
 

@@ -56,7 +56,6 @@ from models.retrieval.parts.attention import EncoderLayer, Layer, xavier
 from models.retrieval.parts.described import DescribedEncoders, DescriptionQuery
 from models.retrieval.parts.heads import GlobalDotSaliency, MomentHead
 from models.retrieval.parts.negatives import WrongText
-from models.retrieval.parts.projection import LearnedTextPosition
 from models.retrieval.parts.vanilla import VanillaDecoder
 from models.retrieval.stages import Fuser, LossTerm, Parts
 
@@ -85,6 +84,7 @@ class LMROptions(LineageOptions):
         descriptions: whether descriptions are read at all, or the clips alone.
         saliency: see the module.
         negatives: see the module.
+        text_position: Eq. 4 has no places of words, so that nothing would read learned ones.
     """
 
     feedforward: int = Field(256, gt=0)
@@ -101,6 +101,7 @@ class LMROptions(LineageOptions):
     descriptions: bool = True
     saliency: Literal["qd-detr", "neg-only"] = "qd-detr"
     negatives: Literal["roll", "roll_other_video"] = "roll_other_video"
+    text_position: Literal["none"] = "none"
 
     @property
     def clips_fused(self) -> bool:
@@ -138,7 +139,13 @@ class LMROptions(LineageOptions):
                 f"{chosen} saliency does not depend on the query, so saliency: neg-only would only "
                 "teach it to be low; take saliency: qd-detr"
             )
-        if not self.descriptions_fused and self.description_query == "other":
+        other = self.description_query == "other"
+        if other and not self.clips_fused and self.query_content == "none":
+            raise ValueError(
+                f"{chosen}, description_query: other, query_content: none nothing reads the main "
+                "embedding of the query; take query_content: mean, or description_query: separate"
+            )
+        if not self.descriptions_fused and other:
             raise ValueError(
                 f"{chosen}, descriptions: {str(self.descriptions).lower()} no description reads "
                 "the query, so nothing would read its other embedding; take description_query: "
@@ -224,7 +231,9 @@ class ContextFuser(Fuser):
         words = tokens.texts.get("description_words", tokens.text)
         mask = tokens.texts.get("description_mask", tokens.text_mask)
         layers = self.fusion if self.shared else self.description_fusion
-        return self._fused(layers, tokens.extras["description"], words, mask)
+        # without clips the descriptions stand in their place, where merges change them
+        told = tokens.extras["description"] if self.visual else tokens.video
+        return self._fused(layers, told, words, mask)
 
     def _fused(self, layers: nn.ModuleList, x: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         for layer in layers:
@@ -294,9 +303,6 @@ def build(dims: Dims, options: LMROptions) -> Blueprint:
         other_text=o.other_text,
         depth=o.projection_layers,
         dropout=o.input_dropout,
-        text_position=LearnedTextPosition(o.max_words, o.hidden, o.input_dropout)
-        if o.text_position == "learned"
-        else None,
     )
     parts = Parts(
         encoders=encoders,

@@ -153,8 +153,9 @@ class RetrievalModel(nn.Module):
                 its weights would cut.
         """
         batch = self._in_precision(batch)
+        widths = ("video_dim", "text_dim", "side_dims", "text_dims")
         if {"video_dim", "text_dim"} <= self.recipe.keys():
-            check_widths(batch, self.recipe["video_dim"], self.recipe["text_dim"])
+            check_widths(batch, **{key: self.recipe[key] for key in widths if key in self.recipe})
         tokens = encoded = self.encoders(batch)
         for merge in self.merges:
             tokens = merge(tokens, batch, self.encoders)

@@ -155,7 +155,8 @@ def fill(
         lacking: public options that the checkpoint does not say, for the error message.
 
     Raises:
-        UsageError: a tensor is missing, unexpected or of another shape; all of them are named.
+        UsageError: a tensor is missing, unexpected, of another shape or type, or holds NaN or
+            infinity; all of them are named.
     """
     homes = {layout.public_name(key): value for key, value in model.state_dict().items()}
     shapes = {key: tuple(value.shape) for key, value in homes.items() if key is not None}
@@ -169,12 +170,20 @@ def fill(
         for key in sorted(expected.keys() & weights.keys())
         if tuple(weights[key].shape) != tuple(expected[key])
     ]
+    read = sorted(shapes.keys() & weights.keys())
+    mistyped = [
+        f"{key} is {weights[key].dtype} and should be {homes[key].dtype}"
+        for key in read
+        if weights[key].is_floating_point() != homes[key].is_floating_point()
+    ]
     faults = [
         f"{len(found)} {what}: {', '.join(found)}"
         for what, found in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("of another shape", misshaped),
+            ("of another type", mistyped),
+            ("with NaN or infinity", [key for key in read if not weights[key].isfinite().all()]),
         )
         if found
     ]

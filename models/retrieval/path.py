@@ -56,20 +56,35 @@ def check_path(parts: Parts, carried: Sequence[str] = ()) -> None:
         )
 
 
-def check_widths(batch: Batch, video_dim: int, text_dim: int) -> None:
+def check_widths(
+    batch: Batch,
+    video_dim: int,
+    text_dim: int,
+    side_dims: Mapping[str, int] | None = None,
+    text_dims: Mapping[str, int] | None = None,
+) -> None:
     """Refuse features of another width than the model was built for.
 
     Args:
         batch: for the model.
         video_dim: features of a clip, with the two TEF columns.
         text_dim: features of a word; not asked of word ids.
+        side_dims: features of each side stream.
+        text_dims: features of a word in each further embedding of the query.
 
     Raises:
-        UsageError: the last axis of video or text has another length.
+        UsageError: the last axis of one of them has another length.
     """
     widths = [("clip", "video_dim", batch.video, video_dim)]
     if batch.text.is_floating_point():
         widths.append(("word", "text_dim", batch.text, text_dim))
+    for what, name, streams, dims in (
+        ("clip", "side_dims", batch.side, side_dims or {}),
+        ("word", "text_dims", batch.texts, text_dims or {}),
+        ("word", "text_dims", batch.wrong_texts, text_dims or {}),
+    ):
+        shared = streams.keys() & dims.keys()
+        widths += [(what, f"{name}['{key}']", streams[key].x, dims[key]) for key in sorted(shared)]
     for what, name, x, expected in widths:
         if x.shape[-1] != expected:
             raise UsageError(
@@ -96,7 +111,7 @@ def in_precision(batch: Batch, dtype: torch.dtype) -> Batch:
     if all(x.dtype == dtype for x in given.values()):
         return batch
     for name, x in given.items():
-        ids = name in ("text", "wrong_text") and x.dtype == torch.int64
+        ids = name in ("text", "wrong_text") and x.dtype in (torch.int32, torch.int64)
         if not ids and x.dtype not in _exact_in(dtype):
             raise UsageError(
                 f"Batch.{name} is {_name(x.dtype)} and the weights of the model are "

@@ -64,7 +64,7 @@ def test_the_run_says_where_it_comes_from_and_what_the_options_were(
     assert opened.config.data.max_tokens == 32
     assert str(opened.config.data.store) == str(store.path)
     assert opened.imported == "best.ckpt"
-    assert opened.about["imported"]["options"]["lr"] == "0.0001"
+    assert opened.about["imported"]["options"]["lr"] == 0.0001
     told = good("evaluate", "--run", run).output
     assert "was imported, and nobody said what it was trained on" in told
     assert "trained elsewhere (best.ckpt)" in told
@@ -151,14 +151,34 @@ def test_wrong_use_is_answered_before_anything_is_written(tmp_path: Path) -> Non
     assert "exists already" in taken.output
 
 
-def of_words(path: Path, text_dim: int = WIDTH) -> Path:
+@pytest.mark.parametrize(
+    ("change", "said", "unsaid"),
+    [
+        ({"v_feat_dirs": "../features/clip_features"}, "options name them: clip;", "f, e, a, t"),
+        ({"clip_length": "2"}, "options name them: slowfast, clip;", "clips of"),
+        ({"clip_length": float("nan")}, "options name them: slowfast, clip;", "clips of"),
+    ],
+    ids=str,
+)
+def test_what_the_options_say_of_features_may_be_of_another_type(
+    change: dict[str, Any], said: str, unsaid: str, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "best.ckpt", trained("qd_detr"), **change)
+    told = " ".join(
+        good("import-checkpoint", "qd_detr", file, "--out", tmp_path / "r").output.split()
+    )
+    assert said in told
+    assert unsaid not in told
+
+
+def of_words(path: Path, text_dim: int = WIDTH, **options: Any) -> Path:
     """A public checkpoint with a table of words, for features of the small store; its code keeps
     tensors and options in two files, which somebody put together."""
     torch.manual_seed(5)
     sizes = {"hidden": 16, "heads": 2, "words": "ids", "vocabulary": 12, "video_dim": WIDTH}
     model = create_model("emb", text_dim=text_dim, preset="release", **sizes)
     weights = official_state_dict(model, MODELS.get("emb").official)
-    torch.save({"model": weights, "opt": {"dim": 16, "num_heads": 2}}, path)
+    torch.save({"model": weights, "opt": {"dim": 16, "num_heads": 2} | options}, path)
     return path
 
 
@@ -184,6 +204,43 @@ def test_a_model_of_word_ids_reads_the_word_vectors_of_a_store_as_they_are(
         with torch.no_grad():
             found = model(Batch(video, masks[0], text, masks[1]))
         assert each.saliency == pytest.approx(found.saliency[0].tolist(), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("words=ids", "for that this model is built with words=vectors; leave it out"),
+        ("clip_place=read", "for that this model is built with clip_place=ignored; leave it out"),
+    ],
+)
+def test_what_reading_a_store_asks_of_a_model_cannot_be_set(
+    override: str, message: str, tmp_path: Path
+) -> None:
+    file, run = of_words(tmp_path / "best.ckpt"), tmp_path / "run"
+    found = call("import-checkpoint", "emb", file, "--out", run, "--set", override)
+    assert found.exit_code == 2
+    assert message in " ".join(found.output.split())
+    assert not run.exists()
+
+
+def test_a_public_number_of_layers_that_is_none_is_named(tmp_path: Path) -> None:
+    file = of_words(tmp_path / "best.ckpt", num_layers=None)
+    found = call("import-checkpoint", "emb", file, "--out", tmp_path / "run")
+    assert found.exit_code == 2
+    assert "attention_layers: Input should be a valid integer, got None" in found.output
+
+
+def test_what_is_set_is_not_told_as_a_default(tmp_path: Path) -> None:
+    file = write(tmp_path / "best.ckpt", trained("qd_detr"))
+    content = torch.load(file, weights_only=False)  # written above
+    vars(content["opt"]).pop("nheads")
+    torch.save(content, file)
+    asked = ["--out", tmp_path / "run", "--set", "heads=2", "--set", "dropout=0.3"]
+    told = " ".join(good("import-checkpoint", "qd_detr", file, *asked).output.split())
+    assert "its options do not say aux_loss" in told
+    assert "nheads" not in told
+    assert "defaults were taken where --set says nothing" in told
+    assert Run.open(tmp_path / "run").about["imported"]["set"] == {"heads": 2, "dropout": 0.3}
 
 
 def test_word_vectors_of_another_width_or_encoder_are_refused_with_what_to_do(

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from data.annotations import DATASETS
+from data.errors import UsageError
 from models.retrieval import Preset, create_model
 from models.retrieval.decode import Decoding
 from training.config import EvalGroup
@@ -27,7 +28,7 @@ from training.retrieval_task import RetrievalTask, decoding_of
         ("release", "video", "qvhighlights", None, True),
         ("fixed", "dataset", "qvhighlights", (0.0, 150.0), True),
         ("fixed", "video", "qvhighlights", None, True),
-        ("release", "dataset", "synthetic", None, False),
+        ("release", "video", "synthetic", None, False),
         ("fixed", "video", "synthetic", None, False),
     ],
 )
@@ -37,6 +38,13 @@ def test_the_dataset_says_how_windows_are_cut_and_rounded(
     model = create_model("qd_detr", video_dim=4, text_dim=4, preset=preset, hidden=8, heads=2)
     decoding = decoding_of(model, EvalGroup(clip_to=clip_to), DATASETS.get(dataset).post)
     assert (decoding.clip_s, decoding.round_to_clip) == (clip_s, rounds)
+
+
+def test_the_range_of_a_dataset_that_has_none_is_refused() -> None:
+    model = create_model("qd_detr", video_dim=4, text_dim=4, hidden=8, heads=2)
+    asked = EvalGroup(clip_to="dataset")
+    with pytest.raises(UsageError, match=r"cuts to no range .*say eval\.clip_to=video"):
+        decoding_of(model, asked, DATASETS.get("synthetic").post)
 
 
 def test_the_configuration_wins_over_the_dataset() -> None:

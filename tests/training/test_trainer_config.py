@@ -187,6 +187,7 @@ def test_half_precision_on_a_cpu_is_refused(
         ("model.plugins={tea: {}}", r"data\.narratives=true"),
         ("model={name: lmr}", r"side stream 'narrative', and the data give none.*narratives=true"),
         ("data.other_texts=[lama]", r"as 'lama', too; there are: llama; name it in pipeline\.yaml"),
+        ("data.other_texts=[llama, llama]", r"other_texts must name different encoders"),
         ("model={name: eatr}", r"reads 'events', which the data do not load.*data\.events=true"),
         ("loop.device=cuda:99x", "is no device; allowed: auto, cpu, cuda"),
     ],

@@ -11,7 +11,7 @@ from torch import Tensor
 from data.errors import UsageError
 from models.retrieval.flow import Tokens
 from models.retrieval.parts.encoders import ProjectionEncoders
-from models.retrieval.parts.projection import FeatureProjection, LearnedTextPosition
+from models.retrieval.parts.projection import FeatureProjection
 from models.retrieval.types import Batch, Side
 
 __all__ = ["DescribedEncoders", "DescriptionQuery"]
@@ -50,7 +50,6 @@ class DescribedEncoders(ProjectionEncoders):
         other_text: name of the other embedding.
         depth: layers of a projection.
         dropout: on what comes in.
-        text_position: places of the words; None for none.
 
     Raises:
         UsageError: the data have no descriptions, or not the other embedding of the query.
@@ -70,7 +69,6 @@ class DescribedEncoders(ProjectionEncoders):
         other_text: str,
         depth: int,
         dropout: float,
-        text_position: LearnedTextPosition | None,
     ) -> None:
         other = other_text if query == "other" else None
         _check(sides, side, texts, other)
@@ -81,7 +79,6 @@ class DescribedEncoders(ProjectionEncoders):
             hidden,
             depth=depth,
             dropout=dropout,
-            text_position=text_position,
         )
 
         def projection(inputs: int) -> FeatureProjection:
@@ -143,12 +140,14 @@ def _check(
 
 
 def _described(batch: Batch, name: str) -> Side:
+    """The stream, zero where it says nothing: without clips the saliency reads every row."""
     if name not in batch.side:
         raise UsageError(
             f"the model reads the descriptions '{name}', and this batch carries "
             f"{', '.join(sorted(batch.side)) or 'no side stream'}; {_REMEDY}"
         )
-    return batch.side[name]
+    stream = batch.side[name]
+    return replace(stream, x=stream.x.masked_fill(~stream.mask.unsqueeze(-1), 0))
 
 
 def _embedded(batch: Batch, name: str) -> Side:

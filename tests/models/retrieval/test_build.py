@@ -241,6 +241,25 @@ def test_every_tensor_that_does_not_fit_is_named() -> None:
     assert "global_rep_token is (3,) and should be (16,)" in said
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (torch.tensor([1.0, float("nan")]), "1 with NaN or infinity: class_embed.bias"),
+        (torch.tensor([1.0, float("inf")]), "1 with NaN or infinity: class_embed.bias"),
+        (torch.tensor([1, 2]), "class_embed.bias is torch.int64 and should be torch.float32"),
+        (torch.tensor([1j, 2.0]), "class_embed.bias is torch.complex64 and should be"),
+    ],
+)
+def test_a_tensor_without_numbers_that_a_model_can_use_is_named(
+    value: torch.Tensor, said: str
+) -> None:
+    weights = public_weights() | {"class_embed.bias": value}
+    with pytest.raises(UsageError, match=said):
+        load_official("qd_detr", {"model": weights, "opt": PUBLIC})
+    half = {key: x.half() for key, x in public_weights().items()}
+    assert load_official("qd_detr", {"model": half, "opt": PUBLIC}).recipe["hidden"] == 16
+
+
 @pytest.mark.parametrize("options", [{}, {"hidden_dim": 16, "nhead": 2}])
 def test_options_that_no_tensor_shows_must_be_said(options: dict[str, Any]) -> None:
     checkpoint = {"model": public_weights(), "opt": options}

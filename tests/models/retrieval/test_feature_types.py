@@ -55,6 +55,39 @@ def test_narrow_side_streams_and_wrong_texts_are_widened_too() -> None:
 
 
 @pytest.mark.parametrize(
+    ("carried", "message"),
+    [
+        ({"side": 11}, r"has 11 features a clip .* with side_dims\['narrative'\]=12;"),
+        ({"texts": 7}, r"has 7 features a word .* with text_dims\['llama'\]=6;"),
+        ({"wrong_texts": 5}, r"has 5 features a word .* with text_dims\['llama'\]=6;"),
+    ],
+)
+def test_streams_and_further_texts_of_another_width_are_refused(
+    carried: dict[str, int], message: str
+) -> None:
+    dims: dict[str, Any] = {"side_dims": {"narrative": 12}, "text_dims": {"llama": 6}}
+    built = model("lmr", description_query="other", **dims)
+    given = batch(torch.float32)
+    widths = {"side": 12, "texts": 6, "wrong_texts": 6} | carried
+    names = {"side": "narrative", "texts": "llama", "wrong_texts": "llama"}
+    streams = {
+        key: {names[key]: Side(torch.randn(2, 6, width), given.video_mask)}
+        for key, width in widths.items()
+    }
+    with pytest.raises(UsageError, match=message):
+        built(replace(given, **streams))
+
+
+def test_word_ids_may_be_of_either_integer_type() -> None:
+    built = model("emb", words="ids", vocabulary=9).eval()
+    given = batch(torch.float32)
+    ids = torch.ones(given.text.shape[:2], dtype=torch.int64)
+    with torch.no_grad():
+        one, other = (built(replace(given, text=each)) for each in (ids, ids.int()))
+    assert torch.equal(one.spans, other.spans)
+
+
+@pytest.mark.parametrize(
     ("weights", "features", "message"),
     [
         (torch.float32, torch.float64, "Batch.video is float64 and the weights of the model are"),

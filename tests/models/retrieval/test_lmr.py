@@ -392,6 +392,7 @@ def test_without_visual_features_the_clips_are_not_read() -> None:
         {"visual": False, "vcm": False, "saliency": "neg-only"},
         {"visual": False, "vqf": "none"},
         {"visual": False, "vqf": "clips"},
+        {"visual": False, "plugins": {"tea": {"projection": "separate"}}},
     ],
     ids=str,
 )
@@ -407,10 +408,12 @@ def test_every_ablation_trains_all_the_weights_that_it_has(options: dict[str, An
 
 
 @torch.no_grad()
-def test_a_clip_without_a_description_is_not_read_in_its_place() -> None:
-    built, given = model(), batch()
+@pytest.mark.parametrize("visual", [True, False])
+def test_a_clip_without_a_description_is_not_read_in_its_place(visual: bool) -> None:
+    built, given = model(visual=visual), batch()
     stream = given.side["narrative"]
-    noisy = Side(torch.where(stream.mask.unsqueeze(-1), stream.x, 5.0), stream.mask)
+    noise = torch.full_like(stream.x, torch.nan)
+    noisy = Side(torch.where(stream.mask.unsqueeze(-1), stream.x, noise), stream.mask)
     changed = replace(given, side={"narrative": noisy})
     torch.testing.assert_close(built(changed).spans, built(given).spans)
     torch.testing.assert_close(built(changed).saliency, built(given).saliency)
@@ -424,6 +427,8 @@ def test_a_clip_without_a_description_is_not_read_in_its_place() -> None:
         ({"vqf": "none", "saliency": "neg-only"}, "only teach it to be low"),
         ({**OTHER, "vqf": "clips"}, "nothing would read its other embedding"),
         ({**OTHER, "descriptions": False}, "nothing would read its other embedding"),
+        ({**OTHER, "visual": False, "query_content": "none"}, "nothing reads the main embedding"),
+        ({"text_position": "learned"}, "text_position: Input should be 'none'"),
         ({"visual": False, "descriptions": False}, "leave nothing of the video"),
         ({"description_query": "other"}, r"'llama', and the data give no other.*data\.other_texts"),
         ({**OTHER, "other_text": "glove"}, r"'glove', and the data give llama; load it"),
