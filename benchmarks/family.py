@@ -40,7 +40,7 @@ from rich.console import Console
 from rich.table import Table
 
 from data.config import load_config
-from data.errors import StorylineError
+from data.errors import StorylineError, UsageError
 from models.retrieval import MODELS, RetrievalModel, create_model
 from training.config import TrainerConfig, shipped_or_file
 from training.fit import fit
@@ -163,12 +163,18 @@ def train(entry: Entry, store: Path, out: Path, epochs: int) -> dict[str, Any]:
 
     Returns:
         `scores` of the best epoch, `parameters`, `seconds` of a step.
+
+    Raises:
+        UsageError: what was trained before had other options.
     """
     done = out / "row.json"
+    config, watch = _config(entry, store, epochs), Stopwatch()
+    model = config.model.model_dump(mode="json")
     if done.exists():
         row: dict[str, Any] = json.loads(done.read_text())
+        if row.get("model") != model:
+            raise UsageError(f"{out} holds a model with other options; remove it, or take --out")
         return row
-    config, watch = _config(entry, store, epochs), Stopwatch()
 
     def report(progress: Progress, select: str) -> nullcontext[Reporter]:
         return nullcontext(watch)
@@ -183,9 +189,10 @@ def train(entry: Entry, store: Path, out: Path, epochs: int) -> dict[str, Any]:
         stop=Stop(),
     )
     weights = run.checkpoint("last")["model"]
-    names = [name for name, _ in _built(config.model.model_dump()).named_parameters()]
+    names = [name for name, _ in _built(model).named_parameters()]
     row = {
         "title": entry.title,
+        "model": model,
         "scores": (progress.best or {})["scores"]["brief"],
         "parameters": sum(weights[name].numel() for name in names),
         "seconds": statistics.median(watch.seconds),

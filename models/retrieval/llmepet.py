@@ -86,16 +86,22 @@ _FIRST = "transformer.llama.layers.0."
 _CLIPS = "token_fc.weight"
 
 
+def _number(public: Mapping[str, Any], name: str, default: int) -> int:
+    """A public option; one that is there and None was not given either."""
+    value = public.get(name)
+    return default if value is None else int(value)
+
+
 def _from_public(public: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
     """`event_coef` and `pos_coef` are not read: the public code does not use them."""
     options = cg_options(public, weights)
-    first = int(public.get("first_layer", 7))
-    options["layers"] = tuple(range(first, int(public.get("n_layers", 8))))
+    first, end = _number(public, "first_layer", 7), _number(public, "n_layers", 8)
+    options["layers"] = tuple(range(first, end))
     if _CLIPS in weights:
         options["max_clips"] = weights[_CLIPS].shape[1]
     if _LIFT not in weights or f"{_FIRST}{meta_name('gate')}" not in weights:
         return options  # named by the strict check
-    heads = int(public.get("llama_heads", 32))
+    heads = _number(public, "llama_heads", 32)
     options["llm_heads"] = heads
     options["llm_width"] = width = weights[_LIFT].shape[0]
     options["llm_hidden"] = weights[f"{_FIRST}{meta_name('gate')}"].shape[0]

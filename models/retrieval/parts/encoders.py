@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from data.errors import UsageError
 from models.retrieval.flow import Tokens
 from models.retrieval.parts.projection import (
     FeatureProjection,
@@ -68,7 +69,16 @@ class ProjectionEncoders(Encoders):
         )
 
     def encode_text(self, x: Tensor) -> Tensor:
-        """(…, text_dim) as (…, width)."""
+        """(…, text_dim) as (…, width).
+
+        Raises:
+            UsageError: word ids.
+        """
+        if not x.is_floating_point():
+            raise UsageError(
+                f"the batch's text is {x.dtype}, ids of words or tokens, and this model reads what "
+                "a text encoder made of them: (B, T, text_dim) floats, the stage `queries`"
+            )
         text: Tensor = self.text(x)
         return text if self.types is None else text + self.types.weight[0]
 

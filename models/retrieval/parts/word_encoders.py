@@ -96,7 +96,7 @@ class WordEncoders(Encoders):
 
         Raises:
             UsageError: a video is longer than the grid and is not to be pooled, or the batch has
-                words of the other kind.
+                word ids and the model no table.
         """
         mask, text = batch.video_mask, self.encode_text(batch.text)
         clips = mask.shape[1]

@@ -87,6 +87,13 @@ def test_word_ids_may_be_of_either_integer_type() -> None:
     assert torch.equal(one.spans, other.spans)
 
 
+def test_word_ids_are_refused_by_a_model_that_reads_token_states() -> None:
+    given = batch(torch.float32)
+    ids = torch.ones(given.text.shape[:2], dtype=torch.int64)
+    with pytest.raises(UsageError, match=r"text is torch\.int64, ids .* reads what a text encoder"):
+        model()(replace(given, text=ids))
+
+
 @pytest.mark.parametrize(
     ("weights", "features", "message"),
     [

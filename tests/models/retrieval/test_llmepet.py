@@ -131,6 +131,18 @@ def test_an_imported_model_holds_the_language_model_of_its_checkpoint() -> None:
     assert torch.equal(again(BATCH).spans, found(BATCH).spans)
 
 
+def test_a_public_option_that_is_none_is_one_that_was_not_given() -> None:
+    checkpoint = public()
+    less = {k: x for k, x in checkpoint["opt"].items() if k != "first_layer"}
+    said: list[str] = []
+    for options in (less, less | {"first_layer": None}):
+        with pytest.raises(UsageError) as refused:  # layers 7 to 15, and the file holds two
+            load_official("llmepet", {**checkpoint, "opt": options})
+        said.append(str(refused.value))
+    assert "63 missing" in said[0]  # seven layers of nine tensors
+    assert "63 missing" in said[1]
+
+
 def test_another_number_of_layers_than_the_checkpoint_holds_is_refused() -> None:
     with pytest.raises(UsageError, match=r"9 missing: .*llama\.layers\.2"):
         load_official("llmepet", public(n_layers=17))
