@@ -14,8 +14,7 @@ train, not what they are worth on films.
 Controls show what no preset does, because it does not learn here: saliency without a loss that
 tells which clips are salient, and edges that widen to any proposal. The check leaves them out.
 
-What is finished in --out is not trained again. --write puts the table into
-docs/models.md.
+What is finished in --out is not trained again. --write puts the whole table into docs/models.md.
 """
 
 from __future__ import annotations
@@ -256,6 +255,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/models.md")
     bench = Benchmark("Do all models beat the blind baseline?", parser)
     args = bench.args
+    if args.write and args.models:
+        parser.error("--write puts the whole table into the page; leave --models out")
     chosen = [each for each in entries() if _wanted(each, args.models.split(","))]
     with tempfile.TemporaryDirectory() as scratch:
         store = args.store or _demo_store(Path(scratch) / "demo")
@@ -263,7 +264,7 @@ def main() -> None:
         floor = blind(store)
         rows, faults = _rows(chosen, store, out / f"{args.epochs}-epochs", args.epochs)
     _print(rows, floor, args.epochs)
-    if args.write:
+    if args.write and not faults:
         text = _markdown(rows, floor)
         PAGE.write_text(with_blocks(PAGE.read_text(), {"learned": text}))
     for fault in faults:

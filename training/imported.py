@@ -93,33 +93,38 @@ def import_checkpoint(
         },
         source=f"the options of '{checkpoint}'",
     )
-    about = {
-        **environment(torch.device("cpu"), 1, {}),
-        "imported": {
-            "model": name,
-            "checkpoint": {"file": checkpoint.name, "sha256": file_sha256(checkpoint)},
-            "reads": {
-                "clip": model.recipe["video_dim"],
-                "word": model.recipe["text_dim"],
-                "word_encoder": form.word_encoder,
-            },
-            "set": {key: _plain(value) for key, value in wanted.items()},
-            "options": {key: _plain(value) for key, value in sorted(public.items())},
-        },
+    reads = {
+        "clip": model.recipe["video_dim"],
+        "word": model.recipe["text_dim"],
+        "word_encoder": form.word_encoder,
     }
+    imported = {
+        "model": name,
+        "checkpoint": {"file": checkpoint.name, "sha256": file_sha256(checkpoint)},
+        "reads": reads,
+        "set": {key: _plain(value) for key, value in wanted.items()},
+        "options": {key: _plain(value) for key, value in sorted(public.items())},
+    }
+    about = {**environment(torch.device("cpu"), 1, {}), "imported": imported}
     run = Run.create(out, config, about)
     run.save("best", lambda: {"model": model.state_dict()})
     if trained:
         remember(out, trained)
-    told = [
+    told = (
         f"{len(weights)} tensors of '{checkpoint}' are a run in {out}: model '{name}', "
-        f"{model.recipe['video_dim']:,} features a clip (two of them its place) and "
-        f"{model.recipe['text_dim']:,} a word"
-    ]
-    if unsaid := [key for key in lacking if key not in layout.unseen]:
-        kept = " where --set says nothing" if wanted else ""
-        told.append(f"its options do not say {', '.join(unsaid)}: defaults were taken{kept}")
-    return [*told, *form.notes, *asked.sentences(), *_left_open(store, trained)]
+        f"{reads['clip']:,} features a clip (two of them its place) and {reads['word']:,} a word"
+    )
+    unsaid = [key for key in lacking if key not in layout.unseen]
+    defaults = _defaults(unsaid, some_set=bool(wanted))
+    return [told, *defaults, *form.notes, *asked.sentences(), *_left_open(store, trained)]
+
+
+def _defaults(unsaid: Sequence[str], *, some_set: bool) -> list[str]:
+    """What was taken for public options that the file does not say."""
+    if not unsaid:
+        return []
+    kept = " where --set says nothing" if some_set else ""
+    return [f"its options do not say {', '.join(unsaid)}: defaults were taken{kept}"]
 
 
 def _wanted(name: str, overrides: Sequence[str]) -> dict[str, Any]:
